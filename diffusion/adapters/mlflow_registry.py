@@ -1,0 +1,242 @@
+"""MLflow's registry: bundles as versions of a model, with their lineage, and the aliases `challenger` and `champion`."""
+
+import json
+import tempfile
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, log_metrics, training_run
+from diffusion.evaluation.gate import Verdict
+from diffusion.evaluation.report import FILE as REPORT_NAME
+from diffusion.evaluation.report import Report, load_report
+from diffusion.recipe import EvaluateRecipe
+from diffusion.store.bundle import BundleSpec, bundle_path, publish_bundle, verify_bundle
+from diffusion.store.publish import staging
+from diffusion.store.refs import EvaluationRef, ModelRef
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+_REQUIREMENTS = ("torch", "numpy", "pillow", "pydantic", "safetensors", "mlflow")
+_MAX_REASONS, _MAX_REASON = 8, 500  # reasons and characters of each, for servers that take 5,000 in a tag
+
+
+def register(
+    tracking: Tracking, evaluation: EvaluationRef, verdict: Verdict, name: str, recipe: EvaluateRecipe
+) -> ModelRef:
+    """Make an evaluated bundle a version of the model `name`, or find the version that it is already.
+
+    The alias `challenger` moves to it, and `champion` as well where the verdict passed.  Safe to repeat: what a process
+    that died left undone is done, at worst beside an unused logged model.
+    """
+    client = connect(tracking)
+    spec, digest = verify_bundle(evaluation.bundle_uri, evaluation.bundle_digest)
+    evaluation_run = log_evaluation(tracking, evaluation, recipe)
+    found = _version_of(client, name, digest) or _create_version(client, evaluation, evaluation_run, name, spec)
+    tags = {
+        "evaluation_run": evaluation_run,
+        "report_digest": evaluation.digest,
+        "verdict": "passed" if verdict.passed else "refused",
+        "reasons": json.dumps([reason[:_MAX_REASON] for reason in verdict.reasons[:_MAX_REASONS]], ensure_ascii=False),
+    }
+    for key, value in tags.items():
+        client.set_model_version_tag(name, found.version, key, value)
+    client.update_model_version(name, found.version, _description(evaluation, verdict, spec))
+    client.set_registered_model_alias(name, CHALLENGER, found.version)
+    if verdict.passed:
+        client.set_registered_model_alias(name, CHAMPION, found.version)
+    return _model_ref(client, name, str(found.version), Path(evaluation.bundle_uri), spec)
+
+
+def resolve(tracking: Tracking, name: str, which: str, store_root: Path) -> ModelRef:
+    """The version of the model `name` that `which`, an alias or a number, means now.  Its bundle lies verified in the
+    store: it is fetched if it is not there yet.
+
+    Raises ValueError, naming what there is, for an unknown model, alias or version.
+    """
+    client = connect(tracking)
+    version = _version_number(client, name, which)
+    digest = client.get_model_version(name, version).tags.get("bundle_digest")
+    if digest is None:
+        raise ValueError(f"version {version} of {name!r} has no bundle: `diffusion register` did not make it")
+    folder = bundle_path(store_root, digest)
+    if not folder.exists():
+        _fetch_bundle(tracking, name, version, digest, store_root)
+    spec, _ = verify_bundle(folder, digest)
+    return _model_ref(client, name, version, folder, spec)
+
+
+def champion_report(tracking: Tracking, name: str) -> Report | None:
+    """The report by which the present champion of the model `name` was last judged; None where it has no champion."""
+    client = connect(tracking)
+    version = (_aliases(client, name) or {}).get(CHAMPION)
+    if version is None:
+        return None
+    tags = client.get_model_version(name, version).tags
+    if "evaluation_run" not in tags:
+        raise ValueError(
+            f"the champion of {name!r}, version {version}, has no report: `diffusion register` did not make it. Give the"
+            f" alias {CHAMPION} to a version that has one, or remove it."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        client.download_artifacts(tags["evaluation_run"], REPORT_NAME, folder)
+        try:
+            return load_report(folder, tags["report_digest"])
+        except ValueError as error:
+            raise ValueError(
+                f"{REPORT_NAME} of MLflow run {tags['evaluation_run']} is not the one that version {version} of {name!r}"
+                f" was judged by: it was changed there. Evaluate and register that model again."
+            ) from error
+
+
+def _aliases(client: "MlflowClient", name: str) -> dict[str, str] | None:
+    """Alias -> version of a model; None where there is no such model."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _version_number(client: "MlflowClient", name: str, which: str) -> str:
+    aliases = _aliases(client, name)
+    if aliases is None:
+        names = ", ".join(model.name for model in client.search_registered_models()) or "none"
+        raise ValueError(
+            f"no model {name!r} is registered; there are: {names}. `diffusion run` makes and registers one."
+        )
+    versions = [str(version.version) for version in client.search_model_versions(f"name = '{name}'")]
+    if which in aliases:
+        return aliases[which]
+    if which in versions:
+        return which
+    present = ", ".join(f"{alias} (version {version})" for alias, version in sorted(aliases.items())) or "none"
+    hint = " No version has passed the gate yet: its reasons are in the report." if which == CHAMPION else ""
+    raise ValueError(
+        f"model {name!r} has no alias or version {which!r}; its aliases are: {present};"
+        f" its versions: {', '.join(sorted(versions, key=int))}.{hint}"
+    )
+
+
+def _version_of(client: "MlflowClient", name: str, bundle_digest: str) -> "ModelVersion | None":
+    found = client.search_model_versions(f"name = '{name}' and tags.bundle_digest = '{bundle_digest}'")
+    return min(found, key=lambda version: int(version.version), default=None)
+
+
+def _create_version(
+    client: "MlflowClient", evaluation: EvaluationRef, evaluation_run: str, name: str, spec: BundleSpec
+) -> "ModelVersion":
+    """Log the bundle as a model of the run that trained it, and make that a version."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
+
+    run = training_run(client, evaluation) or client.get_run(evaluation_run)
+    tags = {
+        "bundle_digest": evaluation.bundle_digest,
+        "run_digest": spec.run_digest,
+        "dataset_digest": spec.dataset_digest,
+        "recipe_digest": spec.recipe_digest,
+        "report_digest": evaluation.digest,
+    }
+    logged = client.create_logged_model(
+        run.info.experiment_id, name, run.info.run_id, tags, run.data.params, model_type="diffusion"
+    )
+    bundle = Path(evaluation.bundle_uri)
+    with staging(bundle.parent) as folder:
+        _save_pyfunc(folder / "model", bundle, spec, logged, run.info.run_id)
+        client.log_model_artifacts(logged.model_id, str(folder / "model"))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=spec.images_seen)])
+    log_metrics(client, evaluation_run, evaluation, logged.model_id)
+    try:
+        client.create_registered_model(name, description="Draws pictures by class name; each version says how well.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.create_model_version(name, logged.model_uri, run.info.run_id, tags=tags, model_id=logged.model_id)
+
+
+def _save_pyfunc(folder: Path, bundle: Path, spec: BundleSpec, logged: "LoggedModel", run_id: str) -> None:
+    """Write the MLflow model: our code file, the bundle, signature and example.  No object is pickled."""
+    import pandas as pd
+    from mlflow.models import Model, ModelSignature
+    from mlflow.pyfunc import save_model
+    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
+
+    sampling = spec.sampling
+    signature = ModelSignature(
+        Schema([ColSpec("string", "label", required=False), ColSpec("long", "seed")]),
+        Schema([ColSpec("binary", "png"), ColSpec("string", "receipt")]),
+        ParamSchema(
+            [
+                ParamSpec("steps", "long", sampling.steps),
+                ParamSpec("sampler", "string", sampling.sampler),
+                ParamSpec("guidance", "double", sampling.guidance),
+            ]
+        ),
+    )
+    save_model(
+        path=str(folder),
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+        artifacts={"bundle": str(bundle)},
+        signature=signature,
+        input_example=pd.DataFrame({"label": [spec.classes[0]], "seed": [0]}),
+        # without the build's own label, as in 2.13.0+cpu, which the package index does not have
+        pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in _REQUIREMENTS],
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location, model_uuid=logged.model_id, model_id=logged.model_id, run_id=run_id
+        ),
+    )
+
+
+def _fetch_bundle(tracking: Tracking, name: str, version: str, digest: str, store_root: Path) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    with staging(Path(store_root) / "bundles") as folder:
+        fetched = download_artifacts(
+            f"models:/{name}/{version}/artifacts/{digest[:16]}",
+            dst_path=str(folder),
+            tracking_uri=tracking.uri,
+            registry_uri=tracking.uri,
+        )
+        verify_bundle(fetched, digest)
+        publish_bundle(Path(fetched), store_root)
+
+
+def _model_ref(client: "MlflowClient", name: str, version: str, folder: Path, spec: BundleSpec) -> ModelRef:
+    tags = client.get_model_version(name, version).tags
+    aliases = sorted(alias for alias, number in (_aliases(client, name) or {}).items() if number == version)
+    return ModelRef(
+        uri=str(folder),
+        digest=tags["bundle_digest"],
+        name=name,
+        version=version,
+        aliases=tuple(aliases),
+        run_digest=spec.run_digest,
+        dataset_digest=spec.dataset_digest,
+        reasons=tuple(json.loads(tags["reasons"])),
+    )
+
+
+def _description(evaluation: EvaluationRef, verdict: Verdict, spec: BundleSpec) -> str:
+    """What a person wants to know of a version, in Markdown."""
+    run = evaluation.run
+    metrics = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(evaluation.metrics.items()))
+    reasons = "".join(f"- {reason}\n" for reason in verdict.reasons)
+    return (
+        f"Draws {spec.resolution} x {spec.resolution} pictures of {len(spec.classes)} classes"
+        f" ({', '.join(spec.classes)}).\n\n"
+        f"{spec.parameters / 1e6:.2f} M parameters, average of relative width {spec.ema:g} after"
+        f" {spec.images_seen:,} images seen of {run.dataset.images:,} pictures (dataset {spec.dataset_digest[:12]}).\n"
+        f"By default {spec.sampling.sampler}, {spec.sampling.steps} steps, guidance {spec.sampling.guidance:g}.\n\n"
+        f"The gate {'passed' if verdict.passed else 'refused'} it:\n{reasons}\n"
+        f"| metric | value |\n|---|---|\n{metrics}"
+    )

@@ -1,0 +1,279 @@
+"""MLflow's runs: a training or an evaluation with its recipe, data, numbers and pictures.
+
+A `Tracking` says where MLflow is; every function takes one.  The same calls work on a SQLite file and on a server.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, Field
+
+from diffusion.recipe import Frozen
+from diffusion.store.refs import DatasetRef, EvaluationRef
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Run
+
+Log = Callable[[dict], None]
+
+# MLflow's limits: characters of a parameter's value and of a dataset's digest, items in one request
+_MAX_PARAM = 6_000
+_MAX_DATASET_DIGEST = 36
+_PARAMS_PER_REQUEST = 100
+_METRICS_PER_REQUEST = 1_000
+_RETRY_S = 30.0  # between tries while MLflow takes no metrics
+
+_logger = logging.getLogger(__name__)
+
+
+class Tracking(Frozen):
+    """Where MLflow keeps runs and models."""
+
+    uri: str = Field(description="sqlite:////absolute/path/mlflow.db, or http(s)://host:port of a server")
+    artifacts: str | None = Field(None, description="Folder for the files of a new experiment; null: the server's own")
+    experiment: str = "diffusion"
+
+
+def mlflow_environment() -> dict[str, str]:
+    """Environment variables for MLflow: no telemetry, no pickle, quiet, and not minutes until an error is told."""
+    return {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    }
+
+
+def connect(tracking: Tracking) -> "MlflowClient":
+    """A client, with the database migrated and the experiment made where they are new (seconds, once).
+
+    It also sets this process's MLflow address: creating a model version looks its model up through that one.
+    """
+    for name, value in mlflow_environment().items():
+        os.environ.setdefault(name, value)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if tracking.uri.startswith("sqlite:///"):
+        Path(tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    mlflow.set_tracking_uri(tracking.uri)
+    mlflow.set_registry_uri(tracking.uri)
+    client = mlflow.MlflowClient(tracking.uri, tracking.uri)
+    try:
+        experiment = client.get_experiment_by_name(tracking.experiment)
+    except MlflowException as error:
+        if error.error_code != "INTERNAL_ERROR":
+            raise
+        raise ConnectionError(
+            f"MLflow does not answer at {tracking.uri}: start it there, or set DIFFUSION_MLFLOW to where it is."
+            f" It said: {error}"
+        ) from error
+    if experiment is None:
+        location = Path(tracking.artifacts).absolute().as_uri() if tracking.artifacts else None
+        try:
+            client.create_experiment(tracking.experiment, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # then another process was faster
+                raise
+    return client
+
+
+def open_run(tracking: Tracking, name: str, work_key: str, recipe: BaseModel, dataset: DatasetRef) -> str:
+    """Start the run of a training work, or take up the one that the same work has already.  Returns its id."""
+    client = connect(tracking)
+    tags = {"work_key": work_key, "dataset_digest": dataset.digest, "stage": "train"}
+    run_id = _find_run(client, tracking, "work_key", work_key) or _create_run(client, tracking, name, tags)
+    _describe(client, run_id, tags, recipe, dataset)
+    return run_id
+
+
+@contextmanager
+def live_metrics(tracking: Tracking, run_id: str, *, interval_s: float = 2.0) -> Iterator[Log]:
+    """A function that takes {"images_seen": clock, name: number, ...} and logs the numbers in batches: when `interval_s`
+    has passed since the last batch, and the rest at the end of the block.
+
+    A resumed run repeats the work since its last checkpoint; what is logged of it already is not logged twice.
+    Where MLflow fails, the numbers wait for a next try; only the one at the end raises.
+    """
+    from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
+
+    client = connect(tracking)
+    logged = _last_step(client, run_id)
+    waiting: list[Metric] = []
+    due = time.monotonic() + interval_s
+
+    def flush() -> None:
+        while waiting:
+            client.log_batch(run_id, metrics=waiting[:_METRICS_PER_REQUEST])
+            del waiting[:_METRICS_PER_REQUEST]
+
+    def log(metrics: dict) -> None:
+        nonlocal due
+        step = int(metrics["images_seen"])
+        if step <= logged:
+            return
+        now = int(time.time() * 1_000)
+        for name, value in metrics.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and name != "images_seen":
+                waiting.append(Metric(name, float(value), now, step))
+        if time.monotonic() < due:
+            return
+        try:
+            flush()
+        except MlflowException as error:  # a server that is away for a while must not end a training run
+            _logger.warning("MLflow took no metrics (%s); %d wait for the next try", error, len(waiting))
+            due = time.monotonic() + _RETRY_S
+        else:
+            due = time.monotonic() + interval_s
+
+    try:
+        yield log
+    finally:
+        flush()
+
+
+def finish_run(tracking: Tracking, run_id: str, status: str = "FINISHED", error: BaseException | None = None) -> None:
+    """Close a run as FINISHED, FAILED or KILLED; what went wrong becomes its tag `error`."""
+    client = connect(tracking)
+    if error is not None:
+        client.set_tag(run_id, "error", f"{type(error).__name__}: {error}"[:5_000])
+    client.set_terminated(run_id, status)
+
+
+@contextmanager
+def recorded(
+    tracking: Tracking, name: str, work_key: str, recipe: BaseModel, dataset: DatasetRef
+) -> Iterator[tuple[str, Log]]:
+    """The run of a training work around a block, which gets (run id, function that logs metrics).
+
+    The run ends FINISHED with the block, FAILED when it raises, KILLED when it is interrupted.
+    """
+    run_id = open_run(tracking, name, work_key, recipe, dataset)
+    try:
+        with live_metrics(tracking, run_id) as log:
+            yield run_id, log
+    except Exception as error:
+        finish_run(tracking, run_id, "FAILED", error)
+        raise
+    except BaseException as error:
+        finish_run(tracking, run_id, "KILLED", error)
+        raise
+    finish_run(tracking, run_id)
+
+
+def log_evaluation(tracking: Tracking, evaluation: EvaluationRef, recipe: BaseModel) -> str:
+    """Log a report (recipe, metrics, grid, report.json and .md) as a run below its training run, once.
+
+    Returns the run's id.
+    """
+    client = connect(tracking)
+    run_id = _find_run(client, tracking, "report_digest", evaluation.digest)
+    if run_id is not None and client.get_run(run_id).info.status == "FINISHED":
+        return run_id
+    parent = training_run(client, evaluation)
+    tags = {
+        "report_digest": evaluation.digest,
+        "bundle_digest": evaluation.bundle_digest,
+        "run_digest": evaluation.run.digest,
+        "dataset_digest": evaluation.run.dataset.digest,
+        "stage": "evaluate",
+    }
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent.info.run_id
+    run_id = run_id or _create_run(client, tracking, f"evaluate {evaluation.bundle_digest[:8]}", tags)
+    _describe(client, run_id, tags, recipe, evaluation.run.dataset)
+    log_metrics(client, run_id, evaluation)
+    client.log_artifacts(run_id, evaluation.uri)
+    client.set_terminated(run_id)
+    return run_id
+
+
+def log_metrics(client: "MlflowClient", run_id: str, evaluation: EvaluationRef, model_id: str | None = None) -> None:
+    """Log an evaluation's numbers to its run and, if given, to the model that they are about."""
+    from mlflow.entities import Metric
+
+    now, step = int(time.time() * 1_000), evaluation.run.images_seen
+    metrics = [Metric(name, value, now, step, model_id) for name, value in evaluation.metrics.items()]
+    client.log_batch(run_id, metrics=metrics)
+
+
+def training_run(client: "MlflowClient", evaluation: EvaluationRef) -> "Run | None":
+    """The run that trained, where this MLflow knows it: the store may recall work that another one recorded."""
+    from mlflow.exceptions import MlflowException
+
+    if evaluation.run.mlflow_run_id is None:
+        return None
+    try:
+        return client.get_run(evaluation.run.mlflow_run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def flatten(recipe: BaseModel) -> dict[str, str]:
+    """{"unet.channels": "96", ...}: a recipe as MLflow's parameters.  What is no text is JSON, cut at MLflow's limit:
+    whole recipes are in the run's recipe.json."""
+
+    def walk(value: object, name: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(inner, f"{name}.{key}" if name else key)
+        else:
+            yield name, (value if isinstance(value, str) else json.dumps(value))[:_MAX_PARAM]
+
+    return dict(walk(recipe.model_dump(mode="json"), ""))
+
+
+def _find_run(client: "MlflowClient", tracking: Tracking, tag: str, value: str) -> str | None:
+    experiment = client.get_experiment_by_name(tracking.experiment).experiment_id
+    found = client.search_runs([experiment], f"tags.{tag} = '{value}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def _create_run(client: "MlflowClient", tracking: Tracking, name: str, tags: dict[str, str]) -> str:
+    experiment = client.get_experiment_by_name(tracking.experiment).experiment_id
+    return client.create_run(experiment, tags=tags, run_name=name).info.run_id
+
+
+def _describe(
+    client: "MlflowClient", run_id: str, tags: dict[str, str], recipe: BaseModel, dataset: DatasetRef
+) -> None:
+    """Write what is known before a run starts.  Safe to repeat: a process may die between creating and describing."""
+    from mlflow.entities import Param, RunTag
+
+    client.update_run(run_id, "RUNNING")
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    params = [Param(key, value) for key, value in flatten(recipe).items()]
+    for start in range(0, len(params), _PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=params[start : start + _PARAMS_PER_REQUEST])
+    client.log_inputs(run_id, [_dataset_input(dataset)])
+    client.log_dict(run_id, recipe.model_dump(mode="json"), "recipe.json")
+
+
+def _dataset_input(dataset: DatasetRef) -> "DatasetInput":
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    entity = Dataset(
+        name=f"{dataset.images} pictures of {dataset.resolution} px",
+        digest=dataset.digest[:_MAX_DATASET_DIGEST],
+        source_type=dataset.uri.split("://")[0] if "://" in dataset.uri else "local",
+        source=json.dumps({"uri": dataset.uri}),
+        profile=json.dumps(dataset.model_dump(mode="json", exclude={"uri"})),
+    )
+    return DatasetInput(entity, [InputTag("digest", dataset.digest), InputTag("mlflow.data.context", "training")])
+
+
+def _last_step(client: "MlflowClient", run_id: str) -> int:
+    """The highest step that any metric of a run has; -1 where there is none."""
+    names = client.get_run(run_id).data.metrics
+    return max((metric.step for name in names for metric in client.get_metric_history(run_id, name)), default=-1)

@@ -1,0 +1,74 @@
+"""The registered model as MLflow sees it.  MLflow keeps this file beside the bundle and runs it to load the model:
+
+    mlflow.pyfunc.load_model("models:/demo@champion").predict(pandas.DataFrame({"label": ["flags"], "seed": [7]}))
+
+gives a DataFrame with the columns `png` (bytes, as from the endpoint) and `receipt` (JSON), one row per row asked.  The
+parameters steps, sampler and guidance hold for all rows.  The package `diffusion` must be installed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import torch
+import yaml
+
+from diffusion.recipe import canonical_json
+from diffusion.serving.engine import Engine
+from diffusion.serving.receipt import receipt_of, stamp
+from diffusion.serving.request import GenerateRequest, parse, resolve
+from diffusion.store.bundle import load_bundle
+
+_SLOTS = 4  # pictures drawn at once: few, since proving larger batches takes time at each load
+
+
+class DiffusionModel(mlflow.pyfunc.PythonModel):
+    """Draws one picture for each row: label (a class name, or null for none) and seed."""
+
+    def load_context(self, context: Any) -> None:
+        folder = Path(context.artifacts["bundle"])
+        # written by MLflow when a model is loaded by its registered name; a receipt states the same as the endpoint's
+        meta = folder.parent.parent / "registered_model_meta"
+        registered = yaml.safe_load(meta.read_text()) if meta.is_file() else {}
+        self.name = str(registered.get("model_name", "unregistered"))
+        self.version = str(registered.get("model_version", "0"))
+        bundle = load_bundle(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        self.engine = Engine(bundle, slots=_SLOTS)
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
+        requests = [self._request(row, params or {}) for row in model_input.to_dict("records")]
+        pictures = self.engine.generate(requests)
+        answers = [self._answer(*pair) for pair in zip(requests, pictures, strict=True)]
+        return pd.DataFrame(answers, columns=["png", "receipt"])
+
+    def _request(self, row: dict, params: dict) -> GenerateRequest:
+        label = None if pd.isna(row.get("label")) else row["label"]
+        guidance = params.get("guidance")
+        return parse(
+            GenerateRequest,
+            {
+                "label": label,
+                "seed": int(row["seed"]),
+                "steps": params.get("steps"),
+                "sampler": params.get("sampler"),
+                # a default that strengthens a class says nothing where no class is asked for
+                "guidance": None if label is None or guidance is None else float(guidance),
+            },
+        )
+
+    def _answer(self, request: GenerateRequest, pictures: list) -> dict:
+        bundle = self.engine.bundle
+        receipt = receipt_of(
+            pictures[0],
+            0,
+            resolve(request, bundle.spec),
+            bundle.spec,
+            bundle_digest=bundle.digest,
+            model=self.name,
+            version=self.version,
+        )
+        return {"png": stamp(pictures[0], receipt), "receipt": canonical_json(receipt).decode()}
+
+
+mlflow.models.set_model(DiffusionModel())

@@ -1,0 +1,67 @@
+"""Ray, started with the options that keep it quiet, local and inside our own folder."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+_SOCKET_LIMIT = 107  # bytes of a Unix socket's path; Ray adds about 62 of its own below its temporary folder
+_RAY_SUFFIX = 62
+
+
+def ray_environment(home: Path) -> dict[str, str]:
+    """Environment variables for Ray: no telemetry, tokens kept in `home`, Train polled often enough.  See `flows.site`."""
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_TOKEN_PATH": str(home / "auth_token"),
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+@contextmanager
+def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
+    """A Ray of our own for the length of the block, its files below `home` (or below /tmp where the path would be too
+    long for a socket; those are deleted at the end).  A Ray that already runs in this process is used and left alone.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    home.mkdir(parents=True, exist_ok=True)
+    token = home / "auth_token"
+    for key, value in ray_environment(home).items():
+        os.environ.setdefault(key, value)
+    if not token.exists():
+        token.touch(mode=0o600)
+        token.write_text(os.urandom(32).hex())
+    own = len(str(home.resolve()).encode()) + _RAY_SUFFIX > _SOCKET_LIMIT
+    temp_dir = Path(tempfile.mkdtemp(prefix="ray-")) if own else home.resolve()
+    start = partial(
+        ray.init,
+        address="local",
+        num_cpus=cpus or max(4, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(temp_dir),
+    )
+    try:
+        try:
+            start()
+        except Exception as error:  # Ray's own type for it: its patience of 30 s cannot be set
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            start()
+        yield
+    finally:
+        ray.shutdown()
+        if own:
+            shutil.rmtree(temp_dir, ignore_errors=True)

@@ -1,0 +1,204 @@
+"""The endpoint on Ray Serve: replicas that each hold an engine and the HTTP application around it.
+
+A deployment names one bundle by digest; no alias is looked up after that.  A new one is loaded beside the old, tests
+itself, and takes over; one that cannot is refused and the old goes on.
+"""
+
+import json
+import logging
+import socket
+import time
+import urllib.request
+
+import ray
+from fastapi import FastAPI
+from pydantic import Field
+from ray import serve
+from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+
+from diffusion.adapters.http import create_app
+from diffusion.recipe import Frozen, ServeRecipe
+from diffusion.serving.engine import Engine
+from diffusion.store.bundle import load_bundle
+from diffusion.store.refs import ModelRef
+
+APP = "diffusion"
+_LOAD_TIMEOUT_S = 300
+_QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+
+class DeployFailed(RuntimeError):
+    """The new model does not serve.  The message says why and what serves instead."""
+
+
+class Deployed(Frozen):
+    """What a deployment is made of.  Equal ones need no second deployment."""
+
+    model: ModelRef
+    limits: ServeRecipe
+    replicas: int = Field(ge=1)
+    cpus: float = Field(gt=0)
+    gpus: float = Field(ge=0)
+
+
+@serve.deployment(name="images", logging_config=_QUIET)
+@serve.ingress()
+class Images:
+    """One replica: verifies and loads the pinned bundle, proves its batch sizes, tests itself, then serves."""
+
+    def __init__(self, deployed: dict) -> None:
+        self.deployed = Deployed.model_validate(deployed)
+        model, limits = self.deployed.model, self.deployed.limits
+        bundle = load_bundle(model.uri, "cuda" if self.deployed.gpus else "cpu", digest=model.digest)
+        self.engine = Engine(bundle, slots=limits.slots, queue=limits.queue, timeout_s=limits.timeout_s)
+        self.self_test = self.engine.self_test()
+        self.engine.start()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self.engine, self.deployed.model, self.deployed.limits, self_test=self.self_test)
+
+    def check_health(self) -> None:
+        if not self.engine.alive():
+            raise RuntimeError("the engine stopped or is stuck in a network call")
+
+    def describe(self) -> dict:
+        """What this replica is made of, as plain values."""
+        return self.deployed.model_dump(mode="json")
+
+    def __del__(self) -> None:
+        if hasattr(self, "engine"):
+            self.engine.stop()
+
+
+def deploy(
+    model: ModelRef,
+    limits: ServeRecipe,
+    *,
+    host: str = "127.0.0.1",
+    port: int,
+    replicas: int = 1,
+    cpus: float = 1,
+    gpus: float = 0,
+) -> str:
+    """Serve this model and nothing else at http://host:port, in the Ray that is connected.  Returns that URL.
+
+    cpus, gpus: of each replica; a rolling change needs room for as many replicas again.  The same model with the same
+    limits is left running.  Raises ValueError for a port that cannot be had, DeployFailed when the model does not load
+    or fails its self-test; then the model that served before serves on.
+    """
+    if 8000 <= port <= 8999:
+        raise ValueError(
+            f"port={port}: Prefect's temporary server takes ports from 8000 to 8999 at random; take another"
+        )
+    if not ray.is_initialized():
+        raise ValueError("no Ray is connected: call this inside `with local_ray(...)` or after `ray.init(address=...)`")
+    wanted = Deployed(model=model, limits=limits, replicas=replicas, cpus=cpus, gpus=gpus)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    wanted = Deployed(model=model, limits=limits, replicas=replicas, cpus=cpus, gpus=gpus)
+    url, before, status = f"http://{host}:{port}", deployed(), _status()
+    if before == wanted and status == ApplicationStatus.RUNNING:
+        _check_address(url)
+        return url
+    if not serve.status().proxies:
+        _start(host, port)
+    try:
+        _run(wanted)
+        _check_address(url)
+    except DeployFailed as error:
+        outcome = "Nothing is served."
+        if before is not None:
+            # the old replicas still serve, but one that restarts would be of the new kind: make the old wanted again
+            _run(before)
+            outcome = f"Version {before.model.version} goes on."
+        elif status is None:
+            serve.delete(APP)
+        raise DeployFailed(f"{model.name} version {model.version} does not serve: {error} {outcome}") from None
+    return url
+
+
+def deployed() -> Deployed | None:
+    """What is served in the connected Ray now, if anything."""
+    if _status() is None:
+        return None
+    try:
+        return Deployed.model_validate(serve.get_app_handle(APP).describe.remote().result(timeout_s=30))
+    except (RayServeException, TimeoutError):
+        return None
+
+
+def undeploy() -> None:
+    """Stop serving: requests in flight are answered, then the replicas, Serve's own processes and the port are gone.
+
+    Ray may print "Task ServeController... failed" twice, which is harmless.  Not needed before Ray itself is shut down.
+    """
+    if _status() is not None:
+        serve.delete(APP)
+    serve.shutdown()
+
+
+def _start(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ValueError(f"{host}:{port} cannot be bound ({error.strerror}): choose another port") from None
+    # request_timeout_s stays None: it would cut answers off in the middle; the engine has its own deadline
+    serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=host, port=port), logging_config=_QUIET)
+
+
+def _run(wanted: Deployed) -> None:
+    """Make `wanted` the application and wait until all of its replicas serve.  Raises DeployFailed."""
+    limits = wanted.limits
+    images = Images.options(
+        num_replicas=wanted.replicas,
+        ray_actor_options={"num_cpus": wanted.cpus, "num_gpus": wanted.gpus},
+        # the engine refuses with Retry-After; Serve is to let everything through to it
+        max_ongoing_requests=limits.slots + limits.queue + 64,
+        max_surge_percent=100,
+        max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=limits.timeout_s,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+    )
+    application = images.bind(wanted.model_dump(mode="json"))
+    target = serve.RunTarget(application, name=APP, route_prefix="/", logging_config=_QUIET)
+    serve.run_many([target], wait_for_applications_running=False)
+    deadline = time.monotonic() + _LOAD_TIMEOUT_S
+    while (status := _status()) != ApplicationStatus.RUNNING:
+        if status == ApplicationStatus.DEPLOY_FAILED:
+            raise DeployFailed(_reason())
+        if time.monotonic() > deadline:
+            raise DeployFailed(
+                f"it was not ready after {_LOAD_TIMEOUT_S} s. {_reason()} Does the cluster have {wanted.cpus:g} CPUs and"
+                f" {wanted.gpus:g} GPUs free for each of {wanted.replicas} new replicas beside the old?"
+            )
+        time.sleep(0.2)
+
+
+def _status() -> ApplicationStatus | None:
+    application = serve.status().applications.get(APP)
+    return None if application is None else application.status
+
+
+def _reason() -> str:
+    """Serve's last word on why the deployment fails: the last line of the replica's traceback, or its message."""
+    application = serve.status().applications.get(APP)
+    if application is None:
+        return ""
+    messages = [*(deployment.message for deployment in application.deployments.values()), application.message]
+    return next((message.strip().splitlines()[-1] for message in messages if message.strip()), "")
+
+
+def _check_address(url: str) -> None:
+    """That our application answers there: Serve keeps the address it was first started with."""
+    try:
+        with urllib.request.urlopen(f"{url}/healthz", timeout=30) as answer:
+            json.load(answer)["bundle_digest"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DeployFailed(
+            f"nothing of ours answers at {url} ({error}). Serve keeps the address it was started with: run"
+            f" `undeploy` before changing it."
+        ) from None

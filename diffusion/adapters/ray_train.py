@@ -1,0 +1,211 @@
+"""Training on N workers with Ray Train: a thin wrapper over `training.loop.train`, which works without it.
+
+The run's folder is on storage that all workers share:
+    checkpoints/<images_seen>/   published by `training.checkpoint`; the only state a run resumes from
+    metrics.jsonl                the history, written by the driver
+    ray/                         Ray Train's own notes while it runs
+Checkpoints count from the moment they are renamed into place, whether or not Ray Train has heard of them, so a killed
+worker, or a killed driver, costs at most the work since the last one.  Ray Train is told of each by a pointer.
+"""
+
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.exceptions import RayActorError
+
+from diffusion.adapters.ray_train_worker import Job, explain, lost_connection, work
+from diffusion.recipe import TrainRecipe, digest_of
+from diffusion.store.refs import DatasetRef, RunRef
+from diffusion.training import checkpoint
+from diffusion.training.journal import Journal
+from diffusion.training.loop import ignore
+from diffusion.training.step import NonFiniteLoss, end_of
+
+_POLL_S = 0.5  # of the driver for metrics
+_RESTARTS = 3  # of the metrics actor, and of a controller that fails to start its workers
+
+
+class TrainingFailed(RuntimeError):
+    """A run that ended without its last checkpoint; the message is the first worker's that failed."""
+
+
+def train_run(
+    recipe: TrainRecipe,
+    dataset: DatasetRef,
+    run_dir: Path,
+    *,
+    workers: int = 1,
+    use_gpu: bool = False,
+    threads: int = 1,
+    on_metrics: Callable[[dict[str, float]], None] = ignore,
+    on_event: Callable[[dict[str, Any]], None] = ignore,
+    max_failures: int = 3,
+) -> RunRef:
+    """Train to the end of the recipe in the Ray that is running, going on from the newest valid checkpoint in `run_dir`.
+
+    workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.
+    on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
+    on_event: likewise with {"event": "started" | "resumed" | "damaged_checkpoint" | "checkpoint" | "worker_failed", ...}.
+    max_failures: how often a dead or failing worker is replaced.
+    Raises ValueError for a batch that cannot be divided and for a `run_dir` with another run in it, NonFiniteLoss, and
+    TrainingFailed for all else that ends a run early.
+    """
+    if recipe.batch_size % workers:
+        raise ValueError(
+            f"batch_size={recipe.batch_size} cannot be divided over {workers} workers equally: choose a number of"
+            f" workers that divides it"
+        )
+    if not ray.is_initialized():
+        raise RuntimeError("Ray is not running here: call within `with local_ray(...)`, or after ray.init(address=...)")
+    run_dir = Path(run_dir).resolve()  # Ray's workers run in another directory
+    dataset = dataset.model_copy(update={"uri": str(Path(dataset.uri).resolve())})
+    job = Job(recipe, dataset, run_dir, threads, relay=f"train-{uuid.uuid4().hex}")
+    with _only_driver(run_dir):
+        run = _finished(job)
+        if run is None:
+            trainer = trainer_of(job, work, workers=workers, use_gpu=use_gpu, max_failures=max_failures)
+            non_finite = fit(job, trainer, on_metrics, on_event)
+            if non_finite:
+                raise NonFiniteLoss(*non_finite)
+            run = _finished(job)
+    if run is None:
+        raise TrainingFailed(f"{run_dir}: training ended without a valid last checkpoint; start it again to go on")
+    return run
+
+
+@contextmanager
+def _only_driver(run_dir: Path) -> Iterator[None]:
+    """Hold the run's folder; the lock goes with the process, however it ends."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another process is training into {run_dir}: wait for it, or stop it") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _finished(job: Job) -> RunRef | None:
+    """The reference of the run, if its last checkpoint is there and valid."""
+    folder, _ = checkpoint.latest(job.checkpoints)
+    if folder is None:
+        return None
+    saved = checkpoint.read_facts(folder)
+    checkpoint.refuse_other_run(folder, saved, job.recipe, job.dataset)
+    if saved.images_seen < end_of(job.recipe):
+        return None
+    return RunRef(
+        uri=str(folder),
+        digest=digest_of(checkpoint.verify(folder)),
+        recipe_digest=digest_of(job.recipe),
+        dataset=job.dataset,
+        images_seen=saved.images_seen,
+    )
+
+
+def trainer_of(
+    job: Job, work: Callable[[dict], Any], *, workers: int, use_gpu: bool, max_failures: int, **config: Any
+) -> ray.train.torch.TorchTrainer:
+    """A trainer that runs `work({"job": job, **config})` on each worker."""
+    shutil.rmtree(job.notes, ignore_errors=True)
+    resources = {"CPU": job.threads} | ({"GPU": 1} if use_gpu else {})
+    return ray.train.torch.TorchTrainer(
+        work,
+        train_loop_config={"job": job, **config},
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+        run_config=ray.train.RunConfig(
+            # a name of its own: Ray Train resumes by name, also from what it thinks is complete; we resume by checkpoint
+            name=job.relay,
+            storage_path=str(job.notes),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures, controller_failure_limit=_RESTARTS),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+
+
+@ray.remote(num_cpus=0, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)
+class Relay:
+    """Holds records on their way from the workers to the driver."""
+
+    def __init__(self) -> None:
+        self._records: list[dict] = []
+
+    def put(self, record: dict) -> None:
+        self._records.append(record)
+
+    def drain(self) -> list[dict]:
+        records, self._records = self._records, []
+        return records
+
+
+def fit(
+    job: Job,
+    trainer: ray.train.torch.TorchTrainer,
+    on_metrics: Callable[[dict[str, float]], None],
+    on_event: Callable[[dict[str, Any]], None],
+) -> Any:
+    """Run the trainer, handing on the workers' records meanwhile.  Returns what worker 0 returned."""
+    journal = Journal(job.run_dir / "metrics.jsonl")
+    relay = Relay.options(name=job.relay).remote()
+    outcome: Future = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(trainer.fit().return_value)
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    # in a thread Ray Train leaves the signal handlers alone
+    Thread(target=run, daemon=True, name="ray-train-fit").start()
+    try:
+        ended = False
+        while not ended:
+            wait([outcome], timeout=_POLL_S)
+            ended = outcome.done()  # before the drain, so that the last one comes after the end
+            for record in ray.get(relay.drain.remote()):
+                if "event" in record:
+                    journal.event(record)
+                    on_event(record)
+                elif journal.metrics(record):
+                    on_metrics(record)
+    finally:
+        ray.kill(relay)  # after an interrupt, this is how the workers learn of it: their next record does not arrive
+    error = outcome.exception()
+    if isinstance(error, ray.train.TrainingFailedError):
+        raise TrainingFailed(_first_cause(error)) from None
+    if error is not None:
+        raise error
+    shutil.rmtree(job.notes, ignore_errors=True)
+    return outcome.result()
+
+
+def _first_cause(error: ray.train.TrainingFailedError) -> str:
+    """One line for people: the worker that failed by itself, not those that lost their connection to it."""
+    failures = dict(sorted(getattr(error, "worker_failures", {}).items()))
+    causes = {rank: getattr(failure, "health_check_failure", failure) for rank, failure in failures.items()}
+    for rank, cause in causes.items():
+        if not isinstance(cause, RayActorError) and not lost_connection(cause):
+            return f"worker {rank}: {explain(cause)}"
+    dead = [rank for rank, cause in causes.items() if isinstance(cause, RayActorError)]
+    if dead:
+        return (
+            f"worker {dead[0]} died (killed, or out of memory) more often than max_failures allows. What it finished is in"
+            f" the last checkpoint: start training again to go on."
+        )
+    return str(error).splitlines()[-1]

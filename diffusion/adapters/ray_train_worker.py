@@ -1,0 +1,152 @@
+"""What each Ray Train worker does: resume or start, train, save.  The driver's side is `adapters.ray_train`."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from diffusion.data.order import Order
+from diffusion.data.stream import Batch, ShardReader, batches
+from diffusion.recipe import TrainRecipe
+from diffusion.store.refs import DatasetRef
+from diffusion.training import checkpoint
+from diffusion.training.loop import ignore, train
+from diffusion.training.parallel import data_parallel, world_gather
+from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
+
+Send = Callable[[dict[str, Any]], None]  # takes a record to the driver
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know."""
+
+    recipe: TrainRecipe
+    dataset: DatasetRef
+    run_dir: Path
+    threads: int
+    relay: str  # name of the actor that takes records to the driver
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    @property
+    def notes(self) -> Path:
+        return self.run_dir / "ray"
+
+
+def work(config: dict[str, Job]) -> tuple | None:
+    """Train to the end.  Returns the arguments of a NonFiniteLoss, which no retry can cure, or None."""
+    job = config["job"]
+    try:
+        relay = ray.get_actor(job.relay)
+    except ValueError:  # the driver has left, and this worker replaces one that found out
+        return None
+    try:
+        run_worker(job, sender(relay))
+    except NonFiniteLoss as error:  # on every rank at once
+        return error.images_seen, error.grad_norm, error.samples
+    except Exception as error:
+        rank = ray.train.get_context().get_world_rank()
+        relay.put.remote({"event": "worker_failed", "rank": rank, "error": explain(error)})
+        raise
+    return None
+
+
+def run_worker(job: Job, send: Send) -> None:
+    """Resume or start, and train to the end, as one of the processes that torch.distributed joins."""
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    tell = send if rank == 0 else ignore
+    torch.set_num_threads(job.threads)
+    device = ray.train.torch.get_device()
+    gather = world_gather()
+    facts = checkpoint.facts_of(job.recipe, job.dataset, world=world, device=device)
+    state = build_state(job.recipe, resolution=job.dataset.resolution, classes=len(job.dataset.classes), device=device)
+    pids = gather(os.getpid())
+    folder, damaged = gather(checkpoint.latest(job.checkpoints) if rank == 0 else None)[0]
+    changed = checkpoint.load(folder, state, facts) if folder else {}
+    for reason in damaged:
+        tell({"event": "damaged_checkpoint", "reason": reason, "instead": str(folder) if folder else None})
+    name = "resumed" if folder else "started"
+    tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
+    train(
+        state,
+        share_of(job, job.recipe, state.images_seen),
+        job.recipe,
+        model=data_parallel(state, job.dataset.resolution),
+        on_metrics=tell,
+        on_checkpoint=saver(job, facts, tell),
+        gather=gather,
+    )
+
+
+def reader_of(job: Job) -> ShardReader:
+    return ShardReader(job.dataset.uri, "train", digest=job.dataset.digest)
+
+
+def share_of(job: Job, recipe: TrainRecipe, start: int, reader: ShardReader | None = None) -> Iterator[Batch]:
+    """This worker's share of the batches from position `start` to the end of `recipe`."""
+    reader = reader or reader_of(job)
+    order = Order(reader.counts, seed=recipe.seed, window=recipe.window, streams=recipe.streams)
+    context = ray.train.get_context()
+    return batches(
+        reader,
+        order,
+        recipe.batch_size,
+        start=start,
+        stop=end_of(recipe),
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        threads=1,
+    )
+
+
+def saver(job: Job, facts: checkpoint.Facts, tell: Send) -> Callable[[TrainState], None]:
+    """The hook that publishes a checkpoint, from rank 0, and reports it, from every rank."""
+    rank = ray.train.get_context().get_world_rank()
+
+    def on_checkpoint(state: TrainState) -> None:
+        target = checkpoint.folder_of(job.checkpoints, state.images_seen)
+        if rank == 0:
+            digest = checkpoint.save(state, target, facts)
+            tell({"event": "checkpoint", "images_seen": state.images_seen, "uri": str(target), "digest": digest})
+        with tempfile.TemporaryDirectory(dir=job.notes) as pointer:
+            Path(pointer, "pointer.json").write_text(json.dumps({"uri": str(target)}))
+            ray.train.report(
+                {"images_seen": state.images_seen},
+                checkpoint=ray.train.Checkpoint.from_directory(pointer) if rank == 0 else None,
+                checkpoint_dir_name=target.name,
+            )
+
+    return on_checkpoint
+
+
+def sender(relay: Any) -> Send:
+    """Send without waiting; but if the record before did not arrive, nobody listens any more: fail."""
+    sent: list[ray.ObjectRef] = []
+
+    def send(record: dict[str, Any]) -> None:
+        if sent:
+            ray.get(sent.pop())
+        sent.append(relay.put.remote(record))
+
+    return send
+
+
+def lost_connection(error: BaseException) -> bool:
+    """Whether a worker failed only because another one did."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL", "Connection closed"))
+
+
+def explain(error: BaseException) -> str:
+    """One line for people."""
+    return "lost the connection to another worker" if lost_connection(error) else f"{type(error).__name__}: {error}"

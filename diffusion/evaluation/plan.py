@@ -1,0 +1,66 @@
+"""Which pictures an evaluation draws, and its pieces of work: a function of the recipe and the data's class frequencies."""
+
+from itertools import count
+from typing import Literal, NamedTuple
+
+import torch
+
+from diffusion.evaluation.stats import allocate
+from diffusion.random import Stream, bits
+from diffusion.recipe import EvaluateRecipe, Frozen
+
+REAL_PICTURES = 128  # real pictures per task
+
+
+class Draw(NamedTuple):
+    """One picture to draw.  It depends on class, ordinal and the recipe's seed, so more samples only add pictures.
+
+    `label` and `seed` are also what the endpoint needs to draw the same picture again.
+    """
+
+    label: int
+    ordinal: int  # which picture of its class
+    seed: int
+    measured: bool  # counts in the Frechet distance
+    shown: bool  # stands in the grid
+
+
+class Task(Frozen):
+    """A piece of work that any worker can do, and whose result depends on nothing else."""
+
+    number: int
+    kind: Literal["loss", "real", "draw"]
+    level: int = 0  # loss: which of recipe.loss_levels
+    indices: tuple[int, ...] = ()  # real: pictures of the training split
+    draws: tuple[Draw, ...] = ()
+
+
+def draws(class_counts: tuple[int, ...], recipe: EvaluateRecipe) -> list[Draw]:
+    """All pictures to draw, by class: `recipe.samples` in the data's class frequencies, and what else the grid needs."""
+    plan = []
+    for label, measured in enumerate(allocate(list(class_counts), recipe.samples)):
+        ordinals = torch.arange(max(measured, recipe.grid_columns))
+        seeds = bits(recipe.seed, Stream.INITIAL, (label << 32) + ordinals, 1).flatten().tolist()
+        plan += [Draw(label, i, seed, i < measured, i < recipe.grid_columns) for i, seed in enumerate(seeds)]
+    return plan
+
+
+def evenly(total: int, n: int) -> tuple[int, ...]:
+    """n of `total` indices (all, if fewer), evenly spaced: shards may be sorted by class."""
+    n = min(n, total)
+    return tuple(i * total // n for i in range(n))
+
+
+def tasks(plan: list[Draw], recipe: EvaluateRecipe, *, real: tuple[int, ...], holdout: bool) -> list[Task]:
+    """Every piece of work.  real: the pictures of the training split whose features are not known yet.
+
+    Real pictures come between the drawn ones, in proportion: counting drawn pictures then tells how far the work is.
+    """
+    number = count()
+    levels = range(len(recipe.loss_levels) if holdout else 0)
+    result = [Task(number=next(number), kind="loss", level=level) for level in levels]
+    size = recipe.batch_size
+    drawing = [{"kind": "draw", "draws": tuple(plan[i : i + size])} for i in range(0, len(plan), size)]
+    reading = [{"kind": "real", "indices": real[i : i + REAL_PICTURES]} for i in range(0, len(real), REAL_PICTURES)]
+    places = [(i / len(some), some[i]) for some in (drawing, reading) for i in range(len(some))]
+    return result + [Task(number=next(number), **facts) for _, facts in sorted(places, key=lambda place: place[0])]

@@ -1,0 +1,292 @@
+"""The report on a model: every number with its identity, for machines (report.json) and for people (report.md, pictures).
+
+Nothing in it depends on when, where or by how many workers it was made: the same model and recipe give the same bytes.
+"""
+
+import math
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from diffusion.data.images import encode_png, grid
+from diffusion.evaluation.features import ExtractorIdentity
+from diffusion.evaluation.plot import loss_plot
+from diffusion.evaluation.stats import Distance, Floor, t_quantile
+from diffusion.recipe import Frozen, SamplingRecipe, canonical_json, digest_of
+from diffusion.store.publish import publishing, sha256_file
+from diffusion.store.refs import EvaluationRef, RunRef
+
+FILE = "report.json"
+CONFIDENCE = 0.95  # of the interval that a report states; the gate states its own
+
+
+def digits(value: float) -> float | None:
+    """A measured number as reports hold it: six significant digits, None where it is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+class FrechetIdentity(Frozen):
+    """What must be equal for two Frechet distances to be compared: everything but the model."""
+
+    metric: Literal["frechet/1"] = "frechet/1"
+    dataset_digest: str
+    reference_split: Literal["train"] = "train"
+    reference_pictures: int
+    extractor: ExtractorIdentity
+    dimensions: int  # numbers per picture
+    samples: int
+    labels: Literal["in the frequencies of the data"] = "in the frequencies of the data"
+    sampling: SamplingRecipe
+    batch_size: int
+    seed: int
+
+
+class Frechet(Frozen):
+    """A Frechet distance, its jackknife standard error and its interval over samples of that size."""
+
+    identity: FrechetIdentity
+    value: float
+    standard_error: float
+    blocks: int
+    confidence: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, distance: Distance, identity: FrechetIdentity) -> "Frechet":
+        blocks = len(distance.left_out)
+        half = t_quantile((1 + CONFIDENCE) / 2, blocks - 1) * distance.standard_error
+        return cls(
+            identity=identity,
+            value=digits(distance.value),
+            standard_error=digits(distance.standard_error),
+            blocks=blocks,
+            confidence=CONFIDENCE,
+            low=digits(max(0.0, distance.value - half)),
+            high=digits(distance.value + half),
+        )
+
+
+class FloorFacts(Frozen):
+    """What real pictures score in the place of generated ones, with the same extractor.  See `stats.floor`."""
+
+    value: float
+    spread: float
+    splits: int
+    pictures: int
+    against: int
+
+    @classmethod
+    def of(cls, least: Floor) -> "FloorFacts":
+        return cls(
+            value=digits(least.value),
+            spread=digits(least.spread),
+            splits=least.splits,
+            pictures=least.pictures,
+            against=least.against,
+        )
+
+
+class HeldOutLoss(Frozen):
+    """The weighted denoising loss at one noise level, mean over held-out pictures.  None: not finite."""
+
+    sigma: float
+    loss: float | None
+    standard_error: float | None  # over pictures
+    zero: float | None  # of a network that answers 0, on the same pictures and noise
+    pictures: int
+
+
+class Environment(Frozen):
+    """What the last digits may depend on."""
+
+    torch: str
+    device: str
+
+
+class Report(Frozen):
+    """All that was measured of one bundle."""
+
+    format: Literal[1] = 1
+    bundle_digest: str
+    run_digest: str
+    recipe_digest: str  # of training
+    dataset_digest: str
+    classes: tuple[str, ...]
+    images_seen: int
+    ema: float
+    frechet: Frechet | None
+    floor: FloorFacts | None
+    held_out: tuple[HeldOutLoss, ...]
+    seed: int
+    problems: tuple[str, ...]
+    environment: Environment
+
+    @property
+    def digest(self) -> str:
+        """sha256 of report.json."""
+        return digest_of(self)
+
+    def metrics(self) -> dict[str, float]:
+        """Name -> value of every finite number, for a tracker."""
+        found: dict[str, float | None] = {}
+        if self.frechet:
+            found |= {"frechet": self.frechet.value, "frechet_standard_error": self.frechet.standard_error}
+            found |= {"frechet_low": self.frechet.low, "frechet_high": self.frechet.high}
+        if self.floor:
+            found["frechet_floor"] = self.floor.value
+        found |= {f"held_out_loss_sigma_{level.sigma:g}": level.loss for level in self.held_out}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def publish_report(
+    report: Report,
+    store_root: Path,
+    *,
+    run: RunRef,
+    bundle_uri: str,
+    drawn: list[list[np.ndarray]],
+    real: list[list[np.ndarray]],
+) -> EvaluationRef:
+    """Write report.md, grid.png, real.png, loss.png and report.json below store_root/evaluations, once.
+
+    drawn, real: pictures uint8 (H, W, 3), a list for each class.
+    """
+    final = Path(store_root) / "evaluations" / report.digest[:16]
+    with suppress(FileExistsError), publishing(final) as folder:  # else the same report, made before or meanwhile
+        (folder / "grid.png").write_bytes(encode_png(class_grid(drawn, report.classes)))
+        (folder / "real.png").write_bytes(encode_png(class_grid(real, report.classes)))
+        if report.held_out:
+            (folder / "loss.png").write_bytes(encode_png(loss_plot(report.held_out)))
+        (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+        (folder / FILE).write_bytes(canonical_json(report))
+    load_report(final, report.digest)
+    return EvaluationRef(
+        uri=str(final),
+        digest=report.digest,
+        bundle_uri=bundle_uri,
+        bundle_digest=report.bundle_digest,
+        run=run,
+        metrics=report.metrics(),
+    )
+
+
+def load_report(uri: str | Path, digest: str | None = None) -> Report:
+    """The report published in folder `uri`; where `digest` is given, only that very one.  Raises ValueError."""
+    path = Path(uri) / FILE
+    if not path.is_file():
+        raise ValueError(f"{uri} holds no report ({FILE} is missing): make one with `diffusion evaluate`")
+    if digest is not None and (actual := sha256_file(path)) != digest:
+        raise ValueError(
+            f"{path}: sha256 {actual[:12]}, expected {digest[:12]}. A published report never changes, so this one is"
+            f" damaged: delete its folder and run `diffusion evaluate` again"
+        )
+    return Report.model_validate_json(path.read_bytes())
+
+
+def class_grid(rows: list[list[np.ndarray]], classes: tuple[str, ...]) -> np.ndarray:
+    """One labelled row for each class, white where a class has fewer pictures.  Returns uint8 (H, W, 3)."""
+    columns = max(1, *map(len, rows))
+    side = next((picture.shape[0] for picture in chain.from_iterable(rows)), 32)
+    blank = np.full((side, side, 3), 255, np.uint8)
+    cells = [picture for row in rows for picture in (row + [blank] * columns)[:columns]]
+    return grid(cells, columns, classes)
+
+
+def markdown(report: Report) -> str:
+    """The report for people."""
+    parts = [
+        f"# Evaluation of model {report.bundle_digest[:12]}",
+        *(f"**Problem:** {problem}" for problem in report.problems),
+        _summary(report),
+        "![one row of samples per class](grid.png)",
+        "The first samples of each class, none chosen. `real.png` shows real training pictures in the same places.",
+        *_distance(report),
+        *_losses(report),
+        _identity(report),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(report: Report) -> str:
+    """The training run in one sentence."""
+    return (
+        f"{report.images_seen:,} images seen in training on dataset `{report.dataset_digest[:12]}`"
+        f" ({len(report.classes)} classes); average of relative width {report.ema:g}."
+    )
+
+
+def _distance(report: Report) -> list[str]:
+    found, least = report.frechet, report.floor
+    if found is None:
+        return ["## Frechet distance", "Not measured: the model gave no pictures."]
+    extractor = found.identity.extractor
+    rows = [
+        "| | Frechet distance | |",
+        "|---|---|---|",
+        f"| **this model** | **{found.value:.4g}** ± {found.standard_error:.2g} (standard error) |"
+        f" {found.confidence:.0%} interval {found.low:.4g} to {found.high:.4g}; {found.identity.samples:,} samples"
+        f" against {found.identity.reference_pictures:,} training pictures |",
+    ]
+    if least:
+        rows.append(
+            f"| real pictures in its place | {least.value:.4g} ± {least.spread:.2g} (between splits) |"
+            f" {least.pictures:,} training pictures against the {least.against:,} others |"
+        )
+    notes = (
+        f"Lower is better, in features of {extractor.name} at {extractor.resolution} px. With finitely many samples the"
+        f" distance is too large by about 1/N, so a perfect model scores near the second row, not 0; a model that"
+        f" repeats training pictures may score below it. The standard error is a delete-block jackknife with"
+        f" {found.blocks} blocks over the drawn samples; the real pictures are taken as given. Compare with distances"
+        f" of equal identity only, never with published ones of another extractor, size or number of samples."
+    )
+    if found.identity.samples < found.identity.dimensions:
+        notes += (
+            f"\n\n**Few samples:** {found.identity.samples:,} pictures cannot show all variation in"
+            f" {found.identity.dimensions:,} dimensions, and a model with too little of it is punished less than it"
+            f" should be. Good for following one model and telling clear differences; raise `evaluate.samples` for more."
+        )
+    return ["## Frechet distance", "\n".join(rows), notes]
+
+
+def _losses(report: Report) -> list[str]:
+    if not report.held_out:
+        return ["## Held-out loss", "Not measured: the dataset has no held-out pictures."]
+    rows = ["| sigma | loss | standard error | network that answers 0 |", "|---|---|---|---|"]
+    rows += [
+        f"| {level.sigma:g} | {_shown(level.loss)} | {_shown(level.standard_error, 2)} | {_shown(level.zero)} |"
+        for level in report.held_out
+    ]
+    notes = (
+        f"Weighted denoising loss (EDM) on {report.held_out[0].pictures:,} pictures that training never saw, with fixed"
+        f" noise. The weight makes 1 the expected loss of a network that answers 0, where the pixels' mean square is"
+        f" sigma_data squared; the last column is that loss on these very pictures. The standard error is over pictures."
+    )
+    return ["## Held-out loss", "\n".join(rows), "![loss by noise level](loss.png)", notes]
+
+
+def _shown(value: float | None, figures: int = 4) -> str:
+    return "not finite" if value is None else f"{value:.{figures}g}"
+
+
+def _identity(report: Report) -> str:
+    facts: dict[str, object] = {
+        "model (bundle)": report.bundle_digest,
+        "training run": report.run_digest,
+        "training recipe": report.recipe_digest,
+        "dataset": report.dataset_digest,
+        "average (EMA) width": report.ema,
+    }
+    if report.frechet:
+        identity = report.frechet.identity
+        facts |= {f"extractor {name}": value for name, value in identity.extractor.model_dump().items()}
+        facts |= {f"sampling {name}": value for name, value in identity.sampling.model_dump().items()}
+        facts |= {"samples": identity.samples, "labels": identity.labels, "pictures drawn at once": identity.batch_size}
+        facts |= {"reference": f"{identity.reference_pictures:,} pictures of the split {identity.reference_split}"}
+        facts |= {"metric": identity.metric}
+    facts |= {"seed": report.seed, "torch": report.environment.torch, "device": report.environment.device}
+    rows = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
+    return "## Identity of the numbers\n\n" + "\n".join(rows)

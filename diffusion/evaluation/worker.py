@@ -1,0 +1,149 @@
+"""One worker of an evaluation: loads the model, does tasks, returns arrays.  Knows nothing of the other workers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.data import manifest
+from diffusion.data.images import to_model
+from diffusion.data.stream import ShardReader
+from diffusion.denoiser import Denoiser
+from diffusion.evaluation.features import Extractor, ExtractorIdentity, extractor
+from diffusion.evaluation.plan import Draw, Task, evenly
+from diffusion.loss import denoising_loss
+from diffusion.random import Stream, normal
+from diffusion.recipe import EvaluateRecipe, Frozen
+from diffusion.serving.engine import Engine
+from diffusion.serving.ladder import NotReproducible
+from diffusion.serving.request import GenerateRequest
+from diffusion.serving.ticket import DrawingFailed
+from diffusion.store.bundle import load_bundle
+
+
+class Setup(Frozen):
+    """All that a worker must know."""
+
+    bundle_uri: str
+    bundle_digest: str
+    dataset_uri: str
+    dataset_digest: str
+    recipe: EvaluateRecipe
+    extractor: ExtractorIdentity
+    weights: str | None  # of the extractor, where they do not come with the installation
+    device: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task gave, by its kind.  A drawing task whose model gives no pictures says so in `problem`."""
+
+    number: int
+    arrays: dict[str, np.ndarray]
+    problem: str = ""
+
+
+class Worker:
+    """Does tasks.  Draws with the engine that serves, so with the bytes that are served."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.bundle = load_bundle(setup.bundle_uri, setup.device, digest=setup.bundle_digest)
+        self._engine: Engine | None = None
+        self._extractor: Extractor | None = None
+        self._readers: dict[str, ShardReader] = {}
+
+    def __call__(self, task: Task) -> Result:
+        """loss: {"loss", "zero"} float64 (N,).  real: {"features"} float32 (N, D).  draw: {"features"} of the measured
+        pictures and {"pictures"} uint8 (N, H, W, 3), the shown ones."""
+        with one_thread():
+            if task.kind == "loss":
+                return Result(task.number, self._loss(task.level))
+            if task.kind == "real":
+                images, _ = self._reader("train").gather(np.array(task.indices))
+                return Result(task.number, {"features": self._features(images.transpose(0, 2, 3, 1))})
+            try:
+                return Result(task.number, self._drawn(task.draws))
+            except (DrawingFailed, NotReproducible) as error:
+                return Result(task.number, {}, str(error))
+
+    def _reader(self, split: manifest.Split) -> ShardReader:
+        if split not in self._readers:
+            setup = self.setup
+            self._readers[split] = ShardReader(setup.dataset_uri, split, digest=setup.dataset_digest, cache_mib=0)
+        return self._readers[split]
+
+    def _loss(self, level: int) -> dict[str, np.ndarray]:
+        reader, recipe = self._reader("holdout"), self.setup.recipe
+        chosen = np.array(evenly(len(reader), recipe.loss_pictures))
+        images, labels = torch.from_numpy(reader.gather(chosen)[0]), torch.from_numpy(reader.labels[chosen])
+        return held_out_loss(
+            self.bundle.denoiser, to_model(images), labels, level=level, recipe=recipe, device=self.setup.device
+        )
+
+    def _drawn(self, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
+        if self._engine is None:
+            self._engine = Engine(self.bundle, slots=self.setup.recipe.batch_size)
+        requests = [GenerateRequest(label=self.bundle.spec.classes[draw.label], seed=draw.seed) for draw in draws]
+        pictures = np.stack([answer[0] for answer in self._engine.generate(requests)])
+        measured, shown = (np.array([getattr(draw, what) for draw in draws]) for what in ("measured", "shown"))
+        result = {"pictures": pictures[shown]}
+        if measured.any():
+            result["features"] = self._features(pictures[measured])
+        return result
+
+    def _features(self, pictures: np.ndarray) -> np.ndarray:
+        if self._extractor is None:
+            wanted, weights = self.setup.extractor, self.setup.weights
+            path = Path(weights) if weights else None
+            self._extractor = extractor(
+                wanted.name, resolution=wanted.resolution, weights=path, device=self.setup.device
+            )
+            if self._extractor.identity != wanted:
+                raise ValueError(
+                    f"{weights}: sha256 {self._extractor.identity.digest[:12]} here, {wanted.digest[:12]} where the"
+                    f" evaluation was started: give all machines the same file"
+                )
+        return self._extractor(torch.from_numpy(np.ascontiguousarray(pictures))).numpy()
+
+
+@torch.no_grad()
+def held_out_loss(
+    denoiser: Denoiser, x0: Tensor, label: Tensor, *, level: int, recipe: EvaluateRecipe, device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """The weighted loss of each picture at noise level `level` of the recipe, and that of a network that answers 0.
+
+    x0 (N, 3, H, W), label (N,).  The noise is a function of recipe.seed, the level and the picture's number.
+    """
+    sigma, losses, zeros = recipe.loss_levels[level], [], []
+    index = (level << 32) + torch.arange(len(x0))
+    for part in torch.arange(len(x0)).split(recipe.batch_size):
+        noise = normal(recipe.seed, Stream.HOLDOUT, index[part], tuple(x0.shape[1:])).to(device)
+        operands = (x0[part].to(device), noise, torch.full((len(part),), sigma, device=device))
+        cond = {"label": label[part].to(device)}
+        losses.append(denoising_loss(denoiser, denoiser.precond, *operands, cond))
+        zeros.append(denoising_loss(lambda x, s, label: _skip(denoiser, x, s), denoiser.precond, *operands, cond))
+    return {"loss": torch.cat(losses).double().cpu().numpy(), "zero": torch.cat(zeros).double().cpu().numpy()}
+
+
+def _skip(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    """D(x; sigma) where F answers 0."""
+    return denoiser.precond.c_skip(sigma.view(-1, 1, 1, 1)) * x
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in one order: float32 convolutions and float64 factorizations round differently with more threads.
+
+    Many workers with a thread each use a machine as well as one with many threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

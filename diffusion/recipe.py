@@ -1,0 +1,204 @@
+"""Recipes: everything that changes a number, typed, frozen and hashed.  Where things run is `flows.site`, which is not.
+
+A preset is a function that returns a whole recipe; its docstring states command, hardware, time and expected result.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+SamplerName = Literal["heun", "ddim", "dpmpp_2m"]
+
+
+class Frozen(BaseModel):
+    """A small value that never changes; unknown keys and non-finite numbers are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def canonical_json(value: BaseModel | dict | list) -> bytes:
+    """The one byte string of a value: sorted keys, no spaces, UTF-8.  Equal values have equal bytes."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest_of(value: BaseModel | dict | list) -> str:
+    """sha256 (64 hex digits) of the canonical JSON: the identity of a recipe, a manifest, a request."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+class ShardRecipe(Frozen):
+    """From pictures to shards."""
+
+    resolution: int = Field(64, ge=8, le=1024, multiple_of=8, description="Side of the square picture, pixels")
+    background: str = Field("#ffffff", pattern=r"^#[0-9a-f]{6}$", description="Colour transparency is composited on")
+    shard_size: int = Field(256, ge=1, le=100_000, description="Pictures per shard; the last of a split has the rest")
+    holdout: Share = Field(0.05, description="Share of the pictures held out of training, chosen by content hash")
+    max_rejected: Share = Field(0.1, description="Stop when a larger share of the files cannot be used")
+
+
+class UNetRecipe(Frozen):
+    """The network F.  Names as in the U-Net's constructor."""
+
+    channels: int = Field(96, ge=16, multiple_of=16, description="Channels at the first level")
+    multipliers: tuple[int, ...] = Field((1, 2, 4, 4), min_length=1, max_length=6, description="Channels of each level")
+    blocks: tuple[int, ...] = Field((1, 1, 2, 2), description="Residual blocks of each level, on the way down and up")
+    attention: tuple[int, ...] = Field((8, 4), description="Sides of the feature maps that have self-attention")
+    stem: Literal[1, 2, 4] = Field(2, description="Space-to-depth factor before the first convolution")
+    dropout: Share = 0.0
+
+    @model_validator(mode="after")
+    def _checks(self) -> "UNetRecipe":
+        if len(self.blocks) != len(self.multipliers):
+            raise ValueError(f"blocks={self.blocks} and multipliers={self.multipliers}: give one of each per level")
+        if not all(1 <= n <= 16 for n in self.blocks) or not all(1 <= n <= 16 for n in self.multipliers):
+            raise ValueError(f"blocks={self.blocks} and multipliers={self.multipliers}: each is from 1 to 16")
+        return self
+
+
+class TrainRecipe(Frozen):
+    """The training run.  Batch size is here because it changes the numbers; the number of workers is not."""
+
+    unet: UNetRecipe = UNetRecipe()
+    images: int = Field(64_000, ge=1, description="Images to see in all; the run's only clock counts to here")
+    batch_size: int = Field(128, ge=1, description="Images per optimizer step, over all workers")
+    label_drop: Share = Field(0.1, description="Share of labels replaced by the null label, for guidance")
+    sigma_data: Positive = Field(0.5, description="Standard deviation of a pixel of x0")
+    noise_mean: float = Field(-1.2, description="Mean of ln sigma in training  [EDM, Table 1: P_mean]")
+    noise_std: Positive = Field(1.2, description="Standard deviation of ln sigma in training  [EDM: P_std]")
+    lr: Positive = Field(1e-3, description="Peak learning rate of AdamW")
+    warmup_images: int = Field(4_000, ge=0, description="Linear warm-up of the learning rate")
+    decay: Literal["cosine", "inverse_sqrt", "none"] = "cosine"
+    decay_images: int = Field(20_000, ge=1, description="inverse_sqrt: the rate falls as sqrt(decay_images / images)")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Positive = Field(1.0, description="Largest norm of the gradient")
+    ema: tuple[float, ...] = Field((0.1,), min_length=1, description="Relative widths of the power EMAs  [EDM2]")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="Type the network computes in")
+    hflip: bool = Field(False, description="Mirror half of the pictures")
+    checkpoint_images: int = Field(16_000, ge=1, description="A checkpoint every so many images")
+    streams: int = Field(8, ge=1, description="Canonical streams of the sample order")
+    window: int = Field(1_024, ge=1, description="Samples are shuffled within windows of this size")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _checks(self) -> "TrainRecipe":
+        if len(set(self.ema)) != len(self.ema) or not all(0 < s < 0.29 for s in self.ema):
+            # sqrt(1/12) = 0.2887 is the width of the flat average: nothing is wider  [EDM2, Sec. 3.1]
+            raise ValueError(f"ema={self.ema}: relative widths are distinct and lie between 0 and 0.28")
+        return self
+
+
+class SamplingRecipe(Frozen):
+    """How a picture is drawn when a request does not say."""
+
+    sampler: SamplerName = "heun"
+    steps: int = Field(18, ge=2, le=1_000)
+    guidance: Annotated[float, Field(ge=0, le=20)] = Field(1.5, description="1 = none; D = null + g (cond - null)")
+    guidance_interval: tuple[float, float] = Field((0.0, 1e6), description="sigma range in which guidance acts")
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 80.0
+    rho: Positive = 7.0
+
+    @model_validator(mode="after")
+    def _checks(self) -> "SamplingRecipe":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min} must be below sigma_max={self.sigma_max}")
+        return self
+
+
+class EvaluateRecipe(Frozen):
+    """What is measured, and on how many samples."""
+
+    samples: int = Field(512, ge=16, le=100_000, description="Pictures drawn; labels follow the data's frequencies")
+    batch_size: int = Field(32, ge=1, le=1_024, description="Pictures drawn together (fixed: part of the identity)")
+    sampling: SamplingRecipe = SamplingRecipe()
+    ema: float = Field(0.1, gt=0, lt=0.29, description="Which of train.ema to evaluate, register and serve")
+    extractor: Literal["efficientnet-lite0", "inception-v3", "dinov2"] = "efficientnet-lite0"
+    extractor_resolution: int = Field(96, ge=32, le=518, description="Side to which pictures are resized for it")
+    loss_levels: tuple[float, ...] = Field((0.1, 0.3, 1.0, 3.0, 10.0), description="sigma of the held-out losses")
+    loss_pictures: int = Field(64, ge=1, description="Held-out pictures in those losses")
+    grid_columns: int = Field(12, ge=1, le=32, description="Samples per class in the grid")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class GateRecipe(Frozen):
+    """What a model must show before the alias `champion` moves."""
+
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(0.9, description="Of the interval that decides")
+    max_loss: Positive = Field(1.0, description="Held-out loss at every level; 1 is a network that always answers 0")
+    max_frechet: Positive | None = Field(None, description="Upper limit of the Frechet distance, if any")
+
+
+class ServeRecipe(Frozen):
+    """Limits of the endpoint."""
+
+    slots: int = Field(16, ge=1, le=1_024, description="Pictures drawn at once; more wait in the queue")
+    queue: int = Field(256, ge=1, description="Pictures waiting at most; then 503 with Retry-After")
+    max_n: int = Field(16, ge=1, le=256, description="Pictures per request")
+    max_steps: int = Field(100, ge=2, le=1_000)
+    timeout_s: Positive = Field(120.0, description="A request older than this is given up")
+
+
+class Recipe(Frozen):
+    """A whole line: shard -> train -> evaluate -> register -> deploy."""
+
+    name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Name of the registered model")
+    shard: ShardRecipe = ShardRecipe()
+    train: TrainRecipe = TrainRecipe()
+    evaluate: EvaluateRecipe = EvaluateRecipe()
+    gate: GateRecipe = GateRecipe()
+    serve: ServeRecipe = ServeRecipe()
+
+    @model_validator(mode="after")
+    def _checks(self) -> "Recipe":
+        if self.evaluate.ema not in self.train.ema:
+            raise ValueError(f"evaluate.ema={self.evaluate.ema} is not one of train.ema={self.train.ema}")
+        unet, resolution = self.train.unet, self.shard.resolution
+        divisor = unet.stem * 2 ** (len(unet.multipliers) - 1)
+        if resolution % divisor:
+            raise ValueError(f"shard.resolution={resolution} must be divisible by stem x 2^(levels - 1) = {divisor}")
+        sides = [resolution // unet.stem // 2**i for i in range(len(unet.multipliers))]
+        if not set(unet.attention) <= set(sides):
+            raise ValueError(f"train.unet.attention={unet.attention}: the feature maps have the sides {sides}")
+        return self
+
+
+def demo() -> Recipe:
+    """`make demo`: 64 x 64 emoji by class on two CPU cores."""
+    return Recipe()
+
+
+def smoke() -> Recipe:
+    """`diffusion run --preset smoke`: the whole line in about a minute on two CPU cores.  The pictures are noise."""
+    return Recipe(
+        name="smoke",
+        shard=ShardRecipe(resolution=32, shard_size=16, holdout=0.2),
+        train=TrainRecipe(
+            unet=UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=()),
+            images=128,
+            batch_size=8,
+            warmup_images=16,
+            checkpoint_images=32,
+            window=32,
+            streams=4,
+        ),
+        evaluate=EvaluateRecipe(
+            samples=16,
+            batch_size=8,
+            sampling=SamplingRecipe(steps=3),
+            extractor_resolution=32,
+            loss_pictures=8,
+            grid_columns=4,
+        ),
+        gate=GateRecipe(max_loss=10.0),
+        serve=ServeRecipe(slots=4, queue=32, max_n=8),
+    )
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {"demo": demo, "smoke": smoke}

@@ -1,0 +1,248 @@
+"""Step-level continuous batching: many pictures' conversations at once, one gathered network call a tick.
+
+A request becomes a ticket.  Its pictures wait in one queue, take slots as they come free, and talk to the network through
+their samplers' queries.  Each tick gathers the open queries of all of them - any sampler, any steps, guided or not - asks
+the network in proven batch sizes, and hands each conversation its answer.  So a picture is a function of the model and
+its request alone: noise comes from (seed, number of the picture), arithmetic outside the network is elementwise, and
+inside it the ladder keeps rows independent of the batch.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
+
+import torch
+
+from diffusion.random import Stream, normal, uniform
+from diffusion.sampler import Query
+from diffusion.serving.flight import Flight, gather
+from diffusion.serving.ladder import Ladder, prove
+from diffusion.serving.receipt import pixels_sha256
+from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
+from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, Picture, QueueFull, Ticket
+from diffusion.store.bundle import Bundle, BundleSpec
+
+_LARGEST_CALL = {"cpu": 16, "cuda": 64}  # rows; beyond these a call only takes longer
+
+
+class Engine:
+    """Draws pictures with one bundle.
+
+    slots: pictures drawn at once.  queue: pictures that may wait beyond those.  timeout_s: a submitted request older
+    than this fails with DeadlineExceeded.  `submit` needs `start`; `generate` does not.
+    """
+
+    def __init__(self, bundle: Bundle, slots: int = 16, *, queue: int = 256, timeout_s: float = math.inf) -> None:
+        if slots < 1 or queue < 0:
+            raise ValueError(f"slots={slots}, queue={queue}: an engine needs a slot, and a queue of 0 or more")
+        self.bundle = bundle
+        self.slots, self.queue, self.timeout_s = slots, queue, timeout_s
+        self.device = next(bundle.denoiser.parameters()).device
+        self.ladder: Ladder = prove(
+            bundle.denoiser,
+            lambda rows, trial: trial_query(bundle.spec, rows, trial, self.device),
+            largest=min(_LARGEST_CALL.get(self.device.type, 64), 2 ** (2 * slots - 1).bit_length()),
+        )
+        self._wake = threading.Condition()  # guards the queue, the flights and the worker
+        self._ticking = threading.Lock()  # one tick at a time, whoever drives
+        self._queue: deque[Ticket] = deque()
+        self._flights: list[Flight] = []
+        self._worker: threading.Thread | None = None
+        self._stopping = False
+        self._tick_began = time.monotonic()
+
+    def submit(self, request: ResolvedRequest) -> Ticket:
+        """Queue a request, from any thread.  Raises QueueFull, or EngineStopped if no worker runs."""
+        with self._wake:
+            if not self._running():
+                raise EngineStopped("the engine is not running: call start() first")
+            waiting = self._waiting()
+            if waiting + request.n > self.queue + max(0, self.slots - self._flying()):
+                raise QueueFull(waiting, request.n, self.queue, self._retry_after_s())
+            ticket = Ticket(request, time.monotonic() + self.timeout_s)
+            self._enqueue(ticket)
+        return ticket
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], progress: Callable[[int, int], None] | None = None
+    ) -> list[list[Picture]]:
+        """Draw all pictures of all requests, however many, and wait.  Returns one list per request, in their order.
+
+        progress(done, total) is told sampler evaluations as they happen.  Ticks here, unless a worker runs; several
+        threads may call it.  The first failure is raised and gives up the rest.
+        """
+        tickets = [Ticket(resolve(request, self.bundle.spec)) for request in requests]
+        total = sum(ticket.progress.total for ticket in tickets)
+        with self._wake:
+            for ticket in tickets:
+                self._enqueue(ticket)
+        try:
+            for ticket in tickets:
+                while not ticket.future.done():
+                    if self._running():
+                        wait([ticket.future], timeout=0.1)  # bounded, so that progress can be told
+                    else:
+                        self.tick()
+                    if progress is not None:
+                        progress(sum(t.progress.done for t in tickets), total)
+                ticket.future.result()
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+        return [ticket.future.result() for ticket in tickets]
+
+    def self_test(self) -> str:
+        """Draw one picture alone and among others: it must be finite and the same.  Returns its pixels' sha256.
+
+        Raises DrawingFailed: an engine that cannot keep its promise must not serve.
+        """
+        label = self.bundle.spec.classes[0]
+        probe = GenerateRequest(label=label, seed=0, steps=4)
+        other = GenerateRequest(seed=1, steps=3, sampler="ddim")
+        alone = pixels_sha256(self.generate([probe])[0][0])
+        among = pixels_sha256(self.generate([other, probe, GenerateRequest(label=label, n=2, steps=2)])[1][0])
+        if alone != among:
+            raise DrawingFailed(f"self-test: the same request gave {alone[:12]} alone and {among[:12]} among others")
+        return alone
+
+    def start(self) -> None:
+        """Tick in a thread of our own until `stop`."""
+        with self._wake:
+            if self._worker is not None:
+                raise ValueError("the engine was started already: call stop() first")
+            self._stopping = False
+            self._worker = threading.Thread(target=self._work, name="diffusion-engine", daemon=True)
+            self._worker.start()
+
+    def stop(self) -> None:
+        """End the worker after its present tick; what is unfinished fails with EngineStopped."""
+        with self._wake:
+            worker, self._stopping = self._worker, True
+            self._wake.notify_all()
+        if worker is not None:
+            worker.join()
+        with self._wake:
+            self._worker = None
+        self._fail_all(EngineStopped("the engine was stopped"))
+
+    def alive(self, patience_s: float = 60.0) -> bool:
+        """Whether the worker runs and has not been in one tick for longer than `patience_s`."""
+        with self._wake:
+            idle = not self._queue and not self._flights
+            return self._running() and (idle or time.monotonic() - self._tick_began < patience_s)
+
+    def load(self) -> dict[str, int]:
+        """Slots, pictures in them, and pictures waiting, now."""
+        with self._wake:
+            return {"slots": self.slots, "drawing": self._flying(), "waiting": self._waiting()}
+
+    def tick(self) -> int:
+        """Admit, gather, ask, answer: one evaluation for every picture in a slot.  Returns the rows asked, 0 if idle."""
+        with self._ticking, torch.no_grad():
+            self._tick_began = time.monotonic()
+            self._retire()
+            self._admit()
+            flights = list(self._flights)
+            if not flights:
+                return 0
+            rows = [len(flight.query.x) for flight in flights]
+            try:
+                answer = self.ladder.answer(self.bundle.denoiser, gather([flight.query for flight in flights]))
+                finite = answer.isfinite().flatten(1).all(1).cpu().split(rows)
+            except Exception as error:  # the call was everyone's, so its failure is too; later requests get their own
+                for flight in flights:
+                    flight.ticket.fail(DrawingFailed(f"the network call failed: {error}"))
+                return sum(rows)
+            parts = zip(flights, answer.split(rows), finite, strict=True)
+            asking = [flight for flight, part, ok in parts if flight.hand(part, finite=bool(ok.all()))]
+            with self._wake:
+                self._flights = asking
+            return sum(rows)
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._stopping or self._queue or self._flights)
+                if self._stopping:
+                    return
+            try:
+                self.tick()
+            except BaseException as error:  # a defect of ours: say so to all who wait, and be seen dead by `alive`
+                self._fail_all(EngineStopped(f"the engine failed: {error}"))
+                raise
+
+    def _retire(self) -> None:
+        """Drop tickets that are cancelled, failed or past their deadline, and so free their slots."""
+        now = time.monotonic()
+        with self._wake:
+            for ticket in self._tickets():
+                if ticket.deadline < now:
+                    ticket.fail(DeadlineExceeded(f"given up after {self.timeout_s:g} s"))
+            self._queue = deque(ticket for ticket in self._queue if not ticket.future.done())
+            self._flights = [flight for flight in self._flights if not flight.ticket.future.done()]
+
+    def _admit(self) -> None:
+        """Give free slots to waiting pictures, first come first served; a request may come in by parts."""
+        while True:
+            with self._wake:
+                free = self.slots - self._flying()
+                if free < 1 or not self._queue:
+                    return
+                ticket = self._queue[0]
+                images = range(ticket.started, ticket.started + min(free, ticket.waiting))
+                ticket.started = images.stop
+                if not ticket.waiting:
+                    self._queue.popleft()
+            flight = Flight.depart(ticket, images, self.bundle.spec, self.device)
+            with self._wake:
+                if flight is not None:
+                    self._flights.append(flight)
+                elif self._queue and self._queue[0] is ticket:
+                    self._queue.popleft()
+
+    def _running(self) -> bool:
+        return self._worker is not None and self._worker.is_alive() and not self._stopping
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        if not self._queue and not self._flights:
+            self._tick_began = time.monotonic()  # it was idle until now, not stuck
+        self._queue.append(ticket)
+        self._wake.notify_all()
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._wake:
+            for ticket in self._tickets():
+                ticket.fail(error)
+            self._queue.clear()
+            self._flights = []
+
+    def _tickets(self) -> set[Ticket]:
+        return {*self._queue, *(flight.ticket for flight in self._flights)}
+
+    def _waiting(self) -> int:
+        return sum(ticket.waiting for ticket in self._queue if not ticket.future.done())
+
+    def _flying(self) -> int:
+        return sum(len(flight.images) for flight in self._flights if not flight.ticket.future.done())
+
+    def _retry_after_s(self) -> int:
+        """Seconds until all that is drawing and waiting now is done, by the speed measured at load; 1 to 600."""
+        rows = 0
+        for ticket in self._tickets():
+            done, total = ticket.progress
+            rows += (total - done) * (2 if ticket.request.guided else 1)
+        widest = self.ladder.sizes[-1]
+        return min(600, max(1, math.ceil(rows / widest * self.ladder.seconds[widest])))
+
+
+def trial_query(spec: BundleSpec, rows: int, trial: int, device: torch.device) -> Query:
+    """Rows like those of real requests: noise levels over the whole range, every label and the null label."""
+    index = torch.arange(rows)
+    low, high = math.log(spec.sampling.sigma_min), math.log(spec.sampling.sigma_max)
+    sigma = (low + (high - low) * uniform(trial, Stream.SIGMA, index)).exp()
+    noise = normal(trial, Stream.INITIAL, index, (3, spec.resolution, spec.resolution))
+    label = (index + trial) % (len(spec.classes) + 1)
+    return Query((noise * sigma.view(-1, 1, 1, 1)).to(device), sigma.to(device), {"label": label.to(device)})

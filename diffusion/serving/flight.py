@@ -1,0 +1,82 @@
+"""Pictures of one request that took slots together: one conversation with the network, a row for each picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.data.images import to_uint8
+from diffusion.guidance import classifier_free, conditioned
+from diffusion.random import Stream, normal
+from diffusion.sampler import SAMPLERS, Conversation, Query
+from diffusion.schedule import karras_sigmas
+from diffusion.serving.request import ResolvedRequest
+from diffusion.serving.ticket import DrawingFailed, Ticket
+from diffusion.store.bundle import BundleSpec
+
+
+def converse(request: ResolvedRequest, images: range, spec: BundleSpec, device: torch.device) -> Conversation:
+    """The sampler's conversation about these pictures of a request, with its condition and guidance around it."""
+    recipe = spec.sampling
+    sigmas = karras_sigmas(request.steps, sigma_min=recipe.sigma_min, sigma_max=recipe.sigma_max, rho=recipe.rho)
+    shape = (3, spec.resolution, spec.resolution)
+    # one picture at a time: a vectorized logarithm may depend on how many numbers are taken together
+    noise = torch.cat([normal(request.seed, Stream.INITIAL, torch.tensor([i]), shape) for i in images])
+    inner = SAMPLERS[request.sampler]((noise * sigmas[0].float()).to(device), sigmas)
+    label = torch.full((len(images),), request.label_index, device=device)
+    if not request.guided:
+        return conditioned(inner, {"label": label})
+    null = torch.full_like(label, len(spec.classes))
+    return classifier_free(inner, {"label": label}, {"label": null}, request.guidance, recipe.guidance_interval)
+
+
+@dataclass(eq=False)
+class Flight:
+    """A ticket's pictures `images`, their conversation and its open query."""
+
+    ticket: Ticket
+    images: range
+    conversation: Conversation
+    query: Query
+
+    @classmethod
+    def depart(cls, ticket: Ticket, images: range, spec: BundleSpec, device: torch.device) -> "Flight | None":
+        """Begin the conversation; where that is impossible the ticket fails and there is no flight."""
+        try:
+            conversation = converse(ticket.request, images, spec, device)
+            return cls(ticket, images, conversation, next(conversation))
+        except Exception as error:
+            ticket.fail(DrawingFailed(f"the request could not be started: {error}"))
+            return None
+
+    def hand(self, answer: Tensor, *, finite: bool) -> bool:
+        """Give the conversation its answer.  Returns whether it asks again.  Its failure is its own ticket's alone."""
+        if not finite:
+            self.ticket.fail(DrawingFailed("the network's answer is not finite: the weights overflow on this request"))
+            return False
+        self.ticket.asked += len(self.images)
+        try:
+            x0 = self._send(answer)
+            if x0 is not None:
+                self.ticket.add(self.images.start, list(to_uint8(x0.cpu()).numpy()))
+            return x0 is None
+        except Exception as error:
+            self.ticket.fail(DrawingFailed(f"the sampler failed: {error}"))
+            return False
+
+    def _send(self, answer: Tensor) -> Tensor | None:
+        try:
+            self.query = self.conversation.send(answer)
+            return None
+        except StopIteration as done:
+            return done.value
+
+
+def gather(queries: Sequence[Query]) -> Query:
+    """The rows of all queries as one query.  They must be asked under the same kinds of condition."""
+    return Query(
+        torch.cat([query.x for query in queries]),
+        torch.cat([query.sigma for query in queries]),
+        {name: torch.cat([query.cond[name] for query in queries]) for name in queries[0].cond},
+    )

@@ -1,0 +1,168 @@
+"""What a client may ask for, and what that becomes once the model's defaults and the server's limits are applied."""
+
+import difflib
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AliasChoices, Field, ValidationError
+
+from diffusion.recipe import Frozen, SamplerName, ServeRecipe
+from diffusion.store.bundle import BundleSpec
+
+Whole = Annotated[int, Field(strict=True)]  # true is not 1, "3" is not 3
+Model = TypeVar("Model", bound=Frozen)
+
+
+class RequestError(ValueError):
+    """A request that cannot be served as asked.  `param` is the field, `allowed` the values it may have (a list, or
+    {"minimum": ..., "maximum": ...}), both JSON values or None; the message says all of it in words."""
+
+    def __init__(self, message: str, *, param: str | None = None, allowed: list | dict | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.allowed = allowed
+
+
+class GenerateRequest(Frozen):
+    """Pictures wanted.  What is left out, the model's own sampling recipe decides."""
+
+    label: str | None = Field(
+        None,
+        validation_alias=AliasChoices("label", "class"),
+        description="Class name; null draws without a class",
+    )
+    n: Whole = Field(1, ge=1, description="Number of pictures")
+    seed: Whole | None = Field(None, ge=0, lt=2**32, description="Picture i depends on the seed and i; null: drawn")
+    sampler: SamplerName | None = Field(None, description="How the equation is solved; null: the model's own")
+    steps: Whole | None = Field(None, ge=2, le=1_000, description="Noise levels visited; null: the model's own")
+    guidance: Annotated[float, Field(strict=True)] | None = Field(
+        None, ge=0, le=20, description="1 is none, more is more typical of the class; null: the model's own"
+    )
+
+
+class ResolvedRequest(Frozen):
+    """A request with nothing left open: together with the bundle's digest it determines every byte of its pictures."""
+
+    label: str | None
+    label_index: int = Field(ge=0, description="The class, or the number of classes for none")
+    n: int = Field(ge=1)
+    seed: int = Field(ge=0, lt=2**32)
+    sampler: SamplerName
+    steps: int = Field(ge=2)
+    guidance: float = Field(ge=0)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a picture asks the network about the class and about no class, two rows instead of one."""
+        return self.label is not None and self.guidance != 1
+
+
+def parse(model: type[Model], data: Mapping[str, Any]) -> Model:
+    """`data` as a value of `model`.  Raises RequestError naming the first wrong field, its value and what is allowed."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    name = _printable(str(first["loc"][0])) if first["loc"] else None
+    if first["type"] == "extra_forbidden":
+        if name == "class":
+            raise RequestError("label and class are two names of one field: give one of them", param="class")
+        fields = [_public_name(model, field) for field in model.model_fields]
+        raise RequestError(
+            f"unknown field {_shown(name)}{_did_you_mean(name, fields)}; the fields are {', '.join(fields)}",
+            param=name,
+            allowed=fields,
+        )
+    allowed = _allowed(model, name)
+    limits = f"; allowed: {_in_words(allowed)}" if allowed else ""
+    raise RequestError(f"{name}={_shown(first['input'])}: {first['msg']}{limits}", param=name, allowed=allowed)
+
+
+def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | None = None) -> ResolvedRequest:
+    """Fill in the model's defaults and check what only the model and the server know: classes and limits.
+
+    limits: the endpoint's; None where the caller is the pipeline itself.  A missing seed is drawn here, so that the
+    answer can state it.  Raises RequestError.
+    """
+    if request.label is not None and request.label not in spec.classes:
+        raise RequestError(
+            f"label={_shown(request.label)} is not a class of this model{_did_you_mean(request.label, spec.classes)};"
+            f" its classes are {', '.join(spec.classes)}",
+            param="label",
+            allowed=list(spec.classes),
+        )
+    if request.label is None and request.guidance not in (None, 1):
+        raise RequestError(
+            f"guidance={request.guidance}: guidance strengthens a class, and no label is given."
+            f" Give a label, or leave guidance out",
+            param="guidance",
+            allowed=[None, 1],
+        )
+    steps = request.steps or spec.sampling.steps
+    if limits is not None:
+        _at_most("n", request.n, limits.max_n)
+        _at_most("steps", steps, limits.max_steps)
+    guidance = spec.sampling.guidance if request.guidance is None else request.guidance
+    return ResolvedRequest(
+        label=request.label,
+        label_index=len(spec.classes) if request.label is None else spec.classes.index(request.label),
+        n=request.n,
+        seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+        sampler=request.sampler or spec.sampling.sampler,
+        steps=steps,
+        guidance=1.0 if request.label is None else guidance,
+    )
+
+
+def _at_most(name: str, value: int, maximum: int) -> None:
+    if value > maximum:
+        minimum = 2 if name == "steps" else 1
+        raise RequestError(
+            f"{name}={value}: this server allows {minimum} to {maximum}",
+            param=name,
+            allowed={"minimum": minimum, "maximum": maximum},
+        )
+
+
+def _public_name(model: type[Frozen], field: str) -> str:
+    alias = model.model_fields[field].validation_alias
+    return str(alias.choices[0]) if isinstance(alias, AliasChoices) else field
+
+
+def _allowed(model: type[Frozen], name: str | None) -> list | dict | None:
+    """What the JSON schema of `model` says of a field: its list of values, or its bounds."""
+    schema = model.model_json_schema()["properties"].get(name, {})
+    branches = [branch for branch in schema.get("anyOf", [schema]) if branch.get("type") != "null"]
+    for branch in branches:
+        if "enum" in branch:
+            return branch["enum"]
+        bounds = {key: branch[key] for key in ("minimum", "maximum") if key in branch}
+        if "exclusiveMaximum" in branch:
+            bounds["maximum"] = branch["exclusiveMaximum"] - 1
+        if bounds:
+            return bounds
+    return None
+
+
+def _in_words(allowed: list | dict) -> str:
+    if isinstance(allowed, list):
+        return ", ".join(map(str, allowed))
+    if "maximum" in allowed:
+        return f"{allowed['minimum']} to {allowed['maximum']}"
+    return f"{allowed['minimum']} or more"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _printable(text: str) -> str:
+    """Short, and without the half characters that JSON may hold and UTF-8 cannot."""
+    return text[:80].encode(errors="replace").decode()
+
+
+def _did_you_mean(name: str, names: tuple[str, ...] | list[str]) -> str:
+    close = difflib.get_close_matches(name[:80], names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,83 @@
+"""A request inside the engine: what its caller holds, and the ways it can end without pictures."""
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion.sampler import evaluations
+from diffusion.serving.request import ResolvedRequest
+
+Picture = np.ndarray  # uint8 (H, W, 3)
+
+
+class QueueFull(RuntimeError):
+    """Too many pictures wait already; in `retry_after_s` seconds, by the speed measured at load, they will be drawn."""
+
+    def __init__(self, waiting: int, n: int, limit: int, retry_after_s: int) -> None:
+        super().__init__(
+            f"{waiting} pictures wait and {n} more were asked for, but {limit} may wait. Ask again in {retry_after_s} s"
+        )
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(TimeoutError):
+    """The request was older than the engine's timeout before its last picture was done."""
+
+
+class EngineStopped(RuntimeError):
+    """The engine ended before the pictures were done; another one can be asked."""
+
+
+class DrawingFailed(RuntimeError):
+    """These pictures cannot be drawn: numbers went non-finite, or the conversation or its network call failed."""
+
+
+class Progress(NamedTuple):
+    """How far a request is, in sampler evaluations summed over its pictures (a guided pair of rows counts once)."""
+
+    done: int
+    total: int
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request in the engine.  `future` gives its pictures, a list of uint8 (H, W, 3), or raises how it ended.
+
+    The engine never marks the future as running, so it can be cancelled until the last picture is done; its slots are
+    free at the next tick.
+    """
+
+    request: ResolvedRequest
+    deadline: float = math.inf  # of time.monotonic()
+    future: "Future[list[Picture]]" = field(default_factory=Future)
+    started: int = 0  # pictures that have had a slot
+    asked: int = 0  # evaluations answered, over all pictures
+    _pictures: dict[int, Picture] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that have not had a slot yet."""
+        return self.request.n - self.started
+
+    @property
+    def progress(self) -> Progress:
+        return Progress(self.asked, self.request.n * evaluations(self.request.sampler, self.request.steps))
+
+    def cancel(self) -> bool:
+        """Give the request up.  False if it is over already."""
+        return self.future.cancel()
+
+    def fail(self, error: Exception) -> None:
+        """End with this error, unless it is over already."""
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+    def add(self, first: int, pictures: Sequence[Picture]) -> None:
+        """Hand over pictures number `first` and following; with the last missing one the ticket is over."""
+        self._pictures.update(enumerate(pictures, first))
+        if len(self._pictures) == self.request.n and self.future.set_running_or_notify_cancel():
+            self.future.set_result([self._pictures[i] for i in range(self.request.n)])

@@ -1,0 +1,136 @@
+"""Publishing: a folder appears whole, under its final name, once, and never changes again.
+
+Write below a temporary sibling, flush everything to the disk, rename.  A process that dies leaves only a hidden
+`.tmp-*` folder, which the next publisher beside it sweeps away.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PREFIX = ".tmp-"
+_SWEEP_AFTER_S = 60.0  # a folder younger than this may belong to a writer that has not locked it yet
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's bytes, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Flush one file's bytes, or one folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flush every file and folder below `folder`, then `folder` itself."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            fsync_path(Path(parent, name))
+        fsync_path(Path(parent))
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put a small file in place, replacing it if it exists: readers see the old bytes or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=PREFIX, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    fsync_path(path.parent)
+
+
+@contextmanager
+def staging(parent: Path) -> Iterator[Path]:
+    """A fresh temporary folder below `parent`, for a folder whose final name is known only when it is written.
+    `publish` renames it; one that was not published is deleted at the end of the block.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep(parent)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    folder.chmod(0o755)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, final: Path) -> Path:
+    """Flush `folder` to the disk and rename it to `final`, its sibling.
+
+    Raises FileExistsError where `final` exists: nothing published is overwritten.  Content-addressed callers catch it
+    and verify what is there.
+    """
+    fsync_tree(folder)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.exists():  # rename would silently replace an empty folder
+        raise FileExistsError(_taken(final))
+    try:
+        folder.rename(final)
+    except OSError as error:
+        if final.exists():  # another publisher was faster
+            raise FileExistsError(_taken(final)) from error
+        raise
+    fsync_path(final.parent)
+    return final
+
+
+@contextmanager
+def publishing(final: Path) -> Iterator[Path]:
+    """Write a folder in the block, under the temporary name it is given; it becomes `final` when the block ends well.
+
+    Raises FileExistsError where `final` exists.  On any exception nothing appears.
+    """
+    if final.exists():
+        raise FileExistsError(_taken(final))
+    with staging(final.parent) as folder:
+        yield folder
+        publish(folder, final)
+
+
+def _taken(final: Path) -> str:
+    return f"{final} is published already and is never overwritten: use it, or remove the folder to make it again"
+
+
+def _sweep(parent: Path) -> None:
+    """Delete what dead publishers left: a living one holds a lock on its temporary folder."""
+    for folder in parent.glob(PREFIX + "*"):
+        try:
+            if time.time() - folder.stat().st_mtime < _SWEEP_AFTER_S:
+                continue
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            if folder.is_dir():
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                folder.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)

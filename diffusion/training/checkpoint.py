@@ -1,0 +1,243 @@
+"""Checkpoints: immutable folders named after the clock, verified before use.
+
+`<images_seen>/`: `weights.safetensors` (raw), `ema-<width>.safetensors` (one per width), `optimizer.safetensors`
+(`<parameter>.exp_avg`, ...), `state.json` (`Facts`) and, written last, `manifest.json` (`Manifest`), whose sha256 is the
+checkpoint's digest.  Nothing is pickled.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusion.recipe import Frozen, TrainRecipe, canonical_json, digest_of
+from diffusion.store.publish import publishing, sha256_file
+from diffusion.store.refs import DatasetRef
+from diffusion.training.step import TrainState
+
+WEIGHTS_NAME = "weights.safetensors"
+OPTIMIZER_NAME = "optimizer.safetensors"
+STATE_NAME = "state.json"
+MANIFEST_NAME = "manifest.json"
+_NAME_DIGITS = 12  # of images_seen in a folder's name: names sort as numbers
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint whose files are not those its manifest lists."""
+
+
+class Facts(Frozen):
+    """state.json: what the run is, and under what its bits were made."""
+
+    recipe: TrainRecipe
+    dataset: DatasetRef
+    images_seen: int = Field(ge=0)
+    world: int = Field(ge=1, description="Worker processes the batch was divided over")
+    threads: int = Field(ge=1, description="Torch threads of each")
+    device: str
+    torch: str
+
+    def surroundings(self) -> dict[str, Any]:
+        """What must be equal for a resumed run to have the same bits, not only the same numbers up to rounding."""
+        return self.model_dump(include={"world", "threads", "device", "torch"})
+
+
+class File(Frozen):
+    bytes: int
+    sha256: Digest
+
+
+class Manifest(Frozen):
+    """manifest.json: every file with its digest, and which file holds which average."""
+
+    format: Literal[1] = 1
+    images_seen: int
+    recipe_digest: Digest
+    dataset_digest: Digest
+    weights: str
+    ema: dict[str, str] = Field(description="Relative width as Python writes it -> file name")
+    files: dict[str, File]
+
+
+def facts_of(recipe: TrainRecipe, dataset: DatasetRef, *, world: int, device: torch.device) -> Facts:
+    """Facts of a run in this process, at images_seen = 0."""
+    return Facts(
+        recipe=recipe,
+        dataset=dataset,
+        images_seen=0,
+        world=world,
+        threads=torch.get_num_threads(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        torch=torch.__version__,
+    )
+
+
+def ema_name(sigma_rel: float) -> str:
+    """File name of the average of one relative width."""
+    return f"ema-{sigma_rel!r}.safetensors"
+
+
+def folder_of(checkpoints: Path, images_seen: int) -> Path:
+    """Where the checkpoint of this moment lies below a run's `checkpoints` folder."""
+    return Path(checkpoints) / f"{images_seen:0{_NAME_DIGITS}d}"
+
+
+def save(state: TrainState, folder: Path, facts: Facts) -> str:
+    """Publish the state as `folder`.  Returns the checkpoint's digest.
+
+    Where a valid checkpoint of that name exists, its digest is returned: a replayed run makes the same one.  A damaged
+    one is set aside as `<name>.damaged-<n>`.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        try:
+            return digest_of(verify(folder))
+        except DamagedCheckpoint:
+            _set_aside(folder)
+    facts = facts.model_copy(update={"images_seen": state.images_seen})
+    try:
+        return _publish(state, folder, facts)
+    except FileExistsError:  # a worker of a driver that was killed is still there, and was faster
+        return digest_of(verify(folder))
+
+
+def _publish(state: TrainState, folder: Path, facts: Facts) -> str:
+    with publishing(folder) as temporary:
+        _write(state.net.state_dict(), temporary / WEIGHTS_NAME)
+        for sigma_rel in state.ema.averages:
+            _write(state.ema.state_dict(sigma_rel), temporary / ema_name(sigma_rel))
+        _write(optimizer_tensors(state), temporary / OPTIMIZER_NAME)
+        (temporary / STATE_NAME).write_bytes(canonical_json(facts))
+        names = sorted(path.name for path in temporary.iterdir())
+        manifest = Manifest(
+            images_seen=state.images_seen,
+            recipe_digest=digest_of(facts.recipe),
+            dataset_digest=facts.dataset.digest,
+            weights=WEIGHTS_NAME,
+            ema={repr(sigma_rel): ema_name(sigma_rel) for sigma_rel in state.ema.averages},
+            files={
+                name: File(bytes=(temporary / name).stat().st_size, sha256=sha256_file(temporary / name))
+                for name in names
+            },
+        )
+        (temporary / MANIFEST_NAME).write_bytes(canonical_json(manifest))
+    return digest_of(manifest)
+
+
+def verify(folder: Path) -> Manifest:
+    """Check every file of a checkpoint against its manifest.  Raises DamagedCheckpoint naming the file."""
+    path = Path(folder) / MANIFEST_NAME
+    try:
+        data = path.read_bytes()
+        manifest = Manifest.model_validate_json(data)
+    except (OSError, ValidationError) as error:
+        raise DamagedCheckpoint(f"{path} cannot be read ({type(error).__name__}): the checkpoint is damaged") from error
+    if hashlib.sha256(data).hexdigest() != digest_of(manifest):
+        raise DamagedCheckpoint(f"{path} is not in canonical form: it was edited after it was published")
+    for name, file in manifest.files.items():
+        part = path.with_name(name)
+        actual = sha256_file(part) if part.is_file() else "nothing"
+        if actual != file.sha256:
+            raise DamagedCheckpoint(
+                f"{part}: sha256 {actual[:12]}, the manifest says {file.sha256[:12]}. A published checkpoint never changes,"
+                f" so this copy is damaged: delete its folder and train again, the run goes on from the one before it."
+            )
+    return manifest
+
+
+def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest valid checkpoint below `checkpoints`, or None, and why each newer one cannot be used."""
+    damaged = []
+    for folder in sorted(Path(checkpoints).glob("[0-9]" * _NAME_DIGITS), reverse=True):
+        try:
+            verify(folder)
+        except DamagedCheckpoint as error:
+            damaged.append(str(error))
+        else:
+            return folder, damaged
+    return None, damaged
+
+
+def read_facts(folder: Path) -> Facts:
+    """state.json of a checkpoint, unverified."""
+    return Facts.model_validate_json((Path(folder) / STATE_NAME).read_bytes())
+
+
+def load(folder: Path, state: TrainState, facts: Facts) -> dict[str, tuple[Any, Any]]:
+    """Verify a checkpoint and put it into `state`, whose tensors keep their device and memory format.
+
+    facts: of the run that resumes.  Another recipe or dataset is refused by the name of the field that differs; the
+    state is then unchanged.  Returns the surroundings that changed, name -> (then, now): with none, the resumed run has
+    the same bits as the uninterrupted one.
+    """
+    folder = Path(folder)
+    verify(folder)
+    saved = read_facts(folder)
+    refuse_other_run(folder, saved, facts.recipe, facts.dataset)
+    state.net.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    for sigma_rel in state.ema.averages:
+        state.ema.load_state_dict(sigma_rel, load_file(folder / ema_name(sigma_rel)))
+    load_optimizer_tensors(state, load_file(folder / OPTIMIZER_NAME))
+    state.images_seen = saved.images_seen
+    then, now = saved.surroundings(), facts.surroundings()
+    return {name: (then[name], now[name]) for name in then if then[name] != now[name]}
+
+
+def refuse_other_run(folder: Path, saved: Facts, recipe: TrainRecipe, dataset: DatasetRef) -> None:
+    """Raise ValueError naming the first fields in which the checkpoint's recipe or dataset is not the one asked for."""
+    differences = _differences("train", saved.recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
+    if saved.dataset.digest != dataset.digest:
+        differences.append(f"dataset.digest is {saved.dataset.digest[:12]}, asked {dataset.digest[:12]}")
+    if differences:
+        raise ValueError(
+            f"{folder} belongs to another run: {'; '.join(differences[:5])}. Resuming would mix two experiments: train into"
+            f" a new run folder, or ask for the recipe and data of this one."
+        )
+
+
+def _differences(name: str, saved: Any, asked: Any) -> list[str]:
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        keys = sorted(saved.keys() | asked.keys())
+        return [d for key in keys for d in _differences(f"{name}.{key}", saved.get(key), asked.get(key))]
+    return [] if saved == asked else [f"{name} is {saved!r}, asked {asked!r}"]
+
+
+def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors, `<parameter>.<quantity>`.  Learning rate and decay are the recipe's."""
+    return {
+        f"{name}.{quantity}": value
+        for name, parameter in state.net.named_parameters()
+        for quantity, value in state.optimizer.state.get(parameter, {}).items()
+    }
+
+
+@torch.no_grad()
+def load_optimizer_tensors(state: TrainState, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    parameters = dict(state.net.named_parameters())
+    state.optimizer.state.clear()
+    for key, value in tensors.items():
+        name, quantity = key.rsplit(".", 1)
+        parameter = parameters[name]
+        # the fused kernel wants moments laid out in memory as their parameter is
+        like = torch.empty_like(parameter) if value.shape == parameter.shape else value.to(parameter.device)
+        state.optimizer.state[parameter][quantity] = like.copy_(value)
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    # contiguous: the file knows no memory formats, and equal weights are to give equal bytes
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def _set_aside(folder: Path) -> None:
+    n = 1
+    while (target := folder.with_name(f"{folder.name}.damaged-{n}")).exists():
+        n += 1
+    os.rename(folder, target)

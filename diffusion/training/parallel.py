@@ -1,0 +1,46 @@
+"""Data parallelism over torch.distributed, for whoever starts the processes.  With one process there is none."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from diffusion.training.loop import Gather, alone
+from diffusion.training.step import TrainState, device_of
+
+
+def world_gather() -> Gather:
+    """`gather` over the processes that torch.distributed joins: values are pickled, among these processes only."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return alone
+
+    def gather(value: Any) -> list[Any]:
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+        return values
+
+    return gather
+
+
+def data_parallel(state: TrainState, resolution: int) -> nn.Module:
+    """state.net, wrapped so that its gradients are averaged over the processes, each with an equal share of the batch.
+
+    Every process holds the same state, the same before as after.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return state.net
+    device = device_of(state)
+    model = DistributedDataParallel(
+        state.net,
+        device_ids=[device] if device.type == "cuda" else None,
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+    )
+    # The gradients' buckets, and with them the order of the sums over three and more ranks, settle after the first
+    # backward pass.  Spend it on zeros, or a resumed run would differ in its first step from the uninterrupted one.
+    zeros = torch.zeros(1, 3, resolution, resolution, device=device)
+    model(zeros, torch.ones(1, device=device)).sum().backward()
+    state.optimizer.zero_grad(set_to_none=True)
+    return model

@@ -1,0 +1,187 @@
+"""One training step: state and batch in, numbers out, no I/O.
+
+Everything random about a picture - noise level, noise, dropped label, mirroring - is a function of (seed, its position in
+the global order), so it does not depend on how the batch is divided or on where a run was interrupted.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.data.images import to_model
+from diffusion.denoiser import Denoiser, denoiser_of
+from diffusion.ema import PowerEMA
+from diffusion.loss import denoising_loss
+from diffusion.random import Stream, normal, uniform
+from diffusion.recipe import TrainRecipe
+from diffusion.schedule import log_normal_sigma
+
+LEVELS = 4  # noise levels are reported in the quartiles of their distribution, lowest first
+
+
+class Batch(Protocol):
+    """What a step needs of a batch; `data.stream.Batch` is one."""
+
+    images: Tensor  # (b, 3, H, W) uint8
+    label: Tensor  # (b,) int64
+    keys: list[str]
+    index: Tensor  # (b,) int64: positions in the global order
+
+
+@dataclass
+class TrainState:
+    """The only mutable object of a run."""
+
+    net: Denoiser
+    ema: PowerEMA
+    optimizer: torch.optim.Optimizer
+    images_seen: int = 0
+
+
+class StepResult(NamedTuple):
+    """Tensors stay on the device: reading one waits for it."""
+
+    losses: Tensor  # (b,) weighted loss of each picture, detached
+    sigma: Tensor  # (b,)
+    level: Tensor  # (b,) int64 in [0, LEVELS)
+    grad_norm: Tensor  # () of the global batch, before clipping
+    lr: float
+
+
+class Corrupted(NamedTuple):
+    """A batch as the loss sees it."""
+
+    x0: Tensor  # (b, 3, H, W) in [-1, 1]
+    noise: Tensor
+    sigma: Tensor  # (b,)
+    label: Tensor  # (b,) int64, some of them the null label
+    level: Tensor  # (b,)
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss or the gradient is not finite.  samples: (key, sigma, loss) of each picture under suspicion."""
+
+    def __init__(self, images_seen: int, grad_norm: float, samples: tuple[tuple[str, float, float], ...]) -> None:
+        self.images_seen, self.grad_norm, self.samples = images_seen, grad_norm, samples
+        broken = [sample for sample in samples if not math.isfinite(sample[2])]
+        shown = broken or sorted(samples, key=lambda sample: -sample[2])
+        listed = ", ".join(f"{key!r} (sigma {sigma:.4g}, loss {loss:.4g})" for key, sigma, loss in shown[:8])
+        more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
+        what = f"{len(broken)} losses are not finite" if broken else "the losses are finite, the gradient is not"
+        super().__init__(
+            f"at images_seen={images_seen} {what} (gradient norm {grad_norm:g}): {listed}{more}. The weights were not"
+            f" updated. Look at these pictures; if they are fine, lower train.lr or set train.precision=fp32, and train"
+            f" again."
+        )
+
+    def __reduce__(self):
+        return NonFiniteLoss, (self.images_seen, self.grad_norm, self.samples)
+
+
+def end_of(recipe: TrainRecipe) -> int:
+    """images_seen at the end of a run: recipe.images rounded up to whole batches."""
+    return math.ceil(recipe.images / recipe.batch_size) * recipe.batch_size
+
+
+def lr_at(recipe: TrainRecipe, images_seen: float) -> float:
+    """The learning rate: a linear warm-up times the decay.  `cosine` reaches 0 at recipe.images; `inverse_sqrt` falls as
+    sqrt(decay_images / images_seen) from decay_images on  [EDM2, Eq. 67].
+    """
+    warm = min(images_seen / recipe.warmup_images, 1.0) if recipe.warmup_images else 1.0
+    if recipe.decay == "cosine":
+        fall = (1 + math.cos(math.pi * min(images_seen / recipe.images, 1.0))) / 2
+    elif recipe.decay == "inverse_sqrt":
+        fall = math.sqrt(recipe.decay_images / max(images_seen, recipe.decay_images))
+    else:
+        fall = 1.0
+    return recipe.lr * warm * fall
+
+
+def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: torch.device | str) -> TrainState:
+    """The state at images_seen = 0, a function of the recipe alone."""
+    net = denoiser_of(
+        recipe.unet,
+        resolution=resolution,
+        classes=classes,
+        sigma_data=recipe.sigma_data,
+        precision=recipe.precision,
+        seed=recipe.seed,
+    ).to(device)
+    net.train()
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=recipe.lr, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay, fused=True
+    )
+    return TrainState(net, PowerEMA(net, recipe.ema), optimizer)
+
+
+def corrupt(batch: Batch, recipe: TrainRecipe, null_label: int, device: torch.device) -> Corrupted:
+    """Draw everything random about a batch from the positions of its pictures."""
+    index = batch.index.to(device, non_blocking=True)
+    x0 = to_model(batch.images.to(device, non_blocking=True))
+    if recipe.hflip:
+        mirrored = uniform(recipe.seed, Stream.AUGMENT, index) < 0.5
+        x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)
+    u = uniform(recipe.seed, Stream.SIGMA, index)
+    label = batch.label.to(device, non_blocking=True)
+    dropped = uniform(recipe.seed, Stream.LABEL_DROP, index) < recipe.label_drop
+    return Corrupted(
+        x0=x0,
+        noise=normal(recipe.seed, Stream.NOISE, index, tuple(x0.shape[1:])),
+        sigma=log_normal_sigma(u, mean=recipe.noise_mean, std=recipe.noise_std),
+        label=torch.where(dropped, null_label, label),
+        level=(u * LEVELS).long().clamp_(max=LEVELS - 1),
+    )
+
+
+def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: nn.Module | None = None) -> StepResult:
+    """One step on this process's share of the global batch: loss, gradient, clip, AdamW, averages, clock.
+
+    model: state.net wrapped for data parallelism, which averages the gradients over equal shares; state.net if None.
+    A loss that is not finite anywhere makes the gradient norm not finite everywhere.  The weights are not updated then:
+    on the CPU NonFiniteLoss is raised at once; elsewhere reading the norm would stall the device, so the caller passes
+    the result to `raise_if_not_finite` when it is at hand.
+    """
+    device = device_of(state)
+    if recipe.unet.dropout:  # drawn by torch's own generator, which is not part of the state
+        torch.manual_seed((recipe.seed << 32) ^ int(batch.index[0]))
+    x0, noise, sigma, label, level = corrupt(batch, recipe, state.net.null_label, device)
+    losses = denoising_loss(model or state.net, state.net.precond, x0, noise, sigma, {"label": label})
+    loss = losses.mean()
+    state.optimizer.zero_grad(set_to_none=True)
+    # an infinite loss can have a finite gradient; this factor makes sure that all processes learn of it
+    (loss * torch.where(loss.isfinite(), 1.0, math.nan)).backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), recipe.clip_norm, foreach=True)
+    # the middle of the step: neither the first nor the last step has rate 0
+    lr = lr_at(recipe, state.images_seen + recipe.batch_size / 2)
+    result = StepResult(losses.detach(), sigma, level, norm, lr)
+    if device.type == "cpu":
+        raise_if_not_finite(result, batch, state.images_seen)
+    else:
+        state.optimizer.found_inf = (~norm.isfinite()).float()  # the fused kernel skips the update where it is 1
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step()
+    state.images_seen += recipe.batch_size
+    state.ema.update(state.net, state.images_seen, recipe.batch_size)
+    return result
+
+
+def device_of(state: TrainState) -> torch.device:
+    """The device the state lives on."""
+    return next(state.net.parameters()).device
+
+
+def raise_if_not_finite(result: StepResult, batch: Batch, images_seen: int) -> None:
+    """Raise NonFiniteLoss for a step whose gradient is not finite, naming this process's part in it.
+
+    images_seen: before the step.
+    """
+    norm = float(result.grad_norm)
+    if math.isfinite(norm):
+        return
+    samples = list(zip(batch.keys, result.sigma.tolist(), result.losses.tolist(), strict=True))
+    broken = [sample for sample in samples if not math.isfinite(sample[2])]
+    raise NonFiniteLoss(images_seen, norm, tuple(broken or samples))

@@ -1,0 +1,271 @@
+"""The program `diffusion`.
+
+Prefect, Ray and MLflow read their folders from the environment when they are imported, so each command first prepares the
+site and then imports its flow.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffusion.recipe import PRESETS, Recipe
+from flows import recipes
+from flows.console import say, waiting
+from flows.foreground import guarded, prefect_ready, reported, stay
+from flows.preflight import check, check_devices, check_serving
+from flows.site import Site
+
+app = typer.Typer(
+    help="From a folder of pictures to a diffusion model behind an HTTP endpoint.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipe_app = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipe_app, name="recipe")
+
+Preset = Annotated[str, typer.Option("--preset", help=f"Recipe to start from: {', '.join(PRESETS)}.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="TOML file that changes it; see `diffusion recipe show`.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as train.images=1000. Repeatable."),
+]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the registered model [the recipe's].")]
+Source = Annotated[str, typer.Option("--source", help="Folder or .zip of pictures, or the word embedded.")]
+Home = Annotated[Path | None, typer.Option("--home", help="The only folder written to [DIFFUSION_HOME or .diffusion].")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Training workers [one per GPU, or 2 on a CPU].")]
+Port = Annotated[int | None, typer.Option("--port", help="Port of the endpoint [DIFFUSION_PORT or 7777].")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show libraries' own output, and tracebacks.")]
+Which = Annotated[str, typer.Option("--model", help="Alias or version: champion, challenger, 1, 2 ...")]
+
+
+@app.command()
+def shard(
+    preset: Preset = "demo",
+    source: Source = "embedded",
+    settings: Settings = None,
+    recipe_file: RecipeFile = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Cut pictures into shards: decode, resize, split into training and held-out, write."""
+
+    def work(recipe: Recipe, site: Site) -> None:
+        from diffusion.data.sources import open_source
+
+        open_source(source)
+        with prefect_ready():
+            from flows.shard import facts
+            from flows.shard import shard as flow
+        for key, value in facts(flow(recipe.shard, source, site)).items():
+            say(f"  {key:<10} {value}")
+
+    _do(work, debug, preset, recipe_file, settings, None, home=home)
+
+
+@app.command()
+def train(
+    preset: Preset = "demo",
+    source: Source = "embedded",
+    settings: Settings = None,
+    recipe_file: RecipeFile = None,
+    name: Name = None,
+    home: Home = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Train on the shards of the source.  Interrupted, it goes on from its last checkpoint when called again."""
+
+    def work(recipe: Recipe, site: Site) -> None:
+        check_devices(site, batch_size=recipe.train.batch_size)
+        with prefect_ready():
+            from flows import shard as shards
+            from flows.train import train as flow
+        run = flow(recipe.train, shards.finished(recipe.shard, source, site), recipe.name, site)
+        say(f"  checkpoint {run.uri}\n  digest     {run.digest}")
+
+    _do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers)
+
+
+@app.command()
+def evaluate(
+    preset: Preset = "demo",
+    source: Source = "embedded",
+    settings: Settings = None,
+    recipe_file: RecipeFile = None,
+    name: Name = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Measure the trained run: Frechet distance, held-out loss, a grid of samples."""
+
+    def work(recipe: Recipe, site: Site) -> None:
+        with prefect_ready():
+            from flows import shard as shards
+            from flows import train as runs
+            from flows.evaluate import evaluate as flow
+        run = runs.finished(recipe.train, shards.finished(recipe.shard, source, site), site)
+        evaluation = flow(recipe.evaluate, run, recipe.name, site)
+        from flows.summary import measured
+
+        measured(evaluation)
+
+    _do(work, debug, preset, recipe_file, settings, name, home=home)
+
+
+@app.command()
+def register(
+    preset: Preset = "demo",
+    source: Source = "embedded",
+    settings: Settings = None,
+    recipe_file: RecipeFile = None,
+    name: Name = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Make the evaluated model a version in MLflow's registry, and champion if it passes the gate."""
+
+    def work(recipe: Recipe, site: Site) -> None:
+        with prefect_ready():
+            from flows import evaluate as evaluations
+            from flows import shard as shards
+            from flows import train as runs
+            from flows.register import register as flow
+        run = runs.finished(recipe.train, shards.finished(recipe.shard, source, site), site)
+        evaluation = evaluations.finished(recipe.evaluate, run, site)
+        from flows.summary import registered
+
+        registered(flow(recipe, evaluation, site))
+
+    _do(work, debug, preset, recipe_file, settings, name, home=home)
+
+
+@app.command()
+def deploy(
+    preset: Preset = "demo",
+    settings: Settings = None,
+    recipe_file: RecipeFile = None,
+    name: Name = None,
+    model: Which = "champion",
+    home: Home = None,
+    port: Port = None,
+    debug: Debug = False,
+) -> None:
+    """Serve a registered model over HTTP until Ctrl-C."""
+
+    def work(recipe: Recipe, site: Site) -> None:
+        check_serving(site)
+        with prefect_ready():
+            from flows.deploy import deploy as flow
+        endpoint = flow(recipe.serve, recipe.name, model, site)
+        from flows.summary import answering
+
+        answering(endpoint)
+        stay()
+
+    _do(work, debug, preset, recipe_file, settings, name, home=home, port=port)
+
+
+@app.command()
+def run(
+    preset: Preset = "demo",
+    source: Source = "embedded",
+    settings: Settings = None,
+    recipe_file: RecipeFile = None,
+    name: Name = None,
+    home: Home = None,
+    workers: Workers = None,
+    port: Port = None,
+    until: Annotated[str, typer.Option("--until", help="Last stage: register, or deploy.")] = "deploy",
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Keep the endpoint up until Ctrl-C.")] = True,
+    debug: Debug = False,
+) -> None:
+    """The whole line: shard, train, evaluate, register, deploy.  Finished work is not done twice."""
+
+    def work(recipe: Recipe, site: Site) -> None:
+        with waiting("reading the source and checking the machine"):
+            check(recipe, source, until, site)
+        with prefect_ready():
+            from flows.pipeline import pipeline
+        line = pipeline(recipe, source, until, site)
+        from flows.summary import summary
+
+        summary(line, site)
+        if line.endpoint is not None and wait:
+            stay()
+
+    _do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers, port=port)
+
+
+@app.command()
+def sample(
+    name: Annotated[str, typer.Option("--name", help="Registered model.")] = "demo",
+    model: Which = "champion",
+    bundle: Annotated[Path | None, typer.Option("--bundle", help="Bundle's folder, instead of --name.")] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", help="Class to draw. Repeatable. [every class]")] = None,
+    n: Annotated[int, typer.Option("--n", help="Pictures per class.")] = 8,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Picture i depends on it and i. [drawn, and printed]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Noise levels visited. [the model's]")] = None,
+    sampler: Annotated[str | None, typer.Option("--sampler", help="heun, ddim or dpmpp_2m. [the model's]")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="1 is none. [the model's]")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the PNGs. [a new one in the home]")] = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Draw pictures with a registered model, without Ray: a PNG each, with its receipt inside, and a grid."""
+
+    def work(site: Site) -> None:
+        from flows.sample import draw
+
+        options = {"n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
+        folder = draw(site, name, model, bundle=bundle, labels=label or [], out=out, options=options)
+        say(f"  grid       {folder}/grid.png")
+
+    guarded(work, debug, home=home)
+
+
+@recipe_app.command("show")
+def recipe_show(
+    preset: Preset = "demo",
+    settings: Settings = None,
+    recipe_file: RecipeFile = None,
+    name: Name = None,
+    describe: Annotated[bool, typer.Option("--describe", help="Say what each key means and may be.")] = False,
+) -> None:
+    """Print the merged recipe as TOML, and its digest.  `--recipe FILE` reads such a file back."""
+    with reported(debug=False):
+        merged = recipes.merged(preset, file=recipe_file, settings=settings or (), name=name)
+        typer.echo(recipes.as_toml(merged, describe=describe), nl=False)
+
+
+@recipe_app.command("list")
+def recipe_list() -> None:
+    """The presets, with hardware, time and result of each."""
+    typer.echo(recipes.presets())
+
+
+def main() -> None:
+    """Entry point of the program."""
+    app()
+
+
+def _do(
+    work: Callable[[Recipe, Site], None],
+    debug: bool,
+    preset: str,
+    recipe_file: Path | None,
+    settings: list[str] | None,
+    name: str | None,
+    **site: object,
+) -> None:
+    """Run a command on its recipe and site."""
+    with reported(debug=debug):
+        recipe = recipes.merged(preset, file=recipe_file, settings=settings or (), name=name)
+    guarded(lambda where: work(recipe, where), debug, **site)

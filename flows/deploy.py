@@ -1,0 +1,44 @@
+"""deploy: a model version -> an HTTP endpoint."""
+
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact
+
+from diffusion.adapters import ray_serve
+from diffusion.adapters.mlflow_registry import resolve
+from diffusion.recipe import Frozen, ServeRecipe
+from diffusion.store.refs import ModelRef
+from flows.console import say, waiting
+from flows.preflight import check_serving
+from flows.site import Site, ray_running
+from flows.stage import TASK
+
+
+class Endpoint(Frozen):
+    """Where a model answers."""
+
+    url: str
+    model: ModelRef
+
+
+@flow(name="deploy")
+def deploy(recipe: ServeRecipe, name: str = "demo", which: str = "champion", site: Site | None = None) -> Endpoint:
+    """Serve a version of the model `name`.  which: an alias or a number; it is resolved now, not at each request."""
+    site = site or Site.from_environment()
+    site.prepare()
+    check_serving(site)
+    return deploy_stage(recipe, name, which, site)
+
+
+@task(name="deploy", **TASK)
+def deploy_stage(recipe: ServeRecipe, name: str, which: str, site: Site) -> Endpoint:
+    model = resolve(site.tracking(name), name, which, site.store)
+    with (
+        waiting("deploy    loading the model and proving that a picture does not depend on its batch"),
+        ray_running(site),
+    ):
+        url = ray_serve.deploy(
+            model, recipe, host=site.host, port=site.port, replicas=site.replicas, gpus=int(site.use_gpu)
+        )
+    say(f"[green]✓[/] deploy    {name} version {model.version}")
+    create_link_artifact(url, key="endpoint", description=f"{model.name} version {model.version}, {model.digest}")
+    return Endpoint(url=url, model=model)

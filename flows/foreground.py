@@ -1,0 +1,94 @@
+"""A command in the foreground: libraries' output kept apart, errors in words, an end that leaves nothing running."""
+
+import logging
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+import typer
+
+from flows.console import error, quiet, say, waiting
+from flows.preflight import check_home
+from flows.site import Site, keeping_ray
+
+
+def guarded(work: Callable[[Site], None], debug: bool, **given: object) -> None:
+    """Run `work` on the site, libraries' output in a log file, its errors told in a line, nothing left behind."""
+    with reported(debug=debug):
+        site = Site.from_environment(**given)
+        check_home(site)
+        site.prepare()
+        log = site.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{sys.argv[1] if len(sys.argv) > 1 else 'run'}.log"
+        signal.signal(signal.SIGTERM, _interrupt)
+        with nullcontext() if debug else quiet(log), reported(debug=debug, log=None if debug else log), keeping_ray():
+            try:
+                work(site)
+            except KeyboardInterrupt:
+                say("stopping")
+                raise
+            finally:
+                for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C would leave processes behind
+                    signal.signal(number, signal.SIG_IGN)
+                # Prefect stops its temporary server when Python exits, and says so where people read by then
+                logging.getLogger("prefect").setLevel(logging.WARNING)
+
+
+@contextmanager
+def prefect_ready() -> Iterator[None]:
+    """Import flows in this block.  Where no Prefect server is configured, a temporary one is started for this process;
+    here, because a Ctrl-C would otherwise end it before the flow can note that it was interrupted.
+    """
+    with waiting("starting Prefect"):
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            from prefect.client.orchestration import get_client
+
+            with get_client(sync_client=True) as client:
+                problem = client.api_healthcheck()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if problem is not None:
+            raise ValueError(
+                f"no Prefect server answers at {client.api_url} ({problem}): start it, or unset PREFECT_API_URL to do"
+                " without one"
+            )
+        yield
+
+
+def stay() -> None:
+    """Until Ctrl-C or SIGTERM."""
+    say("\nPress Ctrl-C to stop.")
+    with suppress(KeyboardInterrupt):
+        while True:
+            signal.pause()
+    say("stopping")
+
+
+@contextmanager
+def reported(*, debug: bool, log: Path | None = None) -> Iterator[None]:
+    """Errors in words.  Exit code 2: what was asked for cannot be; 1: it failed; 130: it was interrupted."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except KeyboardInterrupt:
+        say("interrupted. What is finished stays; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    except Exception as problem:
+        if debug:
+            raise
+        if log:
+            with open(log, "a") as file:
+                traceback.print_exc(file=file)
+        mistake = isinstance(problem, ValueError)
+        where = "" if mistake or not log else f"\nDetails: {log}"
+        error(f"{problem if mistake else f'{type(problem).__name__}: {problem}'}{where}")
+        raise typer.Exit(2 if mistake else 1) from None
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,67 @@
+"""The line: shard -> train -> evaluate -> register -> deploy."""
+
+import time
+
+from prefect import flow
+
+from diffusion.recipe import Frozen, Recipe
+from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
+from flows.deploy import Endpoint, deploy_stage
+from flows.evaluate import evaluate_stage
+from flows.preflight import Until, check
+from flows.register import check_champion, register_stage
+from flows.shard import shard_stage
+from flows.site import Site
+from flows.stage import Done
+from flows.train import train_stage
+
+
+class Line(Frozen):
+    """What the line made.  seconds: per stage; reused: the stages that took no work."""
+
+    dataset: DatasetRef
+    run: RunRef
+    evaluation: EvaluationRef
+    model: ModelRef
+    endpoint: Endpoint | None
+    seconds: dict[str, float]
+    reused: tuple[str, ...]
+
+
+@flow(name="pipeline")
+def pipeline(
+    recipe: Recipe = Recipe(),
+    source: str = "embedded",
+    until: Until = "deploy",
+    site: Site | None = None,
+) -> Line:
+    """From pictures to an endpoint.
+
+    source: a folder, a .zip, or "embedded".  until: the last stage.  site: None for the one the worker's environment
+    describes.  What is finished already is not done again.
+    """
+    site = site or Site.from_environment()
+    check(recipe, source, until, site)
+    site.prepare()
+    dataset = shard_stage(recipe.shard, source, site)
+    run = train_stage(recipe.train, dataset.ref, recipe.name, site)
+    evaluation = evaluate_stage(recipe.evaluate, run.ref, recipe.name, site)
+    model = register_stage(recipe, evaluation.ref, site)
+    done: tuple[Done, ...] = (dataset, run, evaluation, model)
+    times = {stage.stage: stage.seconds for stage in done}
+    endpoint = None
+    if until == "deploy":
+        started = time.monotonic()
+        check_champion(model.ref, site)
+        # the champion, not the model just made: where the gate refused that one, the one before it goes on
+        endpoint = deploy_stage(recipe.serve, recipe.name, "champion", site)
+        times["deploy"] = time.monotonic() - started
+    return Line(
+        dataset=dataset.ref,
+        run=run.ref,
+        evaluation=evaluation.ref,
+        model=model.ref,
+        endpoint=endpoint,
+        seconds=times,
+        reused=tuple(stage.stage for stage in done if stage.reused),
+    )

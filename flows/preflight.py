@@ -1,0 +1,91 @@
+"""What can be known to fail is found before minutes of work.  Each check raises ValueError saying what to change."""
+
+import os
+import shutil
+import socket
+from typing import Literal, get_args
+
+from diffusion.recipe import Recipe
+from flows.site import Site, ray_is_kept
+
+Until = Literal["register", "deploy"]
+
+_PREFECT_PORTS = range(8000, 9000)
+_FREE_DISK_BYTES = 2 * 2**30  # of a run of the demo, with room for the checkpoints of a few more
+
+
+def check(recipe: Recipe, source: str, until: str, site: Site) -> None:
+    """Everything the line needs."""
+    if until not in get_args(Until):
+        raise ValueError(f"until={until!r}: it is one of {', '.join(get_args(Until))}")
+    from diffusion.data.sources import open_source  # they load torch: not for each start of the program
+    from diffusion.evaluation.features import find_weights
+
+    check_home(site)
+    open_source(source)
+    find_weights(recipe.evaluate.extractor)
+    check_devices(site, batch_size=recipe.train.batch_size)
+    if until == "deploy":
+        check_serving(site)
+
+
+def check_serving(site: Site) -> None:
+    """An endpoint can start, and will not end together with the flow."""
+    if site.ray is None and not ray_is_kept():
+        raise ValueError(
+            "an endpoint needs a Ray that outlives this flow: set DIFFUSION_RAY to a cluster's address, or keep one in the"
+            " foreground with `diffusion deploy`"
+        )
+    if site.ray is None:
+        check_port(site)
+
+
+def check_port(site: Site) -> None:
+    """No other program listens on the endpoint's port, or may start to."""
+    if site.port in _PREFECT_PORTS:
+        raise ValueError(
+            f"port {site.port}: Prefect's temporary server takes ports from 8000 to 8999 at random; the endpoint's must"
+            " lie elsewhere: `--port 7777`"
+        )
+    with socket.socket(socket.AF_INET6 if ":" in site.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((site.host, site.port))
+        except OSError as error:
+            raise ValueError(
+                f"cannot listen on {site.host}:{site.port} ({error.strerror}). End the program that does, or choose"
+                f" another port: `--port N` or DIFFUSION_PORT=N"
+            ) from None
+
+
+def check_home(site: Site) -> None:
+    """The home can be written and its disk is not nearly full."""
+    nearest = next(folder for folder in (site.home, *site.home.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(
+            f"{site.home} cannot be written: choose another folder with `--home DIR` or DIFFUSION_HOME=DIR"
+        )
+    free = shutil.disk_usage(nearest).free
+    if free < _FREE_DISK_BYTES:
+        raise ValueError(
+            f"{nearest} has {free / 2**30:.1f} GiB free and a run needs about {_FREE_DISK_BYTES / 2**30:.0f}: make room, or"
+            " choose another disk with `--home DIR`"
+        )
+
+
+def check_devices(site: Site, *, batch_size: int) -> None:
+    """The batch can be divided over the workers, and there are as many GPUs as workers that want one."""
+    workers = site.train_workers
+    if batch_size % workers:
+        raise ValueError(
+            f"train.batch_size={batch_size} is not divisible by {workers} workers: choose `--workers`"
+            " (DIFFUSION_WORKERS) so that it is. The recipe stays: the batch is part of the experiment, the workers are not"
+        )
+    if site.use_gpu and site.ray is None:
+        import torch
+
+        if torch.cuda.device_count() < workers:
+            raise ValueError(
+                f"{workers} workers on GPUs, and this machine has {torch.cuda.device_count()}: `--workers N`, or"
+                " DIFFUSION_GPU=false to train on the CPU"
+            )

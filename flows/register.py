@@ -1,0 +1,68 @@
+"""register: an evaluation -> a version of a model, `champion` if the gate lets it pass."""
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+
+from diffusion.adapters import mlflow_registry as registry
+from diffusion.evaluation.gate import verdict
+from diffusion.evaluation.report import load_report
+from diffusion.recipe import Recipe
+from diffusion.store.refs import EvaluationRef, ModelRef
+from diffusion.store.works import work_key
+from flows.site import Site
+from flows.stage import TASK, Done, once
+
+
+@flow(name="register")
+def register(recipe: Recipe, evaluation: EvaluationRef, site: Site | None = None) -> ModelRef:
+    """Register an evaluated model as recipe.name and move its aliases.  site: None for the worker's environment's."""
+    site = site or Site.from_environment()
+    site.prepare()
+    return register_stage(recipe, evaluation, site).ref
+
+
+@task(name="register", **TASK)
+def register_stage(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> Done[ModelRef]:
+    name = recipe.name
+    mlflow = site.tracking(name)
+
+    def make() -> ModelRef:
+        challenger = load_report(evaluation.uri, evaluation.digest)
+        judged = verdict(challenger, registry.champion_report(mlflow, name), recipe.gate)
+        return registry.register(mlflow, evaluation, judged, name, recipe.evaluate)
+
+    def now(ref: ModelRef) -> ModelRef | None:
+        try:
+            found = registry.resolve(mlflow, name, ref.version, site.store)  # its aliases may have moved since
+        except ValueError:
+            return None
+        return found if found.digest == ref.digest else None
+
+    done = once("register", _key(recipe, evaluation, site), ModelRef, site, make, now=now)
+    create_markdown_artifact(_markdown(done.ref), key="verdict", description=f"Model {done.ref.digest}")
+    return done
+
+
+def check_champion(model: ModelRef, site: Site) -> None:
+    """Raises ValueError, with the gate's reasons, where neither this model nor another of its name is the champion."""
+    if (
+        registry.CHAMPION in model.aliases
+        or registry.champion_report(site.tracking(model.name), model.name) is not None
+    ):
+        return
+    raise ValueError(
+        f"{model.name} version {model.version} is not served: the gate refused it and there is no champion before it."
+        f" {'; '.join(model.reasons)}. Train longer (--set train.images=N), or change the gate (--set gate.max_loss=X)"
+    )
+
+
+def _key(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> str:
+    # the registry is part of it: a model registered in one is not registered in another
+    return work_key(
+        "register", recipe.gate, (evaluation.digest, evaluation.bundle_digest, recipe.name, site.mlflow_uri)
+    )
+
+
+def _markdown(ref: ModelRef) -> str:
+    reasons = "\n".join(f"- {reason}" for reason in ref.reasons)
+    return f"# {ref.name} version {ref.version}\n\naliases: {', '.join(ref.aliases) or 'none'}\n\n{reasons}\n"

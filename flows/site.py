@@ -1,0 +1,192 @@
+"""Where things run, from the environment.  Nothing here changes a number, so nothing here is hashed."""
+
+import difflib
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, ValidationError, field_validator
+
+from diffusion.adapters.ray_cluster import local_ray, ray_environment
+from diffusion.recipe import Frozen
+from flows.console import waiting
+
+if TYPE_CHECKING:
+    from diffusion.adapters.mlflow_runs import Tracking
+
+PREFIX = "DIFFUSION_"
+
+
+class Site(Frozen):
+    """Folders, addresses and sizes of one installation.  Each field is the variable DIFFUSION_<FIELD> in capitals."""
+
+    home: Path = Field(Path(".diffusion"), validate_default=True, description="The only folder that is written to")
+    workers: int | None = Field(None, ge=1, description="Training workers; none: one per GPU, or 2 on a CPU")
+    gpu: bool | None = Field(None, description="Train and serve on GPUs; none: where there are any")
+    host: str = Field("127.0.0.1", description="Address the endpoint listens on")
+    port: int = Field(7777, ge=1, le=65_535, description="Port of the endpoint")
+    replicas: int = Field(1, ge=1, description="Copies of the model behind the endpoint")
+    mlflow: str | None = Field(None, description="MLflow tracking URI; none: an SQLite file in the home")
+    ray: str | None = Field(None, description="Address of a Ray cluster; none: one of our own, for as long as needed")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: object) -> "Site":
+        """The site that the DIFFUSION_* variables describe; `given` values that are not None take precedence.
+
+        Raises ValueError naming the variable and what it may be.
+        """
+        values: dict[str, object] = {}
+        for name in sorted(key for key in environment if key.startswith(PREFIX)):
+            field = name.removeprefix(PREFIX).lower()
+            if field in cls.model_fields:
+                values[field] = environment[name]
+            elif close := difflib.get_close_matches(field, cls.model_fields, n=1):
+                raise ValueError(f"{name} is no setting of a site; did you mean {PREFIX}{close[0].upper()}?")
+        values |= {key: value for key, value in given.items() if value is not None}
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = str(first["loc"][0])
+            raise ValueError(
+                f"{field}={values.get(field)}: {first['msg']}. It is: {cls.model_fields[field].description}"
+                f" ({PREFIX}{field.upper()})"
+            ) from None
+
+    @property
+    def store(self) -> Path:
+        return self.home / "store"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def mlflow_uri(self) -> str:
+        return self.mlflow or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def use_gpu(self) -> bool:
+        if self.gpu is not None:
+            return self.gpu
+        import torch
+
+        return torch.cuda.is_available()
+
+    @property
+    def train_workers(self) -> int:
+        if self.workers is not None:
+            return self.workers
+        if not self.use_gpu:
+            return 2
+        import torch
+
+        return torch.cuda.device_count()
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of a training worker: the cores are divided.  Part of what makes a run on a CPU bit-reproducible."""
+        return max(1, (os.cpu_count() or 1) // self.train_workers)
+
+    def tracking(self, name: str) -> "Tracking":
+        """Where the MLflow runs and versions of the model `name` are."""
+        from diffusion.adapters.mlflow_runs import Tracking
+
+        artifacts = None if self.mlflow else str(self.home / "mlflow-artifacts")
+        return Tracking(uri=self.mlflow_uri, artifacts=artifacts, experiment=name)
+
+    def environment(self) -> dict[str, str]:
+        """Variables that keep every library's files inside `home` and its telemetry off."""
+        cache = self.home / "cache"
+        return {
+            "PREFECT_HOME": str(self.home / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the first start on a busy machine takes 20 s
+            "DO_NOT_TRACK": "1",
+            "MPLCONFIGDIR": str(cache / "matplotlib"),
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+            "TRITON_CACHE_DIR": str(cache / "triton"),
+            "CUDA_CACHE_PATH": str(cache / "cuda"),
+            **ray_environment(self.home / "ray"),
+        }
+
+    def prepare(self) -> None:
+        """Make `home` and set the variables above that the user has not set.  Before Prefect, Ray or MLflow is imported."""
+        self.store.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(exist_ok=True)
+        for key, value in self.environment().items():
+            os.environ.setdefault(key, value)
+
+
+_kept: ExitStack | None = None
+
+
+@contextmanager
+def keeping_ray() -> Iterator[None]:
+    """What a stage in this block starts on Ray stays up until the block ends, instead of until the stage ends."""
+    global _kept
+    if _kept is not None:
+        yield
+        return
+    try:
+        with ExitStack() as _kept:
+            yield
+    finally:
+        _kept = None
+
+
+def ray_is_kept() -> bool:
+    return _kept is not None
+
+
+@contextmanager
+def ray_running(site: Site) -> Iterator[None]:
+    """Ray for the length of the block, or of the `keeping_ray` block around it.  It is started when first needed."""
+    if _kept is None:
+        with _ray(site):
+            yield
+        return
+    import ray
+
+    if not ray.is_initialized():
+        with waiting("starting Ray"):
+            _kept.enter_context(_ray(site))
+    yield
+
+
+@contextmanager
+def _ray(site: Site) -> Iterator[None]:
+    with _cluster(site) if site.ray else _local(site):
+        if threading.current_thread() is threading.main_thread():
+            # Ray puts a handler of its own below Python's, which ends the process at once and its children never
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+        yield
+
+
+def _local(site: Site) -> AbstractContextManager[None]:
+    cores = os.cpu_count() or 1
+    # training takes its workers' threads, the rest is for what reads and writes beside them
+    return local_ray(site.home / "ray", cpus=max(4, cores, site.train_workers * site.threads + 2))
+
+
+@contextmanager
+def _cluster(site: Site) -> Iterator[None]:
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address=site.ray, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()

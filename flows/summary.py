@@ -1,0 +1,70 @@
+"""What the line ends with: pictures, numbers with their uncertainty, the version, the address."""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from diffusion.evaluation.report import load_report
+from diffusion.store.bundle import SPEC_NAME, BundleSpec
+from diffusion.store.refs import EvaluationRef, ModelRef
+from flows.console import say, seconds
+from flows.site import Site
+
+if TYPE_CHECKING:
+    from flows.deploy import Endpoint
+    from flows.pipeline import Line
+
+
+def summary(line: "Line", site: Site) -> None:
+    """Everything worth knowing about a finished line."""
+    say()
+    taken = ", ".join(f"{s} {'reused' if s in line.reused else seconds(t)}" for s, t in line.seconds.items())
+    say(f"[bold]{line.model.name}[/]  {seconds(sum(line.seconds.values()))}  ({taken})")
+    measured(line.evaluation)
+    registered(line.model)
+    uri = shlex.quote(site.mlflow_uri)
+    program = os.path.relpath(Path(sys.executable).parent / "mlflow")
+    say(f"  mlflow     {escape(program)} ui --host 127.0.0.1 --backend-store-uri {escape(uri)}")
+    if line.endpoint is not None:
+        answering(line.endpoint)
+
+
+def measured(evaluation: EvaluationRef) -> None:
+    """Where the grid is, and the numbers."""
+    say(f"  samples    {escape(evaluation.uri)}/grid.png")
+    say(f"  report     {escape(evaluation.uri)}/report.md")
+    report = load_report(evaluation.uri, evaluation.digest)
+    if report.frechet is not None:
+        found = report.frechet
+        interval = f"{found.confidence:.0%} interval {found.low:.4g} to {found.high:.4g}"
+        made = f"{found.identity.samples:,} samples, {found.identity.extractor.name}"
+        say(f"  Frechet    {found.value:.4g} ± {found.standard_error:.2g} ({interval}; {made})")
+    if report.floor is not None:
+        say(f"             {report.floor.value:.4g} ± {report.floor.spread:.2g} for real pictures in their place")
+    for level in report.held_out:
+        number = "not finite" if level.loss is None else f"{level.loss:.4g} ± {level.standard_error:.2g}"
+        say(f"  held out   {number} at sigma {level.sigma:g}")
+    for problem in report.problems:
+        say(f"  [yellow]problem[/]    {escape(problem)}")
+
+
+def registered(model: ModelRef) -> None:
+    """The version, its aliases, and why."""
+    say(f"  model      {model.name} version {model.version} ({', '.join(model.aliases) or 'no alias'})")
+    for reason in model.reasons:
+        say(f"             {escape(reason)}")
+
+
+def answering(endpoint: "Endpoint") -> None:
+    """The address, and a request to try."""
+    label = BundleSpec.model_validate_json(Path(endpoint.model.uri, SPEC_NAME).read_bytes()).classes[0]
+    body = shlex.quote(json.dumps({"label": label, "seed": 1}, ensure_ascii=False))
+    target = f"{endpoint.url}/v1/images/generations -o picture.png"
+    say(f"  endpoint   {endpoint.url}  serves {endpoint.model.name} version {endpoint.model.version}")
+    headers = "-H 'Content-Type: application/json' -H 'Accept: image/png'"
+    say(f"  try        {escape(f'curl -fsS {target} {headers} -d {body}')}")

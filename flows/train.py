@@ -1,0 +1,103 @@
+"""train: a dataset -> the last checkpoint of a finished run."""
+
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.tasks import Task
+from rich.markup import escape
+
+from diffusion.adapters.mlflow_runs import recorded
+from diffusion.adapters.ray_train import TrainingFailed, train_run
+from diffusion.recipe import TrainRecipe
+from diffusion.store.refs import DatasetRef, RunRef
+from diffusion.store.works import recall, work_key
+from flows.console import progress, say
+from flows.site import Site, ray_running
+from flows.stage import TASK, Done, once, worth_another_try
+
+_CURVE_ROWS = 40
+
+
+@flow(name="train")
+def train(recipe: TrainRecipe, dataset: DatasetRef, name: str = "demo", site: Site | None = None) -> RunRef:
+    """Train on a dataset.  name: of the MLflow experiment.  site: None for the one the worker's environment describes."""
+    site = site or Site.from_environment()
+    site.prepare()
+    return train_stage(recipe, dataset, name, site).ref
+
+
+def _worth_another_try(task: Task, run: TaskRun, state: State) -> bool:
+    # Ray Train has replaced its workers `max_failures` times by then
+    failed = isinstance(state.result(raise_on_failure=False), TrainingFailed)
+    return not failed and worth_another_try(task, run, state)
+
+
+@task(name="train", **TASK | {"retry_condition_fn": _worth_another_try})
+def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site) -> Done[RunRef]:
+    key = _key(recipe, dataset)
+    curve: list[dict[str, float]] = []
+
+    def make() -> RunRef:
+        mlflow = site.tracking(name)
+        with (
+            ray_running(site),
+            recorded(mlflow, f"train {key[:8]}", key, recipe, dataset) as (run_id, log),
+            progress("train", "pictures") as update,
+        ):
+
+            def on_metrics(metrics: dict) -> None:
+                log(metrics)
+                curve.append(metrics)
+                update(metrics["images_seen"], metrics["images"], loss=metrics["loss"])
+
+            say(f"  train     {site.train_workers} workers on {'GPUs' if site.use_gpu else 'the CPU'}")
+            run = train_run(
+                recipe,
+                dataset,
+                site.store / "runs" / key[:16],
+                workers=site.train_workers,
+                use_gpu=site.use_gpu,
+                threads=site.threads,
+                on_metrics=on_metrics,
+                on_event=_tell,
+                max_failures=3,
+            )
+        return run.model_copy(update={"mlflow_run_id": run_id})
+
+    done = once("train", key, RunRef, site, make)
+    if curve:
+        create_table_artifact(_rows(curve), key="training-curve", description=f"Run {done.ref.digest}")
+    return done
+
+
+def finished(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> RunRef:
+    """The run that `train` made of this dataset.  Raises ValueError where it has not."""
+    ref = recall(site.store, _key(recipe, dataset), RunRef)
+    if ref is None:
+        raise ValueError(
+            "there is no finished training run of this recipe yet: run `diffusion train` with the same options"
+        )
+    return ref
+
+
+def _key(recipe: TrainRecipe, dataset: DatasetRef) -> str:
+    return work_key("train", recipe, (dataset.digest,))
+
+
+def _rows(curve: list[dict[str, float]]) -> list[dict[str, float]]:
+    names = ("images_seen", "loss", "grad_norm", "lr", "images_per_s")
+    step = -(-len(curve) // _CURVE_ROWS)
+    return [{name: float(f"{row[name]:.6g}") for name in names} for row in curve[step - 1 :: step]]
+
+
+def _tell(event: dict) -> None:
+    """What happens to a run, for people."""
+    if event["event"] == "resumed":
+        changed = ", ".join(f"{name} was {then}, is {now}" for name, (then, now) in event["changed"].items())
+        say(f"  train     goes on from its checkpoint at {event['images_seen']:,} pictures")
+        if changed:
+            say(f"[yellow]![/] train     {escape(changed)}: the same run, but not to the last bit")
+    elif event["event"] == "worker_failed":
+        say(f"[yellow]![/] train     worker {event['rank']} failed: {escape(event['error'])}")
+    elif event["event"] == "damaged_checkpoint":
+        say(f"[yellow]![/] train     {escape(event['reason'])}")

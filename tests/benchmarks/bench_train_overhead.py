@@ -1,0 +1,140 @@
+"""What the full training path costs over the bare step: `python -m tests.benchmarks.bench_train_overhead`.
+
+Both run in the same Ray Train workers, in turns (bare, full, bare, full, ...), on the same network and the same data:
+
+bare  `train_step` on a batch already in memory, without averages: forward, backward, all-reduce, clip, AdamW
+full  `training.loop.train` as a run has it: reader with read-ahead, averages, metrics to the driver's metrics.jsonl
+      and checkpoints that are hashed, flushed to disk, published and reported to Ray Train
+
+Each full turn ends with a checkpoint; its time is counted in the proportion a run has them (one per
+`checkpoint_images`).  The first turns, which fill the reader's cache, do not count.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from diffusion.adapters.ray_cluster import local_ray
+from diffusion.adapters.ray_train import fit, trainer_of
+from diffusion.adapters.ray_train_worker import Job, reader_of, saver, sender, share_of
+from diffusion.data.ingest import shard_dataset
+from diffusion.ema import PowerEMA
+from diffusion.recipe import PRESETS
+from diffusion.training import checkpoint
+from diffusion.training.loop import ignore, metrics_images_of, train
+from diffusion.training.parallel import data_parallel, world_gather
+from diffusion.training.step import TrainState, build_state, train_step
+
+LIMIT = 0.95  # of the bare step's images/s
+
+
+def measure(config: dict) -> list[tuple[float, float, float]]:
+    """Runs on each worker.  Returns (bare, full without checkpoint, checkpoint) seconds of each turn."""
+    job, turns, steps = config["job"], config["turns"], config["steps"]
+    recipe = job.recipe
+    torch.set_num_threads(job.threads)
+    device = ray.train.torch.get_device()
+    context, gather = ray.train.get_context(), world_gather()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    tell = sender(ray.get_actor(job.relay)) if rank == 0 else ignore
+    state = build_state(recipe, resolution=job.dataset.resolution, classes=len(job.dataset.classes), device=device)
+    model = data_parallel(state, job.dataset.resolution)
+    reader = reader_of(job)
+    in_memory = next(share_of(job, recipe, 0, reader))
+    save = saver(job, checkpoint.facts_of(recipe, job.dataset, world=world, device=device), tell)
+    checkpoint_s = 0.0
+
+    def timed_save(state: TrainState) -> None:
+        nonlocal checkpoint_s
+        started = now(gather)
+        save(state)
+        checkpoint_s = now(gather) - started
+
+    rows = []
+    for _ in range(turns + 1):
+        bare = TrainState(state.net, PowerEMA(state.net, ()), state.optimizer, state.images_seen)
+        started = now(gather)
+        for _ in range(steps):
+            train_step(bare, in_memory, recipe, model=model)
+        bare_s = now(gather) - started
+        turn = recipe.model_copy(update={"images": state.images_seen + steps * recipe.batch_size})
+        turn = turn.model_copy(update={"checkpoint_images": turn.images})
+        started = now(gather)
+        share = share_of(job, turn, state.images_seen, reader)
+        train(
+            state,
+            share,
+            turn,
+            model=model,
+            on_metrics=tell,
+            on_checkpoint=timed_save,
+            gather=gather,
+            metrics_images=config["metrics_images"],
+        )
+        rows.append((bare_s, now(gather) - started - checkpoint_s, checkpoint_s))
+    return rows[1:]
+
+
+def now(gather) -> float:
+    """The time when every worker and its device have come here."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    gather(None)
+    return time.perf_counter()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="demo")
+    parser.add_argument("--turns", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps in each half of a turn")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gpu", action="store_true")
+    options = parser.parse_args()
+    recipe = PRESETS[options.preset]()
+    train_recipe = recipe.train
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, local_ray(Path(folder, "ray"), cpus=4):
+        dataset = shard_dataset("embedded", recipe.shard, folder)
+        job = Job(train_recipe, dataset, Path(folder, "run"), options.threads, relay=f"bench-{uuid.uuid4().hex}")
+        trainer = trainer_of(
+            job,
+            measure,
+            workers=options.workers,
+            use_gpu=options.gpu,
+            max_failures=0,
+            turns=options.turns,
+            steps=options.steps,
+            metrics_images=metrics_images_of(train_recipe),  # as often as in a whole run
+        )
+        rows = fit(job, trainer, ignore, ignore)
+    images = options.steps * train_recipe.batch_size
+    share = images / train_recipe.checkpoint_images
+    ratios = []
+    for bare_s, full_s, checkpoint_s in rows:
+        full_s += checkpoint_s * share
+        ratios.append(bare_s / full_s)
+        print(f"bare {images / bare_s:8.1f} images/s   full {images / full_s:8.1f} images/s   ratio {ratios[-1]:.3f}")
+    bare_s, loop_s, checkpoint_s = (sum(column) for column in zip(*rows, strict=True))
+    total = images * len(rows)
+    ratio = bare_s / (loop_s + checkpoint_s * share)
+    print(
+        f"\n{options.preset}, {options.workers} workers x {options.threads} threads, batch {train_recipe.batch_size}:"
+        f" bare {total / bare_s:.1f} images/s, full {total / (loop_s + checkpoint_s * share):.1f} images/s"
+        f" (a checkpoint takes {checkpoint_s / len(rows):.2f} s, one per {train_recipe.checkpoint_images} images)\n"
+        f"ratio {ratio:.3f} of all, {statistics.median(ratios):.3f} median of the turns; limit {LIMIT}:"
+        f" {'passed' if ratio >= LIMIT else 'FAILED'}"
+    )
+    raise SystemExit(ratio < LIMIT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Fixtures that several files share.  Everything a test writes lies under pytest's temporary folder."""
+
+import io
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diffusion.adapters.mlflow_runs import mlflow_environment
+from diffusion.recipe import PRESETS, Recipe
+
+os.environ.update(mlflow_environment())  # before anything imports MLflow
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "integration" in item.path.parts:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session")
+def short_tmp() -> Iterator[Path]:
+    """A folder with a short path: Unix sockets allow 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="dt-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ray_local(short_tmp: Path) -> Iterator[None]:
+    """A real Ray with four logical CPUs for the whole session."""
+    from diffusion.adapters.ray_cluster import local_ray
+
+    with local_ray(short_tmp / "ray", cpus=4):
+        yield
+
+
+@pytest.fixture(scope="session")
+def emoji_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty real pictures in three class folders with metadata.jsonl, the imagefolder convention."""
+    import json
+
+    folder = tmp_path_factory.mktemp("emoji")
+    archive = Path(__file__).parent.parent / "diffusion" / "data" / "embedded" / "noto-emoji-64.zip"
+    kept = {"flags": 0, "smileys-emotion": 0, "food-drink": 0}
+    with zipfile.ZipFile(archive) as source, open(folder / "metadata.jsonl", "w") as metadata:
+        for line in io.TextIOWrapper(source.open("metadata.jsonl"), "utf-8"):
+            row = json.loads(line)
+            if kept.get(row["label"], 20) < 20:
+                kept[row["label"]] += 1
+                target = folder / row["file_name"]
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(source.read(row["file_name"]))
+                metadata.write(line)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Recipe:
+    """The preset `smoke`: every stage in seconds."""
+    return PRESETS["smoke"]()

@@ -1,0 +1,79 @@
+"""Sharding on real Ray: the same bytes as in one process, for any parallelism; a worker's failure has its cause."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from diffusion.adapters.ray_data import ray_each, shard_dataset
+from diffusion.data import ingest
+from diffusion.data.quarantine import TooManyRejected
+from diffusion.recipe import ShardRecipe
+from tests.test_ingest import RECIPE, content, spoilt_folder  # noqa: F401
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_embedded_pictures_have_the_same_bytes_on_ray_and_in_one_process(tmp_path):
+    recipe, seen = ShardRecipe(), []
+    plain = ingest.shard_dataset("embedded", recipe, tmp_path / "plain")
+    one = shard_dataset("embedded", recipe, tmp_path / "one", workers=1)
+    many = shard_dataset("embedded", recipe, tmp_path / "many", progress=lambda *state: seen.append(state))
+    assert plain.digest == one.digest == many.digest
+    assert content(Path(plain.uri)) == content(Path(one.uri)) == content(Path(many.uri))
+    assert (plain.images, plain.holdout, plain.rejected) == (1789, 103, 0)  # of 1,906, less 14 duplicates
+    assert seen == sorted(seen)
+    assert seen[-1] == (1906, 1906)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_bad_files_are_set_aside_alike(spoilt_folder, tmp_path):  # noqa: F811
+    plain = ingest.shard_dataset(spoilt_folder, RECIPE, tmp_path / "plain")
+    ray = shard_dataset(spoilt_folder, RECIPE, tmp_path / "ray")
+    assert plain.rejected == ray.rejected == 4
+    assert content(Path(plain.uri)) == content(Path(ray.uri))
+    with pytest.raises(TooManyRejected):
+        shard_dataset(spoilt_folder, RECIPE.model_copy(update={"max_rejected": 0.01}), tmp_path / "ray")
+
+
+def _fail_on_two(task: dict) -> dict:
+    if task["n"] == 2:
+        raise OSError(28, "No space left on device")
+    return task
+
+
+def _pid_then_wait(task: dict) -> dict:
+    """Writes its process id; the first one to run waits to be killed."""
+    with open(task["path"], "a") as file:
+        file.write(f"{os.getpid()}\n")
+    if len(Path(task["path"]).read_text().split()) == 1:
+        time.sleep(60)
+    return task
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_results_and_failures_of_tasks():
+    assert sorted(result["n"] for result in ray_each(dict, [{"n": n} for n in range(5)])) == list(range(5))
+    assert list(ray_each(dict, [])) == []
+    with pytest.raises(RuntimeError, match=r"OSError: \[Errno 28\] No space left") as error:
+        list(ray_each(_fail_on_two, [{"n": n} for n in range(4)]))
+    assert "_fail_on_two" in "".join(error.value.__notes__)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_killed_worker_s_task_is_done_again(tmp_path):
+    path = tmp_path / "pids"
+
+    def kill_the_first() -> None:
+        while not path.exists() or not path.read_text().endswith("\n"):
+            time.sleep(0.05)
+        os.kill(int(path.read_text().split()[0]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    results = list(ray_each(_pid_then_wait, [{"path": str(path)}]))
+    killer.join()
+    assert results == [{"path": str(path)}]
+    assert len(path.read_text().split()) == 2

@@ -1,0 +1,62 @@
+"""Evaluation on real Ray: the same bytes as in one process and for any number of actors; failures have their cause."""
+
+from pathlib import Path
+
+import pytest
+
+from diffusion.adapters.ray_evaluate import evaluate_run
+from diffusion.evaluation.measure import evaluate
+from diffusion.store.refs import RunRef
+from tests.evaluated_run import make_run
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture(scope="module")
+def run(emoji_folder, tiny_recipe, tmp_path_factory) -> RunRef:
+    return make_run(emoji_folder, tiny_recipe, tmp_path_factory.mktemp("run"))
+
+
+def content(uri: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(uri).iterdir()}
+
+
+def test_any_number_of_actors_and_none_give_the_same_bytes(run, tiny_recipe, tmp_path):
+    plain = evaluate(run, tiny_recipe.evaluate, tmp_path / "plain")
+    for actors in (1, 3):
+        seen: list[tuple[int, int]] = []
+        root = tmp_path / str(actors)
+        ref = evaluate_run(
+            run, tiny_recipe.evaluate, root, actors=actors, progress=lambda d, t, seen=seen: seen.append((d, t))
+        )
+        assert ref.digest == plain.digest
+        assert content(ref.uri) == content(plain.uri)
+        features = [
+            path.read_bytes() for store in (root, tmp_path / "plain") for path in (store / "features").iterdir()
+        ]
+        assert features[0] == features[1]
+        assert seen == sorted(seen)
+        assert seen[-1][0] == seen[-1][1]
+
+
+def test_as_many_actors_as_cpus_do_not_wait_for_each_other(run, tiny_recipe, tmp_path):
+    ref = evaluate_run(run, tiny_recipe.evaluate, tmp_path, actors=4)
+    assert ref.metrics["frechet"] > 0
+
+
+def test_a_failure_has_its_cause(run, tiny_recipe, tmp_path):
+    shard = next(Path(run.dataset.uri).glob("*train*.tar"))
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-2_000] + b"x" * 2_000)
+    try:
+        with pytest.raises(RuntimeError, match="sha256") as error:
+            evaluate_run(run, tiny_recipe.evaluate, tmp_path, actors=1)
+    finally:
+        shard.write_bytes(data)
+    assert "Traceback" in "".join(error.value.__notes__)
+    assert not (tmp_path / "evaluations").exists()
+
+
+def test_no_actors_are_refused(run, tiny_recipe, tmp_path):
+    with pytest.raises(ValueError, match="at least one"):
+        evaluate_run(run, tiny_recipe.evaluate, tmp_path, actors=0)

@@ -1,0 +1,179 @@
+"""The endpoint on a real Ray Serve: deployed, changed under load, refused, killed."""
+
+import base64
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from diffusion.adapters.ray_serve import DeployFailed, deploy, deployed, undeploy
+from diffusion.recipe import ServeRecipe
+from diffusion.serving.receipt import read_receipt
+from diffusion.store.refs import ModelRef
+from tests.random_bundle import published_model
+
+LIMITS = ServeRecipe(slots=4, queue=32, max_n=6, max_steps=1000, timeout_s=60)
+BODY = {"label": "cat", "seed": 1, "n": 2, "steps": 3}
+
+
+def free_port() -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if not 8000 <= port <= 8999:
+            return port
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> list[ModelRef]:
+    store = tmp_path_factory.mktemp("store")
+    return [published_model(store, seed=i, version=str(i + 1)) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def port(ray_local) -> Iterator[int]:
+    yield free_port()
+    undeploy()
+
+
+@pytest.fixture
+def url(port, models) -> str:
+    """Version 1, deployed; at once where it is already."""
+    return deploy(models[0], LIMITS, port=port, cpus=0.5)
+
+
+def ask(url: str, **body) -> httpx.Response:
+    return httpx.post(f"{url}/v1/images/generations", json={**BODY, **body}, timeout=120)
+
+
+def replicas() -> list[int]:
+    """Process ids of our replicas: they descend from this process."""
+    parents, found = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"ServeReplica:diffusion:images" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:  # it ended meanwhile
+            continue
+
+    def ours(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return [pid for pid in found if ours(pid)]
+
+
+def test_pictures_over_serve_are_the_models(url, models):
+    answer = ask(url)
+    assert answer.status_code == 200
+    for i, item in enumerate(answer.json()["data"]):
+        receipt = read_receipt(base64.b64decode(item["b64_json"]))
+        assert (receipt.bundle_digest, receipt.version, receipt.image) == (models[0].digest, "1", i)
+    alone = [ask(url, n=1, seed=seed).json()["data"] for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda seed: ask(url, n=1, seed=seed).json()["data"], range(4))) == alone
+
+
+def test_errors_come_through_serve_unchanged(url):
+    answer = ask(url, label="cats")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "label")
+    health = httpx.get(f"{url}/healthz", timeout=30)
+    assert (health.status_code, health.json()["status"]) == (200, "ok")
+    assert health.headers["x-content-type-options"] == "nosniff"
+
+
+def test_only_loopback_listens(url):
+    port, listening = int(url.rpartition(":")[2]), "0A"
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
+    addresses = {row[1] for row in rows if row[3] == listening and int(row[1].rpartition(":")[2], 16) == port}
+    assert addresses == {f"0100007F:{port:04X}"}
+
+
+def test_a_client_that_leaves_frees_its_slots_through_serve(url):
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            f"{url}/v1/images/generations", json={**BODY, "n": 6, "steps": 1000}, timeout=httpx.Timeout(30, read=2)
+        )
+    deadline = time.monotonic() + 60
+    while (state := httpx.get(f"{url}/healthz", timeout=30).json())["drawing"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert (state["drawing"], state["waiting"]) == (0, 0)
+
+
+def test_deploying_the_same_again_changes_nothing(url, models, port):
+    before = replicas()
+    assert len(before) == 1
+    assert deploy(models[0], LIMITS, port=port, cpus=0.5) == url
+    assert replicas() == before
+
+
+def test_a_killed_replica_comes_back_with_the_same_pictures(url):
+    before = ask(url).json()["data"]
+    (replica,) = replicas()
+    os.kill(replica, signal.SIGKILL)
+    deadline = time.monotonic() + 240  # seconds on a quiet machine
+    answer = None
+    while time.monotonic() < deadline and (answer is None or answer.status_code != 200):
+        try:
+            answer = ask(url)
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    assert answer.status_code == 200
+    assert answer.json()["data"] == before
+    assert replica not in replicas()
+
+
+def test_a_new_version_takes_over_without_a_lost_request(url, models, port):
+    statuses, versions, stop = [], [], threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            answer = ask(url, n=1)
+            statuses.append(answer.status_code)
+            versions.append(answer.json().get("version"))
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(keep_asking) for _ in range(2)]
+        try:
+            assert deploy(models[1], LIMITS, port=port, cpus=0.5) == url
+            time.sleep(1)
+        finally:
+            stop.set()
+        for task in asking:
+            task.result()
+    assert set(statuses) == {200}
+    assert set(versions) == {"1", "2"}
+    assert versions[-1] == "2"
+    assert deployed().model == models[1]
+
+
+def test_a_damaged_version_is_refused_and_the_old_one_goes_on(url, models, port, tmp_path):
+    damaged = published_model(tmp_path, seed=7, version="9")
+    weights = Path(damaged.uri) / "weights.safetensors"
+    weights.chmod(0o644)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(DeployFailed, match=r"version 9 does not serve: .*sha256.* Version 1 goes on"):
+        deploy(damaged, LIMITS, port=port, cpus=0.5)
+    assert ask(url).json()["version"] == "1"
+    assert deployed().model == models[0]
+
+
+def test_another_port_is_refused_while_serve_listens_elsewhere(url, models):
+    with pytest.raises(DeployFailed, match="undeploy"):
+        deploy(models[0], LIMITS, port=free_port(), cpus=0.5)
+    assert ask(url).status_code == 200
+
+
+def test_ports_that_prefect_takes_are_refused(models):
+    with pytest.raises(ValueError, match="8000 to 8999"):
+        deploy(models[0], LIMITS, port=8123)

@@ -1,0 +1,255 @@
+"""adapters/ray_train.py on a real Ray, with real pictures; workers and the driver are killed for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from diffusion.adapters.ray_train import TrainingFailed, train_run
+from diffusion.data.ingest import shard_dataset
+from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe, digest_of
+from diffusion.store.refs import DatasetRef, RunRef
+from diffusion.training import checkpoint
+from diffusion.training.step import NonFiniteLoss
+from tests.test_loop import CLOCKS, vector
+
+RECIPE = TrainRecipe(
+    unet=UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=()),
+    images=12 * 40,
+    batch_size=12,
+    warmup_images=24,
+    checkpoint_images=96,
+    window=16,
+    streams=2,
+)
+END = 12 * 40
+
+
+@pytest.fixture(scope="module")
+def dataset(emoji_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+    recipe = ShardRecipe(resolution=16, shard_size=16, holdout=0.1)
+    return shard_dataset(emoji_folder, recipe, tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_local: None, dataset: DatasetRef, tmp_path_factory: pytest.TempPathFactory) -> RunRef:
+    """A run on two workers that nothing befell."""
+    return train_run(RECIPE, dataset, tmp_path_factory.mktemp("undisturbed"), workers=2)
+
+
+def run_dir_of(run: RunRef) -> Path:
+    return Path(run.uri).parent.parent
+
+
+def bits(run: RunRef) -> dict[str, bytes]:
+    """The weights, averages and optimizer state of a run's end."""
+    return {path.name: path.read_bytes() for path in Path(run.uri).glob("*.safetensors")}
+
+
+def history(run: RunRef) -> tuple[list[dict], list[dict]]:
+    """Metrics and events of a run, as its folder has them."""
+    lines = [json.loads(line) for line in (run_dir_of(run) / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "event" not in line], [line for line in lines if "event" in line]
+
+
+def numbers(run: RunRef) -> list[dict]:
+    return [{k: v for k, v in record.items() if k not in (*CLOCKS, "time")} for record in history(run)[0]]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_run_leaves_checkpoints_history_and_a_reference(undisturbed: RunRef, dataset: DatasetRef):
+    assert undisturbed.images_seen == END
+    assert undisturbed.recipe_digest == digest_of(RECIPE)
+    assert undisturbed.dataset == dataset
+    assert undisturbed.digest == digest_of(checkpoint.verify(Path(undisturbed.uri)))
+    assert sorted(path.name for path in run_dir_of(undisturbed).iterdir()) == ["checkpoints", "metrics.jsonl"]
+    saved = [int(path.name) for path in sorted(Path(undisturbed.uri).parent.iterdir())]
+    assert saved == [96, 192, 288, 384, 480]
+    metrics, events = history(undisturbed)
+    assert [record["images_seen"] for record in metrics] == list(range(12, END + 1, 12))
+    assert [event["event"] for event in events] == ["started"] + ["checkpoint"] * 5
+    assert events[0]["world"] == 2
+    assert events[-1]["digest"] == undisturbed.digest
+    facts = checkpoint.read_facts(Path(undisturbed.uri))
+    assert (facts.world, facts.threads, facts.device) == (2, 1, "cpu")
+
+
+def test_a_killed_worker_costs_no_bit(undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path):
+    workers: list[int] = []
+    killed: list[int] = []
+    events: list[dict] = []
+
+    def on_event(event: dict) -> None:
+        events.append(event)
+        if "pids" in event:
+            workers[:] = event["pids"]
+
+    def on_metrics(record: dict) -> None:
+        if record["images_seen"] >= 96 and not killed:
+            killed.append(workers[1])
+            os.kill(workers[1], signal.SIGKILL)
+
+    run = train_run(RECIPE, dataset, tmp_path, workers=2, on_metrics=on_metrics, on_event=on_event)
+    assert killed
+    resumed = next(event for event in events if event["event"] == "resumed")
+    assert resumed["images_seen"] >= 96  # what was saved is not done again
+    assert resumed["images_seen"] % 96 == 0
+    assert killed[0] not in resumed["pids"]
+    assert resumed["changed"] == {}
+    assert bits(run) == bits(undisturbed)
+    assert numbers(run) == numbers(undisturbed)  # each moment once, and the same
+
+
+def test_a_killed_driver_costs_no_bit(undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path, short_tmp: Path):
+    (tmp_path / "dataset.json").write_text(dataset.model_dump_json())
+    (tmp_path / "recipe.json").write_text(RECIPE.model_dump_json())
+    driver = subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, str(tmp_path), str(short_tmp / "killed")],
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+    )
+    checkpoints = tmp_path / "run" / "checkpoints"
+    try:
+        deadline = time.monotonic() + 300
+        while checkpoint.latest(checkpoints)[0] is None:
+            assert driver.poll() is None, "the driver ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert checkpoint.read_facts(checkpoint.latest(checkpoints)[0]).images_seen < END
+    run = train_run(RECIPE, dataset, tmp_path / "run", workers=2)
+    assert [event["event"] for event in history(run)[1]].count("resumed") == 1
+    assert bits(run) == bits(undisturbed)
+
+
+_DRIVER = """
+import sys
+from pathlib import Path
+from diffusion.adapters.ray_cluster import local_ray
+from diffusion.adapters.ray_train import train_run
+from diffusion.recipe import TrainRecipe
+from diffusion.store.refs import DatasetRef
+
+folder = Path(sys.argv[1])
+recipe = TrainRecipe.model_validate_json((folder / "recipe.json").read_text())
+dataset = DatasetRef.model_validate_json((folder / "dataset.json").read_text())
+with local_ray(Path(sys.argv[2]), cpus=4):
+    train_run(recipe, dataset, folder / "run", workers=2)
+"""
+
+
+def test_workers_stop_when_the_driver_turns_away(ray_local: None, dataset: DatasetRef, tmp_path: Path):
+    class Interrupted(Exception):
+        pass
+
+    pids: list[int] = []
+
+    def on_event(event: dict) -> None:
+        pids.extend(event.get("pids", []))
+
+    def on_metrics(record: dict) -> None:
+        raise Interrupted
+
+    long = RECIPE.model_copy(update={"images": 12 * 100_000})
+    with pytest.raises(Interrupted):
+        train_run(long, dataset, tmp_path, workers=2, on_event=on_event, on_metrics=on_metrics)
+    deadline = time.monotonic() + 120
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_one_worker_comes_to_the_same_weights_as_two(undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path):
+    run = train_run(RECIPE, dataset, tmp_path, workers=1)
+    one, two = (vector(load_file(Path(r.uri, "weights.safetensors"))) for r in (run, undisturbed))
+    first = checkpoint.folder_of(tmp_path / "checkpoints", 96)
+    moved = (two - vector(load_file(first / "weights.safetensors"))).norm()
+    assert (one - two).norm() < 0.05 * moved  # bf16; the same comparison in fp32 is tests/test_loop.py's
+    for a, b in zip(numbers(run), numbers(undisturbed), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
+
+
+def test_a_finished_run_is_not_trained_again(undisturbed: RunRef, dataset: DatasetRef):
+    heard: list[dict] = []
+    before = time.monotonic()
+    again = train_run(
+        RECIPE, dataset, run_dir_of(undisturbed), workers=2, on_metrics=heard.append, on_event=heard.append
+    )
+    assert again == undisturbed
+    assert heard == []
+    assert time.monotonic() - before < 5
+
+
+def test_a_damaged_last_checkpoint_is_made_again_from_the_one_before(
+    undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path
+):
+    run = train_run(RECIPE, dataset, tmp_path, workers=2)
+    weights = Path(run.uri, "weights.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-4])
+    events: list[dict] = []
+    again = train_run(RECIPE, dataset, tmp_path, workers=2, on_event=events.append)
+    assert [event["event"] for event in events] == ["damaged_checkpoint", "resumed", "checkpoint"]
+    assert str(weights) in events[0]["reason"]
+    assert again == run
+    assert bits(again) == bits(undisturbed)
+
+
+def test_what_cannot_be_is_refused_before_any_worker_starts(undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path):
+    other = RECIPE.model_copy(update={"lr": 0.5})
+    with pytest.raises(ValueError, match=r"train\.lr is 0\.001, asked 0\.5"):
+        train_run(other, dataset, run_dir_of(undisturbed), workers=2)
+    with pytest.raises(ValueError, match="batch_size=12 cannot be divided over 5 workers"):
+        train_run(RECIPE, dataset, tmp_path, workers=5)
+
+
+def test_a_non_finite_loss_reaches_the_driver_by_name_and_is_not_retried(
+    ray_local: None, dataset: DatasetRef, tmp_path: Path
+):
+    recipe = RECIPE.model_copy(update={"lr": 1e30, "warmup_images": 0, "precision": "fp32"})
+    events: list[dict] = []
+    with pytest.raises(NonFiniteLoss) as caught:
+        train_run(recipe, dataset, tmp_path, workers=2, on_event=events.append)
+    assert [event["event"] for event in events] == ["started"]
+    assert len(caught.value.samples) == 12  # of both workers
+    assert caught.value.images_seen == 12
+    assert caught.value.samples[0][0] in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_failing_worker_is_explained_in_one_line(ray_local: None, dataset: DatasetRef, tmp_path: Path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in Path(dataset.uri).iterdir():
+        if path.is_file():
+            (broken / path.name).write_bytes(path.read_bytes())
+    shard = next(broken.glob("train-*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[1_000] ^= 1
+    shard.write_bytes(data)
+    events: list[dict] = []
+    with pytest.raises(TrainingFailed, match=shard.name) as caught:
+        train_run(
+            RECIPE,
+            dataset.model_copy(update={"uri": str(broken)}),
+            tmp_path / "run",
+            workers=2,
+            max_failures=0,
+            on_event=events.append,
+        )
+    assert "Traceback" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert "worker_failed" in [event["event"] for event in events]

@@ -1,0 +1,75 @@
+"""A bundle whose every weight is random: unlike an untrained network's, its answers depend on all of its input."""
+
+import hashlib
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from diffusion.denoiser import Denoiser, denoiser_of
+from diffusion.recipe import SamplingRecipe, UNetRecipe, canonical_json
+from diffusion.store.bundle import Bundle, BundleSpec, publish_bundle
+from diffusion.store.refs import ModelRef
+
+CLASSES = ("cat", "dog", "Straße & Co")
+UNET = UNetRecipe(channels=32, multipliers=(1, 2), blocks=(1, 1), attention=(8,))
+RESOLUTION = 16
+
+
+def random_denoiser(precision: str, seed: int = 0) -> Denoiser:
+    """A small denoiser, weights ~ N(0, 1 / fan-in), so that signals keep their size."""
+    denoiser = denoiser_of(UNET, resolution=RESOLUTION, classes=len(CLASSES), sigma_data=0.5, precision=precision)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    return denoiser.eval().requires_grad_(False)
+
+
+def random_spec(precision: str, weights_sha256: str, parameters: int) -> BundleSpec:
+    return BundleSpec(
+        classes=CLASSES,
+        resolution=RESOLUTION,
+        unet=UNET,
+        sigma_data=0.5,
+        precision=precision,
+        ema=0.1,
+        sampling=SamplingRecipe(steps=5, guidance=1.5),
+        parameters=parameters,
+        images_seen=1,
+        run_digest="1" * 64,
+        dataset_digest="2" * 64,
+        recipe_digest="3" * 64,
+        weights_sha256=weights_sha256,
+    )
+
+
+def random_bundle(precision: str = "bf16", seed: int = 0) -> Bundle:
+    """In memory only; its digest is invented."""
+    denoiser = random_denoiser(precision, seed)
+    count = sum(parameter.numel() for parameter in denoiser.parameters())
+    return Bundle(random_spec(precision, "4" * 64, count), "5" * 64, denoiser)
+
+
+def published_model(store_root: Path, *, seed: int = 0, version: str = "1") -> ModelRef:
+    """A random bundle published below `store_root`, as a registered version would refer to it."""
+    denoiser = random_denoiser("bf16", seed)
+    weights = {name: parameter.contiguous() for name, parameter in denoiser.named_parameters()}
+    data = safetensors.torch.save(weights)
+    count = sum(weight.numel() for weight in weights.values())
+    spec = random_spec("bf16", hashlib.sha256(data).hexdigest(), count)
+    folder = store_root / f"staged-{seed}"
+    folder.mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(data)
+    (folder / "bundle.json").write_bytes(canonical_json(spec))
+    uri, digest = publish_bundle(folder, store_root)
+    return ModelRef(
+        uri=uri,
+        digest=digest,
+        name="tiny",
+        version=version,
+        aliases=("champion",),
+        run_digest=spec.run_digest,
+        dataset_digest=spec.dataset_digest,
+    )

@@ -1,0 +1,181 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from diffusion.ema import PowerEMA
+from diffusion.recipe import Recipe, SamplingRecipe, TrainRecipe, canonical_json, digest_of
+from diffusion.store.bundle import bundle_path, export_bundle, load_bundle, verify_bundle
+from diffusion.store.publish import sha256_file
+from diffusion.store.refs import RunRef
+from tests.made_run import CLASSES, make_run
+
+SAMPLING = SamplingRecipe(steps=3, guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: Recipe) -> TrainRecipe:
+    return tiny_recipe.train.model_copy(update={"ema": (0.05, 0.1), "precision": "fp32"})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, recipe: TrainRecipe) -> RunRef:
+    return make_run(tmp_path_factory.mktemp("run"), recipe)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, run: RunRef) -> Path:
+    return Path(export_bundle(run, 0.1, tmp_path_factory.mktemp("store"), SAMPLING)[0])
+
+
+@pytest.fixture
+def bundle_copy(tmp_path: Path, exported: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+def test_a_bundle_states_its_whole_lineage(run, recipe, exported):
+    spec, digest = verify_bundle(exported)
+    assert (spec.run_digest, spec.dataset_digest, spec.recipe_digest) == (run.digest, "d" * 64, digest_of(recipe))
+    assert (spec.classes, spec.resolution, spec.unet) == (CLASSES, 32, recipe.unet)
+    assert (spec.sigma_data, spec.precision, spec.ema, spec.sampling) == (0.5, "fp32", 0.1, SAMPLING)
+    assert spec.images_seen == run.images_seen == 16
+    assert digest == sha256_file(exported / "bundle.json") == digest_of(spec)
+    assert spec.weights_sha256 == sha256_file(exported / "weights.safetensors")
+    assert exported.name == digest[:16]
+    assert exported.parent.name == "bundles"
+
+
+def test_it_has_two_files_and_neither_is_a_pickle(exported):
+    assert sorted(path.name for path in exported.iterdir()) == ["bundle.json", "weights.safetensors"]
+    json.loads((exported / "bundle.json").read_bytes())
+    data = (exported / "weights.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert {entry["dtype"] for entry in header.values()} == {"F32"}
+
+
+def test_the_weights_are_the_average_asked_for_and_not_the_raw_ones(run, exported):
+    denoiser = load_bundle(exported).denoiser
+    parameters = dict(denoiser.named_parameters())
+    files = {name: safetensors.torch.load_file(Path(run.uri, name)) for name in ("ema-0.1.safetensors",)}
+    average = files["ema-0.1.safetensors"]
+    raw = safetensors.torch.load_file(Path(run.uri, "weights.safetensors"))
+    other = safetensors.torch.load_file(Path(run.uri, "ema-0.05.safetensors"))
+    assert parameters.keys() == average.keys()
+    assert all(torch.equal(parameters[name], average[name]) for name in average)
+    for wrong in (raw, other):
+        assert any(not torch.equal(parameters[name], wrong[name]) for name in average)
+
+
+def test_a_loaded_bundle_denoises_as_the_trained_average_does(run, recipe, exported):
+    from diffusion.denoiser import denoiser_of
+
+    bundle = load_bundle(exported)
+    assert not bundle.denoiser.training
+    assert not any(p.requires_grad for p in bundle.denoiser.parameters())
+    kernels = [p for p in bundle.denoiser.parameters() if p.ndim == 4 and p.shape[2] > 1]
+    assert kernels
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    trained = denoiser_of(recipe.unet, resolution=32, classes=3, sigma_data=0.5, precision="fp32")
+    average = PowerEMA(trained, (0.1,))
+    average.load_state_dict(0.1, safetensors.torch.load_file(Path(run.uri, "ema-0.1.safetensors")))
+    for parameter, value in zip(trained.parameters(), average.averages[0.1], strict=True):
+        parameter.data.copy_(value)
+    x, sigma, label = torch.randn(3, 3, 32, 32), torch.tensor([0.1, 1.0, 40.0]), torch.tensor([0, 2, 3])
+    with torch.no_grad():
+        assert torch.equal(bundle.denoiser(x, sigma, label=label), trained.eval()(x, sigma, label=label))
+
+
+def test_the_same_run_gives_the_same_bytes_in_any_store_and_is_exported_once(run, exported, tmp_path):
+    elsewhere, digest = export_bundle(run, 0.1, tmp_path, SAMPLING)
+    for name in ("bundle.json", "weights.safetensors"):
+        assert Path(elsewhere, name).read_bytes() == (exported / name).read_bytes()
+    before = Path(elsewhere, "bundle.json").stat()
+    assert export_bundle(run, 0.1, tmp_path, SAMPLING) == (elsewhere, digest)
+    assert Path(elsewhere, "bundle.json").stat().st_ino == before.st_ino
+    assert [path.name for path in bundle_path(tmp_path, digest).parent.iterdir()] == [digest[:16]]
+
+
+def test_another_average_or_other_sampling_is_another_model(run, exported, tmp_path):
+    digests = {
+        export_bundle(run, 0.05, tmp_path, SAMPLING)[1],
+        export_bundle(run, 0.1, tmp_path, SAMPLING.model_copy(update={"steps": 4}))[1],
+        verify_bundle(exported)[1],
+    }
+    assert len(digests) == 3
+
+
+def test_a_missing_average_is_an_error_that_names_those_there_are(run, tmp_path):
+    with pytest.raises(ValueError, match=r"no average of relative width 0\.2, only 0\.05, 0\.1.*raw weights are never"):
+        export_bundle(run, 0.2, tmp_path, SAMPLING)
+
+
+@pytest.mark.parametrize("name", ["ema-0.1.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_damaged_checkpoint_is_refused_by_the_file(run, tmp_path, name, damage):
+    folder = Path(shutil.copytree(run.uri, tmp_path / "checkpoint"))
+    if damage == "missing":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-1] + b" ")
+    with pytest.raises((ValueError, FileNotFoundError), match=name.replace(".", r"\.")):
+        export_bundle(run.model_copy(update={"uri": str(folder)}), 0.1, tmp_path, SAMPLING)
+
+
+@pytest.mark.parametrize("wrong", [{"recipe_digest": "0" * 64}, {"images_seen": 17}])
+def test_a_reference_that_does_not_belong_to_its_checkpoint_is_refused(run, tmp_path, wrong):
+    with pytest.raises(ValueError, match="another recipe, dataset or length"):
+        export_bundle(run.model_copy(update=wrong), 0.1, tmp_path, SAMPLING)
+
+
+def test_one_changed_byte_of_the_weights_is_found(bundle_copy):
+    path = bundle_copy / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    for read in (verify_bundle, load_bundle):
+        with pytest.raises(ValueError, match=r"weights\.safetensors: sha256 .*bundle\.json says"):
+            read(bundle_copy)
+
+
+def test_another_model_than_the_one_asked_for_is_refused(bundle_copy):
+    with pytest.raises(ValueError, match="not 0000"):
+        load_bundle(bundle_copy, digest="0" * 64)
+    digest = verify_bundle(bundle_copy)[1]
+    assert load_bundle(bundle_copy, digest=digest).digest == digest
+
+
+def test_an_edited_specification_is_another_model_or_none(bundle_copy):
+    digest = verify_bundle(bundle_copy)[1]
+    path = bundle_copy / "bundle.json"
+    fields = json.loads(path.read_bytes())
+    path.write_bytes(canonical_json(fields | {"classes": ["a", "b", "c"]}))
+    with pytest.raises(ValueError, match="that was asked for"):
+        load_bundle(bundle_copy, digest=digest)
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="not in canonical form"):
+        load_bundle(bundle_copy)
+    path.write_bytes(canonical_json(fields | {"betas": "linear"}))
+    with pytest.raises(ValueError, match="betas"):
+        load_bundle(bundle_copy)
+
+
+def test_weights_of_another_network_are_refused_by_name(bundle_copy):
+    path = bundle_copy / "bundle.json"
+    fields = json.loads(path.read_bytes())
+    path.write_bytes(canonical_json(fields | {"unet": fields["unet"] | {"channels": 32}}))
+    with pytest.raises(ValueError, match=r"weights and U-Net recipe differ in \d+ tensors, first \['net\."):
+        load_bundle(bundle_copy)
+
+
+def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no bundle.*diffusion evaluate"):
+        load_bundle(tmp_path)
+
+
+def test_half_a_bundle_is_refused(bundle_copy):
+    (bundle_copy / "weights.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors"):
+        verify_bundle(bundle_copy)

@@ -1,0 +1,207 @@
+"""The command line: recipes merged and shown, mistakes refused by name, nothing but words where people read."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from diffusion.recipe import PRESETS, digest_of
+from flows import console
+from flows.cli import app
+from flows.recipes import allowed, as_toml, keys, merged
+
+COMMANDS = ("shard", "train", "evaluate", "register", "deploy", "run", "sample")
+
+
+def diffusion(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, arguments)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    code, out, _ = diffusion(command, "--help")
+    assert code == 0
+    assert "--home" in out
+    assert command == "sample" or ("--preset" in out and "--set" in out)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_shown_recipe_reads_back(preset: str, tmp_path: Path) -> None:
+    code, out, _ = diffusion("recipe", "show", "--preset", preset, "--describe")
+    assert code == 0
+    assert out.splitlines()[0] == f"# digest {digest_of(PRESETS[preset]())}"
+    (tmp_path / "recipe.toml").write_text(out)
+    other = next(name for name in PRESETS if name != preset)
+    assert merged(other, file=tmp_path / "recipe.toml") == PRESETS[preset]()
+
+
+def test_every_key_can_be_set_to_its_own_value() -> None:
+    recipe = PRESETS["smoke"]()
+    for key, field in keys():
+        value: object = recipe
+        for part in key.split("."):
+            value = getattr(value, part)
+        text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+        assert merged("smoke", settings=[f"{key}={text}"]) == recipe, key
+        assert allowed(field)
+
+
+@pytest.mark.parametrize(
+    ("setting", "path", "value"),
+    [
+        ("train.images=1000", ("train", "images"), 1000),
+        ("evaluate.loss_levels=1,2.5", ("evaluate", "loss_levels"), (1.0, 2.5)),
+        ("evaluate.loss_levels=[1, 2.5]", ("evaluate", "loss_levels"), (1.0, 2.5)),
+        ("train.hflip=true", ("train", "hflip"), True),
+        ("train.lr=3e-4", ("train", "lr"), 3e-4),
+        ("train.decay=none", ("train", "decay"), "none"),
+        ("gate.max_frechet=12.5", ("gate", "max_frechet"), 12.5),
+        ("gate.max_frechet=none", ("gate", "max_frechet"), None),
+        ("name=1984", ("name",), "1984"),
+    ],
+)
+def test_values_are_typed(setting: str, path: tuple[str, ...], value: object) -> None:
+    found: object = merged("demo", settings=[setting])
+    for part in path:
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("train.imagse=3", "did you mean train.images?"),
+        ("images=3", "train.images"),
+        ("train.unet=3", "train.unet.channels, train.unet.multipliers"),
+        (
+            "train.images=0",
+            "train.images=0: Input should be greater than or equal to 1. Allowed: whole number, at least 1",
+        ),
+        ("train.images=many", "train.images=many"),
+        ("train.decay=step", "cosine | inverse_sqrt | none"),
+        ("evaluate.sampling.sampler=euler", "heun | ddim | dpmpp_2m"),
+        ("shard.background=white", "shard.background=white"),
+        ("evaluate.ema=0.2", "evaluate.ema=0.2 is not one of train.ema"),
+        ("shard.resolution=100", "multiple of 8"),
+        ("train.lr=NaN", "train.lr=NaN"),
+        ("train.images", "--set key=value"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(setting: str, says: str) -> None:
+    code, out, err = diffusion("recipe", "show", "--set", setting)
+    assert code == 2
+    assert out == ""
+    assert says in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("[train]\nimage = 3", "did you mean train.images"), ("train = ", "no TOML"), ("[train]\nimages = 0", "in ")],
+)
+def test_a_wrong_recipe_file_is_refused_by_name(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text(text)
+    code, _, err = diffusion("recipe", "show", "--recipe", str(file))
+    assert code == 2
+    assert says in err
+
+
+def test_an_unknown_preset_names_the_presets() -> None:
+    code, _, err = diffusion("run", "--preset", "dmeo")
+    assert code == 2
+    assert all(name in err for name in PRESETS)
+
+
+def test_the_digest_is_the_recipes_alone() -> None:
+    shown = as_toml(merged("demo", settings=["train.images=128"]))
+    assert shown.splitlines()[0] == f"# digest {digest_of(merged('demo', settings=['train.images=128']))}"
+    assert tomllib.loads(shown)["train"]["images"] == 128
+
+
+@pytest.mark.parametrize("command", ["run", "shard"])
+def test_a_missing_source_is_told_at_once(command: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from flows.cli import main; main()",
+            command,
+            "--source",
+            str(tmp_path / "none"),
+            "--home",
+            str(tmp_path / "home"),
+        ],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"DIFFUSION_GPU": "false"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert str(tmp_path / "none") in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_earlier_stages_are_asked_for_by_name(tmp_path: Path) -> None:
+    from flows import shard
+    from flows.site import Site
+
+    with pytest.raises(ValueError, match="run `diffusion shard`"):
+        shard.finished(PRESETS["smoke"]().shard, "embedded", Site(home=tmp_path))
+
+
+def test_what_libraries_print_goes_to_the_log(tmp_path: Path) -> None:
+    program = f"""
+import os, subprocess, sys
+from pathlib import Path
+from flows.console import quiet, say, error
+say("before")
+with quiet(Path({str(tmp_path)!r}, "logs", "a.log")):
+    print("a library")
+    print("its warning", file=sys.stderr)
+    os.write(2, b"its C++\\n")
+    subprocess.run(["echo", "its child"])
+    say("during")
+    error("wrong")
+print("after")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["before", "during", "after"]
+    assert done.stderr == "error: wrong\n"
+    log = (tmp_path / "logs" / "a.log").read_text()
+    assert all(text in log for text in ("a library", "its warning", "its C++", "its child"))
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([0.0, 1.0, 2.0, 12.0, 13.0, 21.0])
+    update = console._plain("train", "pictures", now=lambda: next(clock))
+    for done in (100, 200, 1_200, 1_300, 2_100):  # a resumed run: it starts at 100
+        update(done, 2_100, loss=0.25)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "  train     1,200 of 2,100 pictures (57 %), 100/s, 9.0 s left  loss 0.25",
+        "  train     2,100 of 2,100 pictures (100 %), 100/s, 0.0 s left  loss 0.25",
+    ]
+
+
+def test_durations_are_for_people() -> None:
+    assert [console.seconds(s) for s in (0.04, 8.06, 59.9, 60, 307.9, 3_600)] == [
+        "0.0 s",
+        "8.1 s",
+        "59.9 s",
+        "1:00",
+        "5:07",
+        "60:00",
+    ]

@@ -1,0 +1,189 @@
+"""An evaluation in one process, on a real run: what is drawn, what is measured, what stays the same."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion.denoiser import Precond
+from diffusion.evaluation import reference
+from diffusion.evaluation.features import ExtractorIdentity
+from diffusion.evaluation.gate import verdict
+from diffusion.evaluation.measure import evaluate, in_process
+from diffusion.evaluation.plan import draws, evenly, tasks
+from diffusion.evaluation.report import load_report
+from diffusion.evaluation.worker import held_out_loss, one_thread
+from diffusion.recipe import EvaluateRecipe, GateRecipe
+from diffusion.serving.engine import Engine
+from diffusion.serving.request import GenerateRequest
+from diffusion.store.bundle import load_bundle
+from tests.evaluated_run import make_run
+
+COUNTS = (5, 0, 11)
+RECIPE = EvaluateRecipe(samples=16, batch_size=4, grid_columns=3, loss_levels=(0.5, 5.0))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def run(emoji_folder, tiny_recipe, root):
+    return make_run(emoji_folder, tiny_recipe, root)
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, tiny_recipe, root):
+    seen = []
+    ref = evaluate(run, tiny_recipe.evaluate, root, progress=lambda done, total: seen.append((done, total)))
+    return ref, seen
+
+
+def test_labels_follow_the_data_and_the_grid_has_its_columns():
+    plan = draws(COUNTS, RECIPE)
+    assert [sum(d.measured and d.label == c for d in plan) for c in range(3)] == [5, 0, 11]
+    assert [sum(d.shown and d.label == c for d in plan) for c in range(3)] == [3, 3, 3]
+    assert sorted(plan) == plan  # by class: the jackknife's blocks then have the classes in proportion
+
+
+def test_a_picture_does_not_depend_on_how_many_are_drawn():
+    few = {(d.label, d.ordinal): d.seed for d in draws(COUNTS, RECIPE)}
+    many = {(d.label, d.ordinal): d.seed for d in draws(COUNTS, RECIPE.model_copy(update={"samples": 200}))}
+    assert few.items() <= many.items()
+    assert len(set(many.values())) == len(many)
+    other = {(d.label, d.ordinal): d.seed for d in draws(COUNTS, RECIPE.model_copy(update={"seed": 1}))}
+    assert not set(few.values()) & set(other.values())
+
+
+def test_tasks_hold_every_piece_of_work_once():
+    plan = draws(COUNTS, RECIPE)
+    work = tasks(plan, RECIPE, real=tuple(range(300)), holdout=True)
+    assert [task.number for task in work] == list(range(len(work)))
+    assert [draw for task in work for draw in task.draws] == plan
+    assert sorted(i for task in work for i in task.indices) == list(range(300))
+    assert [task.level for task in work if task.kind == "loss"] == [0, 1]
+    assert max(len(task.draws) for task in work) == RECIPE.batch_size
+    assert {task.kind for task in tasks(plan, RECIPE, real=(), holdout=False)} == {"draw"}
+
+
+def test_evenly():
+    assert evenly(10, 5) == (0, 2, 4, 6, 8)
+    assert evenly(3, 5) == (0, 1, 2)
+    assert evenly(1_000, 7)[-1] < 1_000
+
+
+def test_the_loss_of_a_network_that_answers_0_is_1_where_the_data_says_so():
+    """x0 ~ N(0, sigma_data^2) pixel by pixel: 1 at every noise level, within the stated error."""
+
+    class AnswersZero(torch.nn.Module):
+        precond = Precond(0.5)
+
+        def forward(self, x, sigma, label):
+            return self.precond.c_skip(sigma.view(-1, 1, 1, 1)) * x
+
+    x0 = 0.5 * torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    recipe = RECIPE.model_copy(update={"loss_levels": (0.05, 0.5, 20.0)})
+    for level in range(3):
+        found = held_out_loss(AnswersZero(), x0, torch.zeros(24, dtype=torch.int64), level=level, recipe=recipe)
+        error = found["loss"].std(ddof=1) / np.sqrt(24)
+        assert abs(found["loss"].mean() - 1) < 4 * error < 0.05
+        assert np.array_equal(found["loss"], found["zero"])
+
+
+def test_the_loss_of_a_perfect_answer_is_0():
+    class Knows(torch.nn.Module):
+        precond = Precond(0.5)
+
+        def forward(self, x, sigma, label):
+            return torch.zeros_like(x)
+
+    found = held_out_loss(Knows(), torch.zeros(3, 3, 8, 8), torch.zeros(3).long(), level=0, recipe=RECIPE)
+    assert not found["loss"].any()
+    assert found["zero"].all()
+
+
+def test_a_report_has_every_number(evaluated, run, tiny_recipe):
+    ref, seen = evaluated
+    report = load_report(ref.uri, ref.digest)
+    assert report.run_digest == run.digest
+    assert report.bundle_digest == ref.bundle_digest
+    assert report.frechet.identity.samples == 16
+    assert report.frechet.low <= report.frechet.value <= report.frechet.high
+    assert report.floor.pictures == 16
+    assert report.floor.value < report.frechet.value  # the pictures are noise
+    assert [level.sigma for level in report.held_out] == list(tiny_recipe.evaluate.loss_levels)
+    assert all(0 < level.loss < 5 for level in report.held_out)
+    assert set(ref.metrics) >= {"frechet", "frechet_floor", "held_out_loss_sigma_0.1"}
+    assert verdict(report, None, tiny_recipe.gate).passed
+    assert not verdict(report, None, GateRecipe(max_loss=1e-3)).passed
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1] >= 16
+
+
+def test_again_is_the_same_report_from_kept_features(evaluated, run, tiny_recipe, root):
+    kept = list((root / "features").iterdir())
+    assert len(kept) == 1
+    kinds = []
+
+    def each(setup, work):
+        kinds.extend(task.kind for task in work)
+        return in_process(setup, work)
+
+    assert evaluate(run, tiny_recipe.evaluate, root, each=each) == evaluated[0]
+    assert set(kinds) == {"loss", "draw"}
+    assert list((root / "features").iterdir()) == kept
+
+
+def test_pictures_are_those_the_engine_serves(evaluated, tiny_recipe):
+    """Drawn here in another order and with other slots, compared with what stands in the grid."""
+    ref, _ = evaluated
+    bundle = load_bundle(ref.bundle_uri, digest=ref.bundle_digest)
+    columns, size, gap = tiny_recipe.evaluate.grid_columns, bundle.spec.resolution, 2
+    shown = [draw for draw in draws((1, 1, 1), tiny_recipe.evaluate) if draw.shown]  # whatever the frequencies are
+    requests = [GenerateRequest(label=bundle.spec.classes[draw.label], seed=draw.seed) for draw in shown]
+    with one_thread():
+        served = Engine(bundle, slots=3).generate(requests[::-1])[::-1]
+    grid = np.array(Image.open(Path(ref.uri, "grid.png")).convert("RGB"))
+    for draw, (picture,) in zip(shown, served, strict=True):
+        top, left = gap + draw.label * (size + gap), grid.shape[1] - (columns - draw.ordinal) * (size + gap)
+        assert np.array_equal(grid[top : top + size, left : left + size], picture)
+
+
+def test_a_diverged_model_gets_a_report_and_is_refused(emoji_folder, tiny_recipe, tmp_path):
+    poisoned = make_run(emoji_folder, tiny_recipe, tmp_path, poison=True)
+    ref = evaluate(poisoned, tiny_recipe.evaluate, tmp_path)
+    report = load_report(ref.uri)
+    assert report.frechet is None
+    assert report.problems
+    assert all(level.loss is None for level in report.held_out)
+    found = verdict(report, None, tiny_recipe.gate)
+    assert not found.passed
+    assert len(found.reasons) >= 2 + len(report.held_out)
+
+
+def test_kept_features_are_never_another_identitys(tmp_path):
+    extractor = ExtractorIdentity(name="efficientnet-lite0", digest="e" * 64, resolution=64)
+    identity = reference.ReferenceIdentity(
+        dataset_digest="d" * 64, pictures=3, extractor=extractor, torch="2", device="cpu"
+    )
+    features = np.arange(6, dtype=np.float32).reshape(3, 2)
+    assert reference.recall(tmp_path, identity) is None
+    path = reference.remember(tmp_path, identity, features)
+    assert np.array_equal(reference.recall(tmp_path, identity), features)
+    other = identity.model_copy(update={"extractor": extractor.model_copy(update={"resolution": 96})})
+    assert reference.recall(tmp_path, other) is None
+    path.rename(reference.path_of(tmp_path, other))
+    with pytest.raises(ValueError, match="not what its name says: delete this file"):
+        reference.recall(tmp_path, other)
+    path = reference.remember(tmp_path, identity, features)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="not what its name says"):
+        reference.recall(tmp_path, identity)
+    path.write_bytes(bytes(data[:40]))
+    with pytest.raises(ValueError, match="is damaged"):
+        reference.recall(tmp_path, identity)

@@ -1,0 +1,148 @@
+"""The gate: who passes, who does not, and that every refusal names each of its reasons."""
+
+import math
+
+import pytest
+import scipy.stats
+
+from diffusion.evaluation.features import ExtractorIdentity
+from diffusion.evaluation.gate import Verdict, differences, verdict
+from diffusion.evaluation.report import Environment, Frechet, FrechetIdentity, HeldOutLoss, Report
+from diffusion.recipe import GateRecipe, SamplingRecipe
+
+IDENTITY = FrechetIdentity(
+    dataset_digest="d" * 64,
+    reference_pictures=1_800,
+    extractor=ExtractorIdentity(name="efficientnet-lite0", digest="e" * 64, resolution=96),
+    dimensions=1_280,
+    samples=512,
+    sampling=SamplingRecipe(),
+    batch_size=32,
+    seed=0,
+)
+GATE = GateRecipe(confidence=0.9, max_loss=1.0)
+
+
+def report(
+    value: float | None = 100.0,
+    error: float = 3.0,
+    *,
+    model: str = "a",
+    losses: tuple[float | None, ...] = (0.2, 0.4),
+    identity: FrechetIdentity = IDENTITY,
+    problems: tuple[str, ...] = (),
+) -> Report:
+    distance = None
+    if value is not None:
+        distance = Frechet(
+            identity=identity,
+            value=value,
+            standard_error=error,
+            blocks=32,
+            confidence=0.95,
+            low=value - 2 * error,
+            high=value + 2 * error,
+        )
+    return Report(
+        bundle_digest=model * 64,
+        run_digest="1" * 64,
+        recipe_digest="2" * 64,
+        dataset_digest="d" * 64,
+        classes=("flags", "faces"),
+        images_seen=64_000,
+        ema=0.1,
+        frechet=distance,
+        floor=None,
+        held_out=tuple(
+            HeldOutLoss(sigma=10.0**i, loss=loss, standard_error=0.01, zero=1.0, pictures=64)
+            for i, loss in enumerate(losses)
+        ),
+        seed=0,
+        problems=problems,
+        environment=Environment(torch="2.13.0", device="cpu"),
+    )
+
+
+def test_the_first_sane_model_passes():
+    found = verdict(report(), None, GATE)
+    assert found.passed
+    assert "no champion yet" in " ".join(found.reasons)
+
+
+@pytest.mark.parametrize(
+    ("challenger", "gate", "reasons"),
+    [
+        (report(losses=(0.2, 1.3)), GATE, ["loss 1.3 at sigma 10", "gate.max_loss=1"]),
+        (report(losses=(1.0,)), GATE, ["loss 1 at sigma 1 is not below"]),
+        (report(losses=(None, 0.4)), GATE, ["at sigma 1 is not finite"]),
+        (report(losses=()), GATE, ["held-out loss was not measured", "shard.holdout"]),
+        (report(None, problems=("the answer is not finite",)), GATE, ["gives no pictures: the answer is not finite"]),
+        (report(100.0), GATE.model_copy(update={"max_frechet": 99.0}), ["100 is above gate.max_frechet=99"]),
+        (report(None, losses=(2.0, None)), GATE, ["distance was not measured", "loss 2 at sigma 1", "sigma 10 is not"]),
+    ],
+)
+@pytest.mark.parametrize("champion", [None, report(10_000.0, model="b")])
+def test_a_model_that_is_not_sane_never_passes(challenger, gate, reasons, champion):
+    found = verdict(challenger, champion, gate)
+    assert not found.passed
+    for reason in reasons:
+        assert reason in " ".join(found.reasons)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.99])
+def test_better_means_by_more_than_the_half_width_of_the_differences_interval(confidence):
+    gate = GateRecipe(confidence=confidence)
+    champion = report(200.0, 4.0, model="b")
+    margin = scipy.stats.t.ppf((1 + confidence) / 2, 31) * math.hypot(3.0, 4.0)
+    assert verdict(report(200 - margin - 0.05, 3.0), champion, gate).passed
+    refused = verdict(report(200 - margin + 0.05, 3.0), champion, gate)
+    assert not refused.passed
+    assert "not lower by more than" in refused.reasons[-1]
+    assert not verdict(report(300.0), champion, gate).passed
+
+
+def test_equal_or_worse_stays_challenger():
+    assert not verdict(report(100.0, 0.0), report(100.0, 0.0, model="b"), GATE).passed
+
+
+def test_the_champion_itself_passes():
+    assert verdict(report(), report(), GATE).passed
+
+
+def test_unlike_numbers_are_refused_and_every_difference_is_named():
+    other = IDENTITY.model_copy(
+        update={
+            "samples": 1_024,
+            "extractor": IDENTITY.extractor.model_copy(update={"resolution": 64}),
+            "sampling": SamplingRecipe(steps=50),
+        }
+    )
+    found = verdict(report(1.0, identity=IDENTITY), report(900.0, model="b", identity=other), GATE)
+    assert not found.passed
+    assert found.reasons[:-1] == (
+        "extractor.resolution is 96 here and 64 in the champion's report",
+        "samples is 512 here and 1024 in the champion's report",
+        "sampling.steps is 18 here and 50 in the champion's report",
+    )
+    assert "not compared" in found.reasons[-1]
+
+
+@pytest.mark.parametrize("field", sorted(FrechetIdentity.model_fields))
+def test_every_field_of_the_identity_counts(field):
+    changed = {
+        "extractor": IDENTITY.extractor.model_copy(update={"digest": "f" * 64}),
+        "sampling": SamplingRecipe(guidance=2.0),
+    }.get(field, 7 if isinstance(getattr(IDENTITY, field), int) else "another")
+    other = IDENTITY.model_copy(update={field: changed})
+    assert len(differences(report(identity=IDENTITY), report(identity=other))) == 1
+    assert not verdict(report(1.0), report(900.0, model="b", identity=other), GATE).passed
+
+
+def test_a_champion_without_a_distance_cannot_be_beaten():
+    found = verdict(report(), report(None, model="b"), GATE)
+    assert not found.passed
+    assert "the champion has no Frechet distance" in found.reasons[0]
+
+
+def test_a_verdict_is_a_value():
+    assert Verdict.model_validate_json(verdict(report(), None, GATE).model_dump_json()) == verdict(report(), None, GATE)

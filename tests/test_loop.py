@@ -1,0 +1,215 @@
+"""training/loop.py, parallel.py, journal.py: interrupted, divided or replayed, a run is the same run."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+
+from diffusion.data.ingest import shard_dataset
+from diffusion.data.order import Order
+from diffusion.data.stream import Batch, ShardReader, batches
+from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe
+from diffusion.store.refs import DatasetRef
+from diffusion.training import checkpoint
+from diffusion.training.journal import Journal
+from diffusion.training.loop import metrics_images_of, train
+from diffusion.training.parallel import data_parallel, world_gather
+from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
+from tests.test_step import bits_of, one_thread  # noqa: F401  (a fixture)
+
+RECIPE = TrainRecipe(
+    unet=UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=()),
+    images=116,  # rounded up to 120
+    batch_size=12,
+    warmup_images=24,
+    checkpoint_images=40,
+    window=16,
+    streams=2,
+)
+CLOCKS = ("images_per_s", "eta_s", "wait_share")  # the metrics that are not functions of the recipe
+
+
+@pytest.fixture(scope="module")
+def dataset(emoji_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DatasetRef:
+    """About fifty real pictures for training, at 16 x 16, in four shards."""
+    recipe = ShardRecipe(resolution=16, shard_size=16, holdout=0.1)
+    return shard_dataset(emoji_folder, recipe, tmp_path_factory.mktemp("store"))
+
+
+def share(dataset: DatasetRef, recipe: TrainRecipe, start: int, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    reader = ShardReader(dataset.uri, "train")
+    order = Order(reader.counts, seed=recipe.seed, window=recipe.window, streams=recipe.streams)
+    return batches(
+        reader, order, recipe.batch_size, start=start, stop=end_of(recipe), rank=rank, world=world, threads=1
+    )
+
+
+def fresh(recipe: TrainRecipe = RECIPE) -> TrainState:
+    return build_state(recipe, resolution=16, classes=3, device="cpu")
+
+
+def run(
+    dataset: DatasetRef, state: TrainState, recipe: TrainRecipe = RECIPE, on_checkpoint: Callable = lambda state: None
+) -> list[dict]:
+    records: list[dict] = []
+    start = state.images_seen
+    train(state, share(dataset, recipe, start), recipe, on_metrics=records.append, on_checkpoint=on_checkpoint)
+    return records
+
+
+def without_clocks(records: list[dict]) -> list[dict]:
+    return [{name: value for name, value in record.items() if name not in CLOCKS} for record in records]
+
+
+def test_resumed_is_uninterrupted_bit_for_bit(dataset: DatasetRef, tmp_path: Path):
+    facts = checkpoint.facts_of(RECIPE, dataset, world=1, device=torch.device("cpu"))
+
+    class Killed(Exception):
+        pass
+
+    def save_then_die(state: TrainState) -> None:
+        checkpoint.save(state, checkpoint.folder_of(tmp_path, state.images_seen), facts)
+        if state.images_seen == 84:
+            raise Killed
+
+    whole, dying, resumed = fresh(), fresh(), fresh()
+    records = run(dataset, whole)
+    with pytest.raises(Killed):
+        run(dataset, dying, on_checkpoint=save_then_die)
+    folder, _ = checkpoint.latest(tmp_path)
+    assert folder is not None
+    assert checkpoint.load(folder, resumed, facts) == {}
+    assert resumed.images_seen == 84
+    rest = run(dataset, resumed)
+    assert bits_of(resumed) == bits_of(whole)
+    assert without_clocks(rest) == without_clocks([r for r in records if r["images_seen"] > 84])
+
+
+def test_hooks_come_at_multiples_and_at_the_end(dataset: DatasetRef):
+    saved: list[int] = []
+    records = run(dataset, state := fresh(), on_checkpoint=lambda state: saved.append(state.images_seen))
+    assert saved == [48, 84, 120]  # the first steps at or beyond 40, 80, 120
+    assert state.images_seen == 120
+    assert metrics_images_of(RECIPE) == 12
+    assert [record["images_seen"] for record in records] == list(range(12, 121, 12))
+    assert metrics_images_of(RECIPE.model_copy(update={"images": 64_000, "batch_size": 128})) == 256
+
+
+def test_metrics_are_means_over_their_window(dataset: DatasetRef):
+    each, whole = [], []
+    for records, every in ((each, 12), (whole, 36)):
+        state = fresh()
+        train(state, share(dataset, RECIPE, 0), RECIPE, on_metrics=records.append, metrics_images=every)
+    # records end at multiples of 36 and at checkpoints
+    assert [record["images_seen"] for record in whole] == [36, 48, 72, 84, 108, 120]
+    for name in ("loss", "grad_norm"):
+        assert whole[0][name] == pytest.approx(sum(record[name] for record in each[:3]) / 3)
+    assert set(whole[0]) == {
+        "images_seen", "images", "loss", *(f"loss_level_{i}" for i in range(4)), "grad_norm", "lr", *CLOCKS
+    }  # fmt: skip
+    assert all(math.isfinite(value) for record in each + whole for value in record.values())
+    assert 0 <= whole[0]["wait_share"] <= 1
+
+
+def test_a_finished_run_does_nothing(dataset: DatasetRef):
+    state = fresh()
+    state.images_seen = 120
+    before = bits_of(state)
+    assert run(dataset, state) == []
+    assert bits_of(state) == before
+
+
+def test_a_non_finite_loss_names_the_pictures_of_all_processes(dataset: DatasetRef):
+    state = fresh()
+    torch.nn.init.constant_(state.net.net.head.bias, math.nan)
+    with pytest.raises(NonFiniteLoss) as caught:
+        train(
+            state,
+            share(dataset, RECIPE, 0),
+            RECIPE,
+            gather=lambda value: [value, (("from another process", 1.0, math.nan),)],
+        )
+    keys = [key for key, _, _ in caught.value.samples]
+    assert len(keys) == 13
+    assert keys[-1] == "from another process"
+
+
+EXACT = RECIPE.model_copy(update={"precision": "fp32"})  # so that the order of sums is all that differs
+
+
+def vector(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([weights[name].flatten() for name in sorted(weights)])
+
+
+def _process(rank: int, world: int, rendezvous: str, dataset: DatasetRef, out: str) -> None:
+    """One of `world` processes: a whole run, and one resumed from the whole run's first checkpoint."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    facts = checkpoint.facts_of(EXACT, dataset, world=world, device=torch.device("cpu"))
+    folder = Path(out, f"rank-{rank}")
+
+    def save_first(state: TrainState) -> None:
+        if not folder.exists():
+            checkpoint.save(state, folder, facts)
+
+    whole, resumed = fresh(EXACT), fresh(EXACT)
+    records: list[dict] = []
+    for state in (whole, resumed):
+        if state is resumed:
+            checkpoint.load(folder, state, facts)
+        train(
+            state,
+            share(dataset, EXACT, state.images_seen, rank=rank, world=world),
+            EXACT,
+            model=data_parallel(state, 16),
+            on_metrics=records.append,
+            on_checkpoint=save_first,
+            gather=world_gather(),
+        )
+    assert bits_of(resumed) == bits_of(whole)
+    weights = {name: value.contiguous() for name, value in whole.net.state_dict().items()}
+    save_file(weights, Path(out, f"{rank}.safetensors"))
+    Path(out, f"{rank}.json").write_text(json.dumps(without_clocks(records)))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_number_of_processes_changes_no_number(
+    world: int, dataset: DatasetRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    mp.spawn(_process, (world, str(tmp_path / "rendezvous"), dataset, str(tmp_path)), nprocs=world)
+    before, alone = vector(fresh(EXACT).net.state_dict()), fresh(EXACT)
+    records = without_clocks(run(dataset, alone, EXACT))
+    after = vector(alone.net.state_dict())
+    for rank in range(world):
+        divided = vector(load_file(tmp_path / f"{rank}.safetensors"))
+        assert (divided - after).norm() < 1e-3 * (after - before).norm()
+        theirs = json.loads((tmp_path / f"{rank}.json").read_text())[: len(records)]
+        for a, b in zip(records, theirs, strict=True):
+            assert b == pytest.approx(a, rel=1e-3, abs=1e-6)
+
+
+def test_the_journal_writes_each_moment_once(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    journal = Journal(path)
+    journal.event({"event": "started", "images_seen": 0})
+    assert journal.metrics({"images_seen": 8, "loss": 1.0})
+    assert journal.metrics({"images_seen": 16, "loss": 0.9})
+    with open(path, "a") as file:
+        file.write('{"images_seen": 24, "lo')  # killed while writing
+    journal = Journal(path)
+    assert journal.images_seen == 16
+    journal.event({"event": "resumed", "images_seen": 8})
+    assert not journal.metrics({"images_seen": 16, "loss": 0.9})
+    assert journal.metrics({"images_seen": 24, "loss": 0.8})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line.get("event"), line["images_seen"]) for line in lines] == [
+        ("started", 0), (None, 8), (None, 16), ("resumed", 8), (None, 24)
+    ]  # fmt: skip

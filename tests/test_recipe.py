@@ -1,0 +1,52 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from diffusion.recipe import PRESETS, Recipe, TrainRecipe, canonical_json, digest_of
+
+
+def test_equal_recipes_have_equal_digests_and_unlike_ones_do_not():
+    recipe = PRESETS["demo"]()
+    again = Recipe.model_validate_json(recipe.model_dump_json())
+    assert digest_of(again) == digest_of(recipe)
+    assert digest_of(recipe.model_copy(update={"train": TrainRecipe(seed=1)})) != digest_of(recipe)
+
+
+def test_canonical_json_does_not_depend_on_the_order_of_keys():
+    assert canonical_json({"b": 1, "a": [1.5, "ü"]}) == canonical_json({"a": [1.5, "ü"], "b": 1})
+    assert json.loads(canonical_json({"a": "ü"})) == {"a": "ü"}
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_are_valid_named_and_documented(name):
+    assert Recipe.model_validate(PRESETS[name]().model_dump())
+    assert f"--preset {name}" in PRESETS[name].__doc__ or f"make {name}" in PRESETS[name].__doc__
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"lerning_rate": 1.0}, "lerning_rate"),
+        ({"lr": float("nan")}, "lr"),
+        ({"ema": (0.5,)}, "0.28"),
+        ({"precision": "fp8"}, "bf16"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_by_name(change, word):
+    with pytest.raises(ValidationError, match=word):
+        TrainRecipe(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"evaluate": {"ema": 0.2}}, "train.ema"),
+        ({"shard": {"resolution": 24}, "train": {"unet": {"multipliers": (1, 1, 1, 1), "stem": 4}}}, "divisible"),
+        ({"train": {"unet": {"attention": (5,)}}}, "the sides"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused(change, word):
+    with pytest.raises(ValidationError, match=word):
+        Recipe.model_validate(change)

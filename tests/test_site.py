@@ -1,0 +1,132 @@
+"""Where things run comes from the environment, stays inside one folder, and is no part of a recipe."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusion.recipe import PRESETS, Recipe
+from flows.preflight import check, check_devices, check_home, check_port, check_serving
+from flows.site import Site, keeping_ray, ray_is_kept
+
+FIELDS = {
+    "home": "/somewhere",
+    "workers": "3",
+    "gpu": "false",
+    "host": "0.0.0.0",
+    "port": "8123",
+    "replicas": "2",
+    "mlflow": "http://mlflow:5000",
+    "ray": "ray://head:10001",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_each_field_is_a_variable() -> None:
+    assert set(FIELDS) == set(Site.model_fields)
+    site = Site.from_environment({f"DIFFUSION_{name.upper()}": value for name, value in FIELDS.items()})
+    assert site.model_dump(mode="json") == FIELDS | {"workers": 3, "gpu": False, "port": 8123, "replicas": 2}
+
+
+def test_given_values_win_over_the_environment() -> None:
+    assert Site.from_environment({"DIFFUSION_PORT": "8123"}, port=9, workers=None).port == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PORT", "high", "port=high"),
+        ("PORT", "70000", "65535"),
+        ("WORKERS", "0", "workers=0"),
+        ("WORKRES", "2", "DIFFUSION_WORKERS"),
+    ],
+)
+def test_a_wrong_variable_is_named(name: str, value: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Site.from_environment({f"DIFFUSION_{name}": value})
+
+
+def test_everything_lies_in_the_home(tmp_path: Path) -> None:
+    site = Site(home=tmp_path / "home")
+    for folder in (site.store, site.logs, Path(site.mlflow_uri.removeprefix("sqlite:///"))):
+        assert folder.is_relative_to(site.home)
+    for name, value in site.environment().items():
+        if "/" in value:
+            assert Path(value).is_relative_to(site.home), name
+
+
+def test_prepare_respects_what_the_user_set(tmp_path: Path) -> None:
+    program = f"""
+import os
+from flows.site import Site
+Site(home={str(tmp_path / "home")!r}).prepare()
+print(os.environ["PREFECT_HOME"], os.environ["MPLCONFIGDIR"], os.environ["RAY_USAGE_STATS_ENABLED"])
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MPL", "RAY_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | {"PREFECT_HOME": "/mine"},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == ["/mine", str(tmp_path / "home/cache/matplotlib"), "0"]
+    assert (tmp_path / "home" / "store").is_dir()
+
+
+def test_a_site_changes_no_recipe() -> None:
+    assert not set(Site.model_fields) & set(Recipe.model_fields)
+
+
+def test_a_port_in_use_is_found_before_the_work(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        site = Site(home=tmp_path, port=other.getsockname()[1])
+        with pytest.raises(ValueError, match=f"{site.port}.*--port N"):
+            check_port(site)
+    check_port(site)
+    with pytest.raises(ValueError, match="8000 to 8999"):
+        check_port(Site(home=tmp_path, port=8500))
+
+
+def test_a_batch_that_cannot_be_divided_is_found_before_the_work(tmp_path: Path) -> None:
+    check_devices(Site(home=tmp_path, workers=4, gpu=False), batch_size=8)
+    with pytest.raises(ValueError, match="batch_size=8 is not divisible by 3 workers"):
+        check_devices(Site(home=tmp_path, workers=3, gpu=False), batch_size=8)
+
+
+def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written"):
+        check_home(Site(home=tmp_path / "file" / "home"))
+
+
+def test_an_endpoint_that_would_end_with_its_flow_is_refused(tmp_path: Path) -> None:
+    site = Site(home=tmp_path)
+    with pytest.raises(ValueError, match="DIFFUSION_RAY"):
+        check_serving(site)
+    with keeping_ray():
+        assert ray_is_kept()
+        check_serving(site.model_copy(update={"port": free_port()}))
+    assert not ray_is_kept()
+
+
+@pytest.mark.parametrize(
+    ("source", "until", "says"), [("/nowhere", "register", "/nowhere"), ("embedded", "publish", "until")]
+)
+def test_the_line_checks_what_it_is_given(tmp_path: Path, source: str, until: str, says: str) -> None:
+    recipe = PRESETS["smoke"]()
+    check(recipe, "embedded", "register", Site(home=tmp_path, gpu=False))
+    with pytest.raises(ValueError, match=says):
+        check(recipe, source, until, Site(home=tmp_path, gpu=False))

@@ -1,0 +1,207 @@
+"""Sources: what the imagefolder convention says, and clear refusals of the rest."""
+
+import io
+import json
+import os
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diffusion.data import sources
+from diffusion.data.images import BadPicture
+from diffusion.data.sources import BadSource, open_source
+
+
+def picture(colour: str = "#336699") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (4, 4), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def fill(folder: Path, files: dict[str, bytes | str]) -> Path:
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return folder
+
+
+def zipped(path: Path, files: dict[str, bytes | str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def lines(*rows: dict) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_embedded_emoji():
+    source = open_source("embedded")
+    assert len(source.items) == 1906
+    assert len({item.label for item in source.items}) == 9
+    grinning = next(item for item in source.items if item.name == "smileys-emotion/1f600.png")
+    assert (grinning.label, grinning.caption) == ("smileys-emotion", "grinning face")
+    assert grinning.extra == {"keywords": ["grinning"], "subcategory": "face-smiling"}
+    assert source.read(grinning.name).startswith(b"\x89PNG")
+    assert [item.name for item in source.items] == sorted(item.name for item in source.items)
+
+
+def test_folder_and_zip_of_the_same_files_are_the_same_source(tmp_path):
+    files = {
+        "b/2.PNG": picture(),
+        "a/1.png": picture("#000000"),
+        "notes.txt": "not looked at",
+        ".hidden/3.png": "not looked at",
+        "__MACOSX/a/1.png": "not looked at",
+        "metadata.jsonl": lines({"file_name": "a/1.png", "text": "one", "label": "first", "x": 5}),
+    }
+    folder, archive = open_source(fill(tmp_path / "f", files)), open_source(zipped(tmp_path / "f.zip", files))
+    assert folder.items == archive.items
+    first, second = folder.items
+    assert (first.name, first.label, first.caption, first.extra) == ("a/1.png", "first", "one", {"x": 5})
+    assert (second.name, second.label, second.caption, second.extra) == ("b/2.PNG", "b", "", {})
+    assert folder.read("b/2.PNG") == archive.read("b/2.PNG") == picture()
+
+
+def test_the_nearest_folder_is_the_class_and_no_folder_is_one_class(tmp_path):
+    deep = fill(tmp_path / "deep", {"train/cats/1.png": picture(), "train/dogs/2.jpg": picture()})
+    assert [item.label for item in open_source(deep).items] == ["cats", "dogs"]
+    flat = fill(tmp_path / "flat", {"1.png": picture(), "2.png": picture()})
+    assert {item.label for item in open_source(flat).items} == {"picture"}
+
+
+def test_metadata_is_relative_to_its_folder_csv_works_and_numbers_are_classes(tmp_path):
+    source = open_source(
+        fill(
+            tmp_path,
+            {
+                "train/1.png": picture(),
+                "train/2.bin": picture(),
+                "train/metadata.csv": '\ufefffile_name,text,label\n1.png,"a, b",3\n2.bin,c,12\n',
+                "test/metadata.jsonl": lines({"file_name": "x/1.png", "label": 7, "text": None}),
+                "test/x/1.png": picture(),
+            },
+        )
+    )
+    assert [(item.name, item.label, item.caption) for item in source.items] == [
+        ("test/x/1.png", "7", ""),
+        ("train/1.png", "3", "a, b"),
+        ("train/2.bin", "12", "c"),
+    ]
+
+
+def test_fingerprint_follows_the_files(tmp_path):
+    folder = fill(tmp_path / "s", {"a/1.png": picture(), "metadata.jsonl": lines({"file_name": "a/1.png"})})
+    first = open_source(folder).fingerprint
+    assert open_source(folder).fingerprint == first
+    fill(folder, {"a/1.png": picture("#000000") + b"longer"})
+    second = open_source(folder).fingerprint
+    fill(folder, {"metadata.jsonl": lines({"file_name": "a/1.png", "text": "new"})})
+    assert len({first, second, open_source(folder).fingerprint}) == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no pictures"),
+        ({"a.txt": "x"}, "holds no pictures"),
+        ({"1.png": "x", "a/2.png": "x"}, r"1 of 2 pictures have no class \(first: 1.png\)"),
+        ({"a/1.png": "x", "metadata.jsonl": lines({"file_name": "a/2.png"})}, r"names 1 files .*\(a/2.png\)"),
+        ({"a/1.png": "x", "metadata.jsonl": '{"file_name": \n'}, "line 1 is not JSON"),
+        ({"a/1.png": "x", "metadata.jsonl": "[]\n"}, "line 1 is not a JSON object"),
+        ({"a/1.png": "x", "metadata.jsonl": lines({"text": "x"})}, "line 1: no file_name"),
+        (
+            {"a/1.png": "x", "metadata.jsonl": lines(*[{"file_name": "a/1.png"}] * 2)},
+            "line 2: a/1.png has a line already",
+        ),
+        ({"a/1.png": "x", "metadata.jsonl": lines({"file_name": "../a/1.png"})}, "must be relative"),
+        ({"a/1.png": "x", "metadata.jsonl": lines({"file_name": "/etc/passwd"})}, "must be relative"),
+        (
+            {"a/1.png": "x", "metadata.jsonl": lines({"file_name": "a/1.png", "text": ["x"]})},
+            "text is .* must be a string",
+        ),
+        ({"a/1.png": "x", "metadata.jsonl": lines({"file_name": "a/1.png", "label": 1.5})}, "label is 1.5"),
+        ({"a/1.png": "x", "metadata.jsonl": '{"file_name": "a/1.png", "w": NaN}\n'}, "line 1 is not JSON"),
+        ({"a/1.png": "x", "metadata.jsonl": '{"file_name": "a/1.png", "text": "\\ud800"}\n'}, "line 1 is not JSON"),
+        ({"a/1.png": "x", "metadata.jsonl": b"\xff\xfe"}, "not UTF-8"),
+        ({"a/1.png": "x", "metadata.csv": "file_name\na/1.png,b\n"}, "line 2 has more fields"),
+    ],
+)
+def test_sources_that_cannot_be_read_are_refused_with_the_reason(tmp_path, files, message):
+    (tmp_path / "s").mkdir()
+    with pytest.raises(BadSource, match=message):
+        open_source(fill(tmp_path / "s", files))
+    with pytest.raises(BadSource, match=message):
+        open_source(zipped(tmp_path / "s.zip", files))
+
+
+def test_missing_paths_and_other_files_are_refused(tmp_path):
+    with pytest.raises(BadSource, match=r"does not exist.*'embedded'"):
+        open_source(tmp_path / "nowhere")
+    with pytest.raises(BadSource, match=r"neither a folder nor a .zip"):
+        open_source(fill(tmp_path, {"a.tar": "x"}) / "a.tar")
+    whole = zipped(tmp_path / "whole.zip", {"a/1.png": picture()}).read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadSource):
+        open_source(tmp_path / "cut.zip")
+
+
+@pytest.mark.parametrize("name", ["/abs.png", "../up.png", "a/../../up.png", "c:/x.png", "a\\..\\x.png"])
+def test_archive_names_that_point_out_are_refused(tmp_path, name):
+    with pytest.raises(BadSource, match="must be relative"):
+        open_source(zipped(tmp_path / "s.zip", {"a/1.png": picture(), name: picture()}))
+
+
+def test_links_out_of_the_source_are_refused_and_links_within_are_read(tmp_path):
+    folder = fill(tmp_path / "s", {"a/1.png": picture()})
+    (folder / "a" / "2.png").symlink_to("1.png")
+    assert len(open_source(folder).items) == 2
+    (tmp_path / "link").symlink_to(folder)
+    assert len(open_source(tmp_path / "link").items) == 2
+    (folder / "a" / "3.png").symlink_to("/etc/hostname")
+    with pytest.raises(BadSource, match=r"3.png is a link out of the source"):
+        open_source(folder)
+    (folder / "a" / "3.png").unlink()
+    (folder / "b").symlink_to(tmp_path)
+    with pytest.raises(BadSource, match="link to a folder"):
+        open_source(folder)
+    (folder / "b").unlink()
+    os.mkfifo(folder / "pipe.png")
+    with pytest.raises(BadSource, match="not a regular file"):
+        open_source(folder)
+
+
+def test_links_and_doubles_in_archives_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
+        entry = zipfile.ZipInfo("a/1.png")
+        entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(entry, "/etc/passwd")
+    with pytest.raises(BadSource, match="holds the link"):
+        open_source(tmp_path / "link.zip")
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        archive.writestr("a/1.png", b"1")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a/1.png", b"2")
+    with pytest.raises(BadSource, match="twice"):
+        open_source(tmp_path / "twice.zip")
+
+
+def test_files_that_cannot_be_read_are_bad_pictures(tmp_path, monkeypatch):
+    folder = open_source(fill(tmp_path / "s", {"a/1.png": picture(), "a/2.png": picture()}))
+    (tmp_path / "s" / "a" / "1.png").unlink()
+    with pytest.raises(BadPicture, match="unreadable: FileNotFoundError: No such file"):
+        folder.read("a/1.png")
+    archive = zipped(tmp_path / "s.zip", {"a/1.png": b"A" * 1000, "a/2.png": picture()})
+    archive.write_bytes(archive.read_bytes().replace(b"A" * 1000, b"A" * 999 + b"B"))
+    with pytest.raises(BadPicture, match="unreadable: BadZipFile: Bad CRC"):
+        open_source(archive).read("a/1.png")
+    assert open_source(archive).read("a/2.png") == picture()
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 10)
+    for source in (folder, open_source(archive)):
+        with pytest.raises(BadPicture, match="too large: more than 10 bytes"):
+            source.read("a/2.png")
