@@ -63,4 +63,4 @@ def denoiser_of(
 ) -> Denoiser:
     """The denoiser of a recipe for square RGB pictures, its initial weights a function of `seed`."""
     net = UNet(**recipe.model_dump(), resolution=resolution, classes=classes, seed=seed)
-    return Denoiser(net, sigma_data=sigma_data, precision=precision).to(memory_format=torch.channels_last)
+    return Denoiser(net, sigma_data=sigma_data, precision=precision)

@@ -45,10 +45,10 @@ class ShardRecipe(Frozen):
 class UNetRecipe(Frozen):
     """The network F.  Names as in the U-Net's constructor."""
 
-    channels: int = Field(96, ge=16, multiple_of=16, description="Channels at the first level")
-    multipliers: tuple[int, ...] = Field((1, 2, 4, 4), min_length=1, max_length=6, description="Channels of each level")
-    blocks: tuple[int, ...] = Field((1, 1, 2, 2), description="Residual blocks of each level, on the way down and up")
-    attention: tuple[int, ...] = Field((8, 4), description="Sides of the feature maps that have self-attention")
+    channels: int = Field(48, ge=16, multiple_of=16, description="Channels at the first level")
+    multipliers: tuple[int, ...] = Field((1, 2, 4), min_length=1, max_length=6, description="Channels of each level")
+    blocks: tuple[int, ...] = Field((1, 1, 1), description="Residual blocks of each level, on the way down and up")
+    attention: tuple[int, ...] = Field((8,), description="Sides of the feature maps that have self-attention")
     stem: Literal[1, 2, 4] = Field(2, description="Space-to-depth factor before the first convolution")
     dropout: Share = 0.0
 
@@ -65,23 +65,24 @@ class TrainRecipe(Frozen):
     """The training run.  Batch size is here because it changes the numbers; the number of workers is not."""
 
     unet: UNetRecipe = UNetRecipe()
-    images: int = Field(64_000, ge=1, description="Images to see in all; the run's only clock counts to here")
-    batch_size: int = Field(128, ge=1, description="Images per optimizer step, over all workers")
+    images: int = Field(40_000, ge=1, description="Images to see in all; the run's only clock counts to here")
+    batch_size: int = Field(32, ge=1, description="Images per optimizer step, over all workers")
     label_drop: Share = Field(0.1, description="Share of labels replaced by the null label, for guidance")
     sigma_data: Positive = Field(0.5, description="Standard deviation of a pixel of x0")
-    noise_mean: float = Field(-1.2, description="Mean of ln sigma in training  [EDM, Table 1: P_mean]")
-    noise_std: Positive = Field(1.2, description="Standard deviation of ln sigma in training  [EDM: P_std]")
-    lr: Positive = Field(1e-3, description="Peak learning rate of AdamW")
+    noise_mean: float = Field(-0.3, description="Mean of ln sigma in training  [EDM, Table 1: P_mean]")
+    noise_std: Positive = Field(1.3, description="Standard deviation of ln sigma in training  [EDM: P_std]")
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="muon: for convolutions, with AdamW for the rest")
+    lr: Positive = Field(5e-3, description="Peak learning rate")
     warmup_images: int = Field(4_000, ge=0, description="Linear warm-up of the learning rate")
     decay: Literal["cosine", "inverse_sqrt", "none"] = "cosine"
     decay_images: int = Field(20_000, ge=1, description="inverse_sqrt: the rate falls as sqrt(decay_images / images)")
-    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    beta2: Annotated[float, Field(gt=0, lt=1)] = Field(0.99, description="Of AdamW's second moment")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Positive = Field(1.0, description="Largest norm of the gradient")
     ema: tuple[float, ...] = Field((0.1,), min_length=1, description="Relative widths of the power EMAs  [EDM2]")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="Type the network computes in")
     hflip: bool = Field(False, description="Mirror half of the pictures")
-    checkpoint_images: int = Field(16_000, ge=1, description="A checkpoint every so many images")
+    checkpoint_images: int = Field(10_000, ge=1, description="A checkpoint every so many images")
     streams: int = Field(8, ge=1, description="Canonical streams of the sample order")
     window: int = Field(1_024, ge=1, description="Samples are shuffled within windows of this size")
     seed: int = Field(0, ge=0, lt=2**32)
@@ -97,11 +98,11 @@ class TrainRecipe(Frozen):
 class SamplingRecipe(Frozen):
     """How a picture is drawn when a request does not say."""
 
-    sampler: SamplerName = "heun"
-    steps: int = Field(18, ge=2, le=1_000)
-    guidance: Annotated[float, Field(ge=0, le=20)] = Field(1.5, description="1 = none; D = null + g (cond - null)")
+    sampler: SamplerName = "dpmpp_2m"
+    steps: int = Field(24, ge=2, le=1_000)
+    guidance: Annotated[float, Field(ge=0, le=20)] = Field(2.5, description="1 = none; D = null + g (cond - null)")
     guidance_interval: tuple[float, float] = Field((0.0, 1e6), description="sigma range in which guidance acts")
-    sigma_min: Positive = 0.002
+    sigma_min: Positive = 0.1
     sigma_max: Positive = 80.0
     rho: Positive = 7.0
 

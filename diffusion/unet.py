@@ -11,13 +11,26 @@ _GROUP = 16  # channels per normalization group
 _HEAD = 32  # channels per attention head, about
 
 
-def conv(in_channels: int, out_channels: int, size: int = 3, *, zero: bool = False) -> nn.Conv2d:
-    """A convolution that keeps the picture's size; `zero` starts it at 0, so that what it ends is an identity at first."""
-    layer = nn.Conv2d(in_channels, out_channels, size, padding=size // 2)
-    if zero:
-        nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+class Conv(nn.Module):
+    """A convolution that keeps the picture's size.  `zero` starts it at 0, so that what it ends is an identity at first.
+
+    The weight is one row per output channel, (out, size * size * in), laid out as channels_last wants it: a matrix, which
+    is what optimizers that look at matrices need.  [Muon]
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, size: int = 3, *, zero: bool = False) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.zeros(out_channels, size * size * in_channels))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        if not zero:
+            bound = self.weight.shape[1] ** -0.5
+            nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, in, H, W).  Returns (B, out, H, W)."""
+        kernel = self.weight.unflatten(1, (self.size, self.size, -1)).permute(0, 3, 1, 2)
+        return F.conv2d(x, kernel, self.bias, padding=self.size // 2)
 
 
 class Block(nn.Module):
@@ -26,12 +39,12 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(in_channels // _GROUP, in_channels)
-        self.conv1 = conv(in_channels, out_channels)
+        self.conv1 = Conv(in_channels, out_channels)
         self.modulation = nn.Linear(embedding, 2 * out_channels)
         self.norm2 = nn.GroupNorm(out_channels // _GROUP, out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = conv(out_channels, out_channels, zero=True)
-        self.skip = conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.conv2 = Conv(out_channels, out_channels, zero=True)
+        self.skip = Conv(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
@@ -50,8 +63,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = max(1, channels // _HEAD)
         self.norm = nn.GroupNorm(channels // _GROUP, channels)
-        self.qkv = conv(channels, 3 * channels, 1)
-        self.out = conv(channels, channels, 1, zero=True)
+        self.qkv = Conv(channels, 3 * channels, 1)
+        self.out = Conv(channels, channels, 1, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W).  Returns the same shape."""
@@ -130,7 +143,7 @@ class UNet(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.embedding = Embedding(channels, width, classes)
-            self.stem = conv(picture_channels * stem**2, channels)
+            self.stem = Conv(picture_channels * stem**2, channels)
             self.down, self.up, self.merge = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
             for i, (size, side, depth) in enumerate(zip(sizes, sides, blocks, strict=True)):
                 attend = side in attention
@@ -138,9 +151,9 @@ class UNet(nn.Module):
                 self.down.append(Level(before, size, depth, width, dropout, attend))
                 self.up.append(Level(size, size, depth, width, dropout, attend))
                 if i:
-                    self.merge.append(conv(size, before, 1))
+                    self.merge.append(Conv(size, before, 1))
             self.norm = nn.GroupNorm(channels * multipliers[0] // _GROUP, channels * multipliers[0])
-            self.head = conv(channels * multipliers[0], picture_channels * stem**2, zero=True)
+            self.head = Conv(channels * multipliers[0], picture_channels * stem**2, zero=True)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
         """x (B, C, H, W), c_noise (B,), label (B,) int64 in [0, classes].  Returns (B, C, H, W)."""

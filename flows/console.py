@@ -142,10 +142,11 @@ def _plain(stage: str, unit: str, *, now: Callable[[], float] = time.monotonic) 
         if (time_now - said < PLAIN_EVERY_S and done < total) or done == first[1]:
             return
         said = time_now
-        rate = (done - first[1]) / max(time_now - first[0], 1e-9)
-        left = f", {seconds((total - done) / rate)} left" if rate else ""
+        taken = time_now - first[0]
+        rate = (done - first[1]) / taken if taken > 1 else 0.0  # two early records may come at once
+        speed = f", {rate:,.0f}/s, {seconds((total - done) / rate)} left" if rate else ""
         share = f"{done:,} of {total:,} {unit} ({100 * done // total} %)"
-        say(f"  {stage:<9} {share}, {rate:,.0f}/s{left}  {_facts(facts)}".rstrip())
+        say(f"  {stage:<9} {share}{speed}  {_facts(facts)}".rstrip())
 
     return update
 

@@ -33,8 +33,8 @@ def deploy(recipe: ServeRecipe, name: str = "demo", which: str = "champion", sit
 def deploy_stage(recipe: ServeRecipe, name: str, which: str, site: Site) -> Endpoint:
     model = resolve(site.tracking(name), name, which, site.store)
     with (
-        waiting("deploy    loading the model and proving that a picture does not depend on its batch"),
         ray_running(site),
+        waiting("deploy    loading the model and proving that a picture does not depend on its batch"),
     ):
         url = ray_serve.deploy(
             model, recipe, host=site.host, port=site.port, replicas=site.replicas, gpus=int(site.use_gpu)

@@ -1,7 +1,6 @@
 """What the line ends with: pictures, numbers with their uncertainty, the version, the address."""
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -28,8 +27,9 @@ def summary(line: "Line", site: Site) -> None:
     measured(line.evaluation)
     registered(line.model)
     uri = shlex.quote(site.mlflow_uri)
-    program = os.path.relpath(Path(sys.executable).parent / "mlflow")
-    say(f"  mlflow     {escape(program)} ui --host 127.0.0.1 --backend-store-uri {escape(uri)}")
+    program = Path(sys.executable).parent / "mlflow"
+    program = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
+    say(f"  mlflow     {escape(str(program))} ui --host 127.0.0.1 --backend-store-uri {escape(uri)}")
     if line.endpoint is not None:
         answering(line.endpoint)
 

@@ -50,6 +50,11 @@ def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site)
                 curve.append(metrics)
                 update(metrics["images_seen"], metrics["images"], loss=metrics["loss"])
 
+            def on_event(event: dict) -> None:
+                _tell(event)
+                if event["event"] in ("started", "resumed"):  # the rate counts from here
+                    update(event["images_seen"], recipe.images)
+
             say(f"  train     {site.train_workers} workers on {'GPUs' if site.use_gpu else 'the CPU'}")
             run = train_run(
                 recipe,
@@ -59,7 +64,7 @@ def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site)
                 use_gpu=site.use_gpu,
                 threads=site.threads,
                 on_metrics=on_metrics,
-                on_event=_tell,
+                on_event=on_event,
                 max_failures=3,
             )
         return run.model_copy(update={"mlflow_run_id": run_id})

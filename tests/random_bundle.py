@@ -35,7 +35,7 @@ def random_spec(precision: str, weights_sha256: str, parameters: int) -> BundleS
         sigma_data=0.5,
         precision=precision,
         ema=0.1,
-        sampling=SamplingRecipe(steps=5, guidance=1.5),
+        sampling=SamplingRecipe(sampler="heun", steps=5, guidance=1.5),
         parameters=parameters,
         images_seen=1,
         run_digest="1" * 64,

@@ -75,9 +75,6 @@ def test_a_loaded_bundle_denoises_as_the_trained_average_does(run, recipe, expor
     bundle = load_bundle(exported)
     assert not bundle.denoiser.training
     assert not any(p.requires_grad for p in bundle.denoiser.parameters())
-    kernels = [p for p in bundle.denoiser.parameters() if p.ndim == 4 and p.shape[2] > 1]
-    assert kernels
-    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
     trained = denoiser_of(recipe.unet, resolution=32, classes=3, sigma_data=0.5, precision="fp32")
     average = PowerEMA(trained, (0.1,))
     average.load_state_dict(0.1, safetensors.torch.load_file(Path(run.uri, "ema-0.1.safetensors")))

@@ -152,14 +152,6 @@ def test_a_missing_source_is_told_at_once(command: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_earlier_stages_are_asked_for_by_name(tmp_path: Path) -> None:
-    from flows import shard
-    from flows.site import Site
-
-    with pytest.raises(ValueError, match="run `diffusion shard`"):
-        shard.finished(PRESETS["smoke"]().shard, "embedded", Site(home=tmp_path))
-
-
 def test_what_libraries_print_goes_to_the_log(tmp_path: Path) -> None:
     program = f"""
 import os, subprocess, sys

@@ -140,7 +140,8 @@ def test_a_non_finite_loss_names_the_pictures_of_all_processes(dataset: DatasetR
     assert keys[-1] == "from another process"
 
 
-EXACT = RECIPE.model_copy(update={"precision": "fp32"})  # so that the order of sums is all that differs
+# so that the order of sums is all that differs; Muon orthogonalizes in bf16, where that order already shows
+EXACT = RECIPE.model_copy(update={"precision": "fp32", "optimizer": "adamw"})
 
 
 def vector(weights: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -43,8 +43,15 @@ def test_a_wrong_key_or_value_is_refused_by_name(change, word):
     ("change", "word"),
     [
         ({"evaluate": {"ema": 0.2}}, "train.ema"),
-        ({"shard": {"resolution": 24}, "train": {"unet": {"multipliers": (1, 1, 1, 1), "stem": 4}}}, "divisible"),
+        (
+            {
+                "shard": {"resolution": 24},
+                "train": {"unet": {"multipliers": (1, 1, 1, 1), "blocks": (1, 1, 1, 1), "stem": 4}},
+            },
+            "divisible",
+        ),
         ({"train": {"unet": {"attention": (5,)}}}, "the sides"),
+        ({"train": {"unet": {"blocks": (1, 2)}}}, "one of each per level"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(change, word):

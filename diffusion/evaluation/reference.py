@@ -33,8 +33,8 @@ def path_of(store_root: Path, identity: ReferenceIdentity) -> Path:
 
 def remember(store_root: Path, identity: ReferenceIdentity, features: np.ndarray) -> Path:
     """Keep features float32 (pictures, D), whole or not at all."""
-    facts = {"identity": canonical_json(identity).decode(), "sha256": _digest(features)}
     path = path_of(store_root, identity)
+    facts = {"facts": _facts(identity, features)}  # one key: the order of several would differ from time to time
     write_atomic(path, safetensors.numpy.save({"features": features}, metadata=facts))
     return path
 
@@ -46,13 +46,14 @@ def recall(store_root: Path, identity: ReferenceIdentity) -> np.ndarray | None:
         return None
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            facts, features = file.metadata() or {}, file.get_tensor("features")
+            facts, features = (file.metadata() or {}).get("facts"), file.get_tensor("features")
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): delete this file, it will be computed again") from error
-    if (facts.get("identity"), facts.get("sha256")) != (canonical_json(identity).decode(), _digest(features)):
+    if facts != _facts(identity, features):
         raise ValueError(f"{path} is not what its name says: delete this file, it will be computed again")
     return features
 
 
-def _digest(features: np.ndarray) -> str:
-    return hashlib.sha256(f"{features.dtype}{features.shape}".encode() + features.tobytes()).hexdigest()
+def _facts(identity: ReferenceIdentity, features: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{features.dtype}{features.shape}".encode() + features.tobytes()).hexdigest()
+    return canonical_json({"identity": identity.model_dump(mode="json"), "sha256": digest}).decode()

@@ -45,7 +45,7 @@ class BundleSpec(Frozen):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle in memory.  Its denoiser is in eval mode, asks for no gradients and lies channels_last."""
+    """A verified bundle in memory.  Its denoiser is in eval mode and asks for no gradients."""
 
     spec: BundleSpec
     digest: str
@@ -126,7 +126,7 @@ def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: 
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}. Export the bundle again.") from error
     _fill(denoiser, weights, source=str(path))
-    denoiser = denoiser.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    denoiser = denoiser.to(device).eval().requires_grad_(False)
     return Bundle(spec, actual, denoiser)
 
 

@@ -42,5 +42,5 @@ def data_parallel(state: TrainState, resolution: int) -> nn.Module:
     # backward pass.  Spend it on zeros, or a resumed run would differ in its first step from the uninterrupted one.
     zeros = torch.zeros(1, 3, resolution, resolution, device=device)
     model(zeros, torch.ones(1, device=device)).sum().backward()
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad()
     return model

@@ -18,6 +18,7 @@ from diffusion.loss import denoising_loss
 from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe
 from diffusion.schedule import log_normal_sigma
+from diffusion.training.optimizer import Optimizers, optimizer_of
 
 LEVELS = 4  # noise levels are reported in the quartiles of their distribution, lowest first
 
@@ -37,7 +38,7 @@ class TrainState:
 
     net: Denoiser
     ema: PowerEMA
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizers
     images_seen: int = 0
 
 
@@ -111,10 +112,7 @@ def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: t
         seed=recipe.seed,
     ).to(device)
     net.train()
-    optimizer = torch.optim.AdamW(
-        net.parameters(), lr=recipe.lr, betas=(0.9, recipe.beta2), weight_decay=recipe.weight_decay, fused=True
-    )
-    return TrainState(net, PowerEMA(net, recipe.ema), optimizer)
+    return TrainState(net, PowerEMA(net, recipe.ema), optimizer_of(recipe, net))
 
 
 def corrupt(batch: Batch, recipe: TrainRecipe, null_label: int, device: torch.device) -> Corrupted:
@@ -150,20 +148,19 @@ def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: n
     x0, noise, sigma, label, level = corrupt(batch, recipe, state.net.null_label, device)
     losses = denoising_loss(model or state.net, state.net.precond, x0, noise, sigma, {"label": label})
     loss = losses.mean()
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad()
     # an infinite loss can have a finite gradient; this factor makes sure that all processes learn of it
     (loss * torch.where(loss.isfinite(), 1.0, math.nan)).backward()
     norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), recipe.clip_norm, foreach=True)
     # the middle of the step: neither the first nor the last step has rate 0
     lr = lr_at(recipe, state.images_seen + recipe.batch_size / 2)
     result = StepResult(losses.detach(), sigma, level, norm, lr)
-    if device.type == "cpu":
+    on_cpu = device.type == "cpu"
+    if on_cpu:
         raise_if_not_finite(result, batch, state.images_seen)
-    else:
-        state.optimizer.found_inf = (~norm.isfinite()).float()  # the fused kernel skips the update where it is 1
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    state.optimizer.step()
+    state.optimizer.step(skip=None if on_cpu else ~norm.isfinite())
     state.images_seen += recipe.batch_size
     state.ema.update(state.net, state.images_seen, recipe.batch_size)
     return result

@@ -140,10 +140,16 @@ def main() -> None:
 
     peak = {name: peaks(dtype, device) for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {args.threads} threads"
-    print(f"{where}, torch {torch.__version__}, batch {size}, {resolution} x {resolution}, median of {args.rounds} rounds")
+    print(
+        f"{where}, torch {torch.__version__}, batch {size}, {resolution} x {resolution}, median of {args.rounds} rounds"
+    )
     for name, peak_of in peak.items():
-        print(f"peak {name}: convolution {peak_of['conv'] / 1e9:.0f} GFLOP/s, matmul {peak_of['matmul'] / 1e9:.0f} GFLOP/s")
-    print(f"ours {flops / 1e9:.3f} GFLOP forward; diffusers {widths} {peer_flops / 1e9:.3f} ({peer_flops / flops - 1:+.1%})")
+        print(
+            f"peak {name}: convolution {peak_of['conv'] / 1e9:.0f} GFLOP/s, matmul {peak_of['matmul'] / 1e9:.0f} GFLOP/s"
+        )
+    print(
+        f"ours {flops / 1e9:.3f} GFLOP forward; diffusers {widths} {peer_flops / 1e9:.3f} ({peer_flops / flops - 1:+.1%})"
+    )
     best: dict[str, float] = {}
     for name, values in times.items():
         rate = size / statistics.median(values)

@@ -131,30 +131,6 @@ def test_a_killed_replica_comes_back_with_the_same_pictures(url):
     assert replica not in replicas()
 
 
-def test_a_new_version_takes_over_without_a_lost_request(url, models, port):
-    statuses, versions, stop = [], [], threading.Event()
-
-    def keep_asking() -> None:
-        while not stop.is_set():
-            answer = ask(url, n=1)
-            statuses.append(answer.status_code)
-            versions.append(answer.json().get("version"))
-
-    with ThreadPoolExecutor(2) as pool:
-        asking = [pool.submit(keep_asking) for _ in range(2)]
-        try:
-            assert deploy(models[1], LIMITS, port=port, cpus=0.5) == url
-            time.sleep(1)
-        finally:
-            stop.set()
-        for task in asking:
-            task.result()
-    assert set(statuses) == {200}
-    assert set(versions) == {"1", "2"}
-    assert versions[-1] == "2"
-    assert deployed().model == models[1]
-
-
 def test_a_damaged_version_is_refused_and_the_old_one_goes_on(url, models, port, tmp_path):
     damaged = published_model(tmp_path, seed=7, version="9")
     weights = Path(damaged.uri) / "weights.safetensors"
@@ -177,3 +153,27 @@ def test_another_port_is_refused_while_serve_listens_elsewhere(url, models):
 def test_ports_that_prefect_takes_are_refused(models):
     with pytest.raises(ValueError, match="8000 to 8999"):
         deploy(models[0], LIMITS, port=8123)
+
+
+def test_a_new_version_takes_over_without_a_lost_request(url, models, port):
+    statuses, versions, stop = [], [], threading.Event()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            answer = ask(url, n=1)
+            statuses.append(answer.status_code)
+            versions.append(answer.json().get("version"))
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(keep_asking) for _ in range(2)]
+        try:
+            assert deploy(models[1], LIMITS, port=port, cpus=0.5) == url
+            time.sleep(1)
+        finally:
+            stop.set()
+        for task in asking:
+            task.result()
+    assert set(statuses) == {200}
+    assert set(versions) == {"1", "2"}
+    assert versions[-1] == "2"
+    assert deployed().model == models[1]

@@ -1,0 +1,121 @@
+"""Finished work is not done twice, and only what may pass is tried again."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PRELUDE = """
+import sys, time
+from pathlib import Path
+from diffusion.recipe import PRESETS
+from diffusion.store.refs import DatasetRef
+from diffusion.store.works import work_key
+from flows.site import Site
+from flows.stage import once
+
+home = Path(sys.argv[1])
+site = Site(home=home)
+key = work_key("shard", PRESETS["smoke"]().shard, ("a source",))
+ref = DatasetRef(uri=str(home / "made"), digest="0" * 64, resolution=32, classes=("a",), images=1, holdout=0, rejected=0)
+
+def make():
+    with open(home / "calls", "a") as calls:
+        calls.write("made\\n")
+    time.sleep(float(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    (home / "made").mkdir(exist_ok=True)
+    (home / "made" / "manifest.json").write_text("{}")
+    return ref
+"""
+ONCE = PRELUDE + 'done = once("shard", key, DatasetRef, site, make)\nassert done.ref == ref\nprint(done.reused)\n'
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "d").mkdir()
+    return tmp_path / "d"
+
+
+def start(home: Path, program: str, *arguments: str) -> subprocess.Popen[str]:
+    """In a process of its own: Prefect's folder is chosen when it is imported."""
+    environment = os.environ | {"PREFECT_HOME": str(home / "prefect"), "HOME": str(home)}
+    command = [sys.executable, "-c", program, str(home), *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    return out
+
+
+def test_finished_work_is_recalled_and_lost_work_done_again(home: Path) -> None:
+    program = ONCE + (
+        'again = once("shard", key, DatasetRef, site, make)\nprint(again.reused)\n'
+        '(home / "made" / "manifest.json").unlink()\n'
+        'print(once("shard", key, DatasetRef, site, make).reused)\n'
+        'print(once("shard", key, DatasetRef, site, make, now=lambda ref: None).reused)\n'
+    )
+    out = said(start(home, program))
+    assert [line for line in out.splitlines() if line in ("True", "False")] == ["False", "True", "False", "False"]
+    assert out.count("done before, not done again") == 1
+    assert (home / "calls").read_text().count("made") == 3
+
+
+def test_of_two_processes_one_works_and_one_waits(home: Path) -> None:
+    first = start(home, ONCE, "4")
+    end = time.monotonic() + 60
+    while not (home / "calls").exists():
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    second = start(home, ONCE, "0")
+    assert said(first).splitlines()[-1] == "False"
+    out = said(second)
+    assert out.splitlines()[-1] == "True"
+    assert (home / "calls").read_text().count("made") == 1
+
+
+def test_work_that_fails_is_not_remembered(home: Path) -> None:
+    program = PRELUDE + (
+        "def fail():\n    raise ValueError('no')\n"
+        'try:\n    once("shard", key, DatasetRef, site, fail)\nexcept ValueError:\n    pass\n'
+        'print(once("shard", key, DatasetRef, site, make).reused)\n'
+    )
+    assert said(start(home, program)).splitlines()[-1] == "False"
+
+
+def test_only_what_may_pass_is_tried_again(home: Path) -> None:
+    program = """
+from prefect.states import Failed
+from flows.stage import worth_another_try
+from ray.exceptions import WorkerCrashedError
+class Mistake(ValueError): ...
+for error in (ConnectionError(), TimeoutError(), OSError(5, "I/O"), RuntimeError(), WorkerCrashedError()):
+    assert worth_another_try(None, None, Failed(data=error)), error
+mistakes = ValueError(), Mistake(), TypeError(), KeyError(), FloatingPointError()
+for error in (*mistakes, FileNotFoundError(), PermissionError()):
+    assert not worth_another_try(None, None, Failed(data=error)), error
+print("done")
+"""
+    assert said(start(home, program)).splitlines()[-1] == "done"
+
+
+def test_an_earlier_stage_that_is_missing_is_asked_for_by_name(home: Path) -> None:
+    program = """
+import sys
+from diffusion.recipe import PRESETS
+from flows import shard
+from flows.site import Site
+try:
+    shard.finished(PRESETS["smoke"]().shard, "embedded", Site(home=sys.argv[1]))
+except ValueError as error:
+    print(error)
+"""
+    assert "run `diffusion shard`" in said(start(home, program))
