@@ -171,12 +171,19 @@ class Recipe(Frozen):
 
 
 def demo() -> Recipe:
-    """`make demo`: 64 x 64 emoji by class on two CPU cores."""
+    """`make demo`, or `diffusion run --preset demo`: 64 x 64 emoji by class.
+
+    Hardware: two CPU cores, 4 GiB of memory.  Time: about 8 minutes, 6 of them training.  Result: waving flags, round
+    yellow faces, square signs; Frechet distance about 1,100 (efficientnet-lite0, 512 samples; real pictures: 286).
+    """
     return Recipe()
 
 
 def smoke() -> Recipe:
-    """`diffusion run --preset smoke`: the whole line in about a minute on two CPU cores.  The pictures are noise."""
+    """`diffusion run --preset smoke`: every stage on 32 x 32 pictures, to see that an installation works.
+
+    Hardware: two CPU cores, 4 GiB of memory.  Time: about a minute.  Result: an endpoint; the pictures are noise.
+    """
     return Recipe(
         name="smoke",
         shard=ShardRecipe(resolution=32, shard_size=16, holdout=0.2),

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import json
+import textwrap
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ def as_toml(recipe: Recipe, *, describe: bool = False) -> str:
 
 def presets() -> str:
     """Each preset's name and docstring."""
-    return "\n".join(f"{name}\n    {inspect.getdoc(make) or ''}" for name, make in PRESETS.items())
+    return "\n".join(f"{name}\n{textwrap.indent(inspect.getdoc(make) or '', '    ')}" for name, make in PRESETS.items())
 
 
 def _tables(model: BaseModel, path: str, lines: list[str], describe: bool) -> None:

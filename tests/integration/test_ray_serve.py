@@ -50,8 +50,8 @@ def url(port, models) -> str:
     return deploy(models[0], LIMITS, port=port, cpus=0.5)
 
 
-def ask(url: str, **body) -> httpx.Response:
-    return httpx.post(f"{url}/v1/images/generations", json={**BODY, **body}, timeout=120)
+def ask(url: str, *, timeout_s: float = 120, **body) -> httpx.Response:
+    return httpx.post(f"{url}/v1/images/generations", json={**BODY, **body}, timeout=timeout_s)
 
 
 def replicas() -> list[int]:
@@ -123,7 +123,7 @@ def test_a_killed_replica_comes_back_with_the_same_pictures(url):
     answer = None
     while time.monotonic() < deadline and (answer is None or answer.status_code != 200):
         try:
-            answer = ask(url)
+            answer = ask(url, timeout_s=30)  # what was in flight may never be answered
         except httpx.HTTPError:
             time.sleep(0.5)
     assert answer.status_code == 200
