@@ -127,7 +127,7 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} {self.unit}/s" if speed else f"- {self.unit}/s")
+        return Text(f"{_rate(speed) if speed else '-'} {self.unit}/s")
 
 
 def _plain(stage: str, unit: str, *, now: Callable[[], float] = time.monotonic) -> Update:
@@ -144,11 +144,15 @@ def _plain(stage: str, unit: str, *, now: Callable[[], float] = time.monotonic) 
         said = time_now
         taken = time_now - first[0]
         rate = (done - first[1]) / taken if taken > 1 else 0.0  # two early records may come at once
-        speed = f", {rate:,.0f}/s, {seconds((total - done) / rate)} left" if rate else ""
+        speed = f", {_rate(rate)}/s, {seconds((total - done) / rate)} left" if rate else ""
         share = f"{done:,} of {total:,} {unit} ({100 * done // total} %)"
         say(f"  {stage:<9} {share}{speed}  {_facts(facts)}".rstrip())
 
     return update
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.1f}"
 
 
 def _facts(facts: dict[str, float]) -> str:

@@ -57,6 +57,7 @@ def prefect_ready() -> Iterator[None]:
                 " without one"
             )
         yield
+        signal.signal(signal.SIGTERM, _interrupt)  # importing Ray replaces it
 
 
 def stay() -> None:

@@ -165,10 +165,11 @@ def ray_running(site: Site) -> Iterator[None]:
 
 @contextmanager
 def _ray(site: Site) -> Iterator[None]:
+    ours = signal.getsignal(signal.SIGTERM)
     with _cluster(site) if site.ray else _local(site):
         if threading.current_thread() is threading.main_thread():
-            # Ray puts a handler of its own below Python's, which ends the process at once and its children never
-            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+            # Ray puts its own in its place, which ends the process at once and its children never
+            signal.signal(signal.SIGTERM, ours)
         yield
 
 

@@ -192,7 +192,7 @@ def test_an_interrupted_training_goes_on_where_it_was(place: Place, emoji_folder
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < end
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
+        process.terminate()  # it alone: its children are for it to end
         said = process.communicate(timeout=60)[0]
         assert process.returncode == 130, said
         assert "interrupted" in said

@@ -178,9 +178,10 @@ def test_one_worker_comes_to_the_same_weights_as_two(undisturbed: RunRef, datase
     one, two = (vector(load_file(Path(r.uri, "weights.safetensors"))) for r in (run, undisturbed))
     first = checkpoint.folder_of(tmp_path / "checkpoints", 96)
     moved = (two - vector(load_file(first / "weights.safetensors"))).norm()
-    assert (one - two).norm() < 0.05 * moved  # bf16; the same comparison in fp32 is tests/test_loop.py's
+    # the network and Muon compute in bf16; the same comparison in float32 is tests/test_loop.py's
+    assert (one - two).norm() < 0.1 * moved
     for a, b in zip(numbers(run), numbers(undisturbed), strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.05)
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed: RunRef, dataset: DatasetRef):
@@ -210,7 +211,7 @@ def test_a_damaged_last_checkpoint_is_made_again_from_the_one_before(
 
 def test_what_cannot_be_is_refused_before_any_worker_starts(undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path):
     other = RECIPE.model_copy(update={"lr": 0.5})
-    with pytest.raises(ValueError, match=r"train\.lr is 0\.001, asked 0\.5"):
+    with pytest.raises(ValueError, match=rf"train\.lr is {RECIPE.lr}, asked 0\.5"):
         train_run(other, dataset, run_dir_of(undisturbed), workers=2)
     with pytest.raises(ValueError, match="batch_size=12 cannot be divided over 5 workers"):
         train_run(RECIPE, dataset, tmp_path, workers=5)

@@ -31,7 +31,7 @@ from diffusion.evaluation.report import (
     load_report,
     publish_report,
 )
-from diffusion.recipe import GateRecipe, Recipe, SamplingRecipe
+from diffusion.recipe import PRESETS, GateRecipe, Recipe, SamplingRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import read_receipt, receipt_of, stamp
 from diffusion.serving.request import GenerateRequest, RequestError
@@ -367,7 +367,8 @@ def test_by_default_the_model_decides_how_to_draw(loaded, champion):
     assert answer["png"][0] == endpoint_png(champion, GenerateRequest(label="flags", seed=7))
     receipt = read_receipt(answer["png"][0])
     assert (receipt.model, receipt.version, receipt.bundle_digest) == ("smoke", "1", champion.digest)
-    assert (receipt.steps, receipt.sampler, receipt.guidance) == (3, "heun", 1.5)
+    sampling = PRESETS["smoke"]().evaluate.sampling
+    assert (receipt.steps, receipt.sampler, receipt.guidance) == (sampling.steps, sampling.sampler, sampling.guidance)
     assert json.loads(answer["receipt"][0]) == receipt.model_dump(mode="json")
     assert decode_png(answer["png"][0]).shape == (32, 32, 3)
 
