@@ -110,6 +110,8 @@ class SamplingRecipe(Frozen):
     def _checks(self) -> "SamplingRecipe":
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min={self.sigma_min} must be below sigma_max={self.sigma_max}")
+        if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval={self.guidance_interval}: lowest sigma first, and none below 0")
         return self
 
 
@@ -122,10 +124,18 @@ class EvaluateRecipe(Frozen):
     ema: float = Field(0.1, gt=0, lt=0.29, description="Which of train.ema to evaluate, register and serve")
     extractor: Literal["efficientnet-lite0", "inception-v3", "dinov2"] = "efficientnet-lite0"
     extractor_resolution: int = Field(96, ge=32, le=518, description="Side to which pictures are resized for it")
-    loss_levels: tuple[float, ...] = Field((0.1, 0.3, 1.0, 3.0, 10.0), description="sigma of the held-out losses")
+    loss_levels: tuple[float, ...] = Field(
+        (0.1, 0.3, 1.0, 3.0, 10.0), min_length=1, description="sigma of the held-out losses"
+    )
     loss_pictures: int = Field(64, ge=1, description="Held-out pictures in those losses")
     grid_columns: int = Field(12, ge=1, le=32, description="Samples per class in the grid")
     seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _checks(self) -> "EvaluateRecipe":
+        if min(self.loss_levels) <= 0:
+            raise ValueError(f"loss_levels={self.loss_levels}: noise levels are above 0")
+        return self
 
 
 class GateRecipe(Frozen):

@@ -22,6 +22,11 @@ def check(recipe: Recipe, source: str, until: str, site: Site) -> None:
     from diffusion.evaluation.features import find_weights
 
     check_home(site)
+    if recipe.shard.holdout == 0:
+        raise ValueError(
+            "shard.holdout=0 leaves no pictures to judge the model by, so it could not be registered: hold some out, as in"
+            " `--set shard.holdout=0.05`"
+        )
     open_source(source)
     find_weights(recipe.evaluate.extractor)
     check_devices(site, batch_size=recipe.train.batch_size)

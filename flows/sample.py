@@ -3,6 +3,7 @@
 import secrets
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from diffusion.adapters.mlflow_registry import resolve as find_model
 from diffusion.data.images import encode_png, grid
@@ -14,6 +15,11 @@ from flows.console import progress, say, waiting
 from flows.site import Site
 
 _SLOTS = 16
+
+
+def _file_name(label: str | None) -> str:
+    """A class name as part of a file name.  It came with somebody's data, so nothing in it may lead to another folder."""
+    return quote(label or "none", safe=" ").replace(".", "%2E")[:150]
 
 
 def draw(
@@ -51,7 +57,7 @@ def draw(
             receipt = receipt_of(
                 picture, i, request, loaded.spec, bundle_digest=loaded.digest, model=name, version=version
             )
-            (out / f"{request.label}-{request.seed}-{i:03d}.png").write_bytes(stamp(picture, receipt))
+            (out / f"{_file_name(request.label)}-{request.seed}-{i:03d}.png").write_bytes(stamp(picture, receipt))
     rows = [request.label or "" for request in resolved]
     (out / "grid.png").write_bytes(encode_png(grid([p for row in drawn for p in row], asked[0].n, rows)))
     say(

@@ -43,6 +43,9 @@ def test_a_wrong_key_or_value_is_refused_by_name(change, word):
     ("change", "word"),
     [
         ({"evaluate": {"ema": 0.2}}, "train.ema"),
+        ({"evaluate": {"loss_levels": ()}}, "loss_levels"),
+        ({"evaluate": {"loss_levels": (-1.0,)}}, "loss_levels"),
+        ({"evaluate": {"sampling": {"guidance_interval": (5.0, 1.0)}}}, "lowest sigma first"),
         (
             {
                 "shard": {"resolution": 24},

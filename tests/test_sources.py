@@ -205,3 +205,11 @@ def test_files_that_cannot_be_read_are_bad_pictures(tmp_path, monkeypatch):
     for source in (folder, open_source(archive)):
         with pytest.raises(BadPicture, match="too large: more than 10 bytes"):
             source.read("a/2.png")
+
+
+@pytest.mark.parametrize("label", ["../../evil", "a/b", "a\\b", "two\nlines", "x" * 201])
+def test_a_class_name_that_could_lead_elsewhere_is_refused(tmp_path: Path, label: str):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "label": label}))
+    with pytest.raises(BadSource, match="a class name is up to 200 printable characters without slashes"):
+        open_source(tmp_path)

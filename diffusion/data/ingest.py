@@ -163,7 +163,7 @@ def divide(samples: list[dict], holdout: float) -> tuple[list[dict], list[dict]]
         if not can_leave:
             raise BadSource(
                 f"{len(samples)} pictures in {len(by_class)} classes: none can be held out, since each class needs one for"
-                " training. Add pictures, or hold none out: `--set shard.holdout=0`"
+                " training. Add pictures: a model is judged by some that training never saw"
             )
         held = {min(can_leave, key=draw)["key"]}
     return [s for s in samples if s["key"] not in held], [s for s in samples if s["key"] in held]

@@ -25,6 +25,7 @@ from diffusion.recipe import canonical_json
 
 EMBEDDED = "embedded"
 SINGLE_CLASS = "picture"
+_LONGEST_LABEL = 200  # characters
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_FILE_BYTES = 2**28
 _METADATA = ("metadata.jsonl", "metadata.csv")
@@ -243,6 +244,11 @@ def _items(source: str | Path, names: list[str], rows: dict[str, dict]) -> tuple
             if not isinstance(value, str | None):
                 raise BadSource(f"{where}: {field_name} is {value!r}; it must be a string")
         label = label or PurePosixPath(name).parent.name
+        if not label.isprintable() or set(label) & set("/\\") or len(label) > _LONGEST_LABEL:
+            raise BadSource(
+                f"source {source}: {name} has the label {label[:80]!r}: a class name is up to {_LONGEST_LABEL} printable"
+                " characters without slashes"
+            )
         if not label:
             unlabelled.append(name)
         items.append(Item(name, label or SINGLE_CLASS, caption or "", row))
