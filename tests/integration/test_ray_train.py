@@ -173,15 +173,16 @@ def test_workers_stop_when_the_driver_turns_away(ray_local: None, dataset: Datas
         time.sleep(0.2)
 
 
-def test_one_worker_comes_to_the_same_weights_as_two(undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path):
-    run = train_run(RECIPE, dataset, tmp_path, workers=1)
-    one, two = (vector(load_file(Path(r.uri, "weights.safetensors"))) for r in (run, undisturbed))
-    first = checkpoint.folder_of(tmp_path / "checkpoints", 96)
+def test_one_worker_comes_to_the_same_weights_as_two(ray_local: None, dataset: DatasetRef, tmp_path: Path):
+    # AdamW: Muon orthogonalizes in bf16, where the order of the gradient's sum shows more
+    recipe = RECIPE.model_copy(update={"optimizer": "adamw"})
+    runs = [train_run(recipe, dataset, tmp_path / str(workers), workers=workers) for workers in (1, 2)]
+    one, two = (vector(load_file(Path(r.uri, "weights.safetensors"))) for r in runs)
+    first = checkpoint.folder_of(tmp_path / "1" / "checkpoints", 96)
     moved = (two - vector(load_file(first / "weights.safetensors"))).norm()
-    # the network and Muon compute in bf16; the same comparison in float32 is tests/test_loop.py's
-    assert (one - two).norm() < 0.1 * moved
-    for a, b in zip(numbers(run), numbers(undisturbed), strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=0.05)
+    assert (one - two).norm() < 0.05 * moved  # bf16; the same comparison in fp32 is tests/test_loop.py's
+    for a, b in zip(*map(numbers, runs), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed: RunRef, dataset: DatasetRef):
