@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from diffusion.recipe import TrainRecipe, UNetRecipe
-from diffusion.training.optimizer import hidden_matrices, optimizer_of
+from diffusion.training.optimizer import cost_of, divide, hidden_matrices, optimizer_of
 from diffusion.unet import UNet
 
 UNET = UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=())
@@ -62,3 +62,13 @@ def test_a_step_that_is_not_skipped_is_the_same_step():
     optimizer_of(TrainRecipe(unet=UNET), two).step(skip=torch.tensor(False))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 50])
+def test_the_matrices_are_dealt_out_once_each_and_evenly(parts):
+    matrices = hidden_matrices(net())
+    shares = divide(matrices, parts)
+    assert len(shares) == parts
+    assert sorted(id(m) for share in shares for m in share) == sorted(id(m) for m in matrices)
+    costs = [sum(cost_of(m) for m in share) for share in shares]
+    assert max(costs) - min(costs) <= max(cost_of(m) for m in matrices)

@@ -1,5 +1,8 @@
 """The optimizers of a run, as one."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -7,10 +10,25 @@ from diffusion.recipe import TrainRecipe
 from diffusion.unet import Conv, UNet
 
 
+@dataclass(frozen=True)
+class Division:
+    """How processes that hold the same parameters and gradients divide the work of a step among them."""
+
+    rank: int
+    world: int
+    exchange: Callable[
+        [list[Tensor]], None
+    ]  # a tensor per rank; afterwards each holds its rank's values on every process
+
+
 class Optimizers:
-    """Several optimizers that share the parameters of a network between them: one state, one list of groups, one step."""
+    """Several optimizers that share the parameters of a network between them: one state, one list of groups, one step.
+
+    division: set where several processes take the same step, so that its costly part is computed once.
+    """
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        self.division: Division | None = None
         self.parts = parts
         self.state = parts[0].state
         for part in parts[1:]:
@@ -26,16 +44,67 @@ class Optimizers:
         """Update the parameters.  skip: () bool on the device; where it is true no parameter changes, without a wait."""
         for part in self.parts:
             if skip is None:
-                part.step()
+                self._step(part)
             elif part.defaults.get("fused"):
                 part.found_inf = skip.float()
                 part.step()
             else:
                 weights = [p for group in part.param_groups for p in group["params"]]
                 before = [p.clone() for p in weights]
-                part.step()
+                self._step(part)
                 for weight, old in zip(weights, before, strict=True):
                     torch.where(skip, old, weight, out=weight)
+
+    def _step(self, part: torch.optim.Optimizer) -> None:
+        if self.division and isinstance(part, torch.optim.Muon):
+            divided_step(part, self.division)
+        else:
+            part.step()
+
+
+def divided_step(muon: torch.optim.Muon, division: Division) -> None:
+    """`muon.step()`, bit for bit, though each process orthogonalizes only its share of the matrices.
+
+    The momentum, which costs little, every process keeps of all matrices, so that each has the whole state to save.
+    """
+    (group,) = muon.param_groups
+    matrices = group["params"]
+    shares = divide(matrices, division.world)
+    group["params"] = shares[division.rank]
+    try:
+        muon.step()
+    finally:
+        group["params"] = matrices
+    for rank, share in enumerate(shares):
+        for weight in share if rank != division.rank else ():
+            state = muon.state[weight]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(weight)
+            state["momentum_buffer"].lerp_(weight.grad, 1 - group["momentum"])
+    flat = [torch.cat([weight.view(-1) for weight in share]) if share else matrices[0].new_empty(0) for share in shares]
+    division.exchange(flat)
+    for rank, share in enumerate(shares):
+        if rank != division.rank:
+            for weight, values in zip(share, flat[rank].split([w.numel() for w in share]), strict=True):
+                weight.copy_(values.view_as(weight))
+
+
+def divide(matrices: list[Tensor], parts: int) -> list[list[Tensor]]:
+    """Deal matrices out so that the parts cost about the same to orthogonalize: the costliest first, each to the part
+    that has least."""
+    shares: list[list[Tensor]] = [[] for _ in range(parts)]
+    costs = [0] * parts
+    for matrix in sorted(matrices, key=cost_of, reverse=True):
+        least = costs.index(min(costs))
+        shares[least].append(matrix)
+        costs[least] += cost_of(matrix)
+    return shares
+
+
+def cost_of(matrix: Tensor) -> int:
+    """Multiplications of one Newton-Schulz iteration on an (m, n) matrix, m <= n: 2 m^2 n + m^3."""
+    m, n = sorted(matrix.shape)
+    return m * m * (2 * n + m)
 
 
 def optimizer_of(recipe: TrainRecipe, net: nn.Module) -> Optimizers:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion.training.loop import Gather, alone
+from diffusion.training.optimizer import Division
 from diffusion.training.step import TrainState, device_of
 
 
@@ -24,13 +25,22 @@ def world_gather() -> Gather:
     return gather
 
 
+def exchange(tensors: list[torch.Tensor]) -> None:
+    """Fill tensors[rank] with the values that it has on that rank, for all ranks.  Shapes agree everywhere."""
+    sent = [dist.broadcast(tensor, src=rank, async_op=True) for rank, tensor in enumerate(tensors) if tensor.numel()]
+    for work in sent:
+        work.wait()
+
+
 def data_parallel(state: TrainState, resolution: int) -> nn.Module:
     """state.net, wrapped so that its gradients are averaged over the processes, each with an equal share of the batch.
+    From here on state.optimizer divides its work among them too.
 
     Every process holds the same state, the same before as after.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return state.net
+    state.optimizer.division = Division(dist.get_rank(), dist.get_world_size(), exchange)
     device = device_of(state)
     model = DistributedDataParallel(
         state.net,
