@@ -65,7 +65,7 @@ class TrainRecipe(Frozen):
     """The training run.  Batch size is here because it changes the numbers; the number of workers is not."""
 
     unet: UNetRecipe = UNetRecipe()
-    images: int = Field(36_000, ge=1, description="Images to see in all; the run's only clock counts to here")
+    images: int = Field(33_000, ge=1, description="Images to see in all; the run's only clock counts to here")
     batch_size: int = Field(32, ge=1, description="Images per optimizer step, over all workers")
     label_drop: Share = Field(0.1, description="Share of labels replaced by the null label, for guidance")
     sigma_data: Positive = Field(0.5, description="Standard deviation of a pixel of x0")

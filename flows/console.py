@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
@@ -34,15 +33,25 @@ def out() -> Console:
     return _out or Console(highlight=False, soft_wrap=True)
 
 
-def say(text: str = "") -> None:
-    """One line for people.  `text` may hold rich's markup; use `rich.markup.escape` on what others wrote."""
-    out().print(text)
+def say(text: str = "", *, title: str = "") -> None:
+    """One line for people, the `title` before it in bold.  Brackets are brackets: paths and class names have them."""
+    out().print(Text.assemble((title, "bold"), text))
+
+
+def ticked(text: str) -> None:
+    """A line about what is finished."""
+    out().print(Text.assemble(("✓ ", "green"), text))
+
+
+def warn(text: str) -> None:
+    """A line about what people should know and need not stop for."""
+    out().print(Text.assemble(("! ", "yellow"), text))
 
 
 def error(text: str) -> None:
     """What went wrong and what to type next, on standard error."""
     console = _err or Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[bold red]error:[/] {escape(text)}")
+    console.print(Text.assemble(("error: ", "bold red"), text))
 
 
 @contextmanager
@@ -88,17 +97,16 @@ def progress(stage: str, unit: str) -> Iterator[Update]:
         TextColumn("  {task.description:<9}"),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
-        _Rate(unit),
-        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[pace]}"),
         TextColumn("{task.fields[facts]}"),
     )
+    pace = _Pace(unit)
     with Progress(*columns, console=console, transient=True) as bars:
-        bar = bars.add_task(stage, total=None, facts="")
+        bar = bars.add_task(stage, total=None, pace="", facts="")
 
         def update(done: int, total: int, **facts: float) -> None:
-            if bars.tasks[0].total is None:  # the rate counts from here: a resumed run starts in the middle
-                bars.reset(bar, total=total, completed=done)
-            bars.update(bar, total=total, completed=done, facts=_facts(facts))
+            words = pace(done, total, time.monotonic())
+            bars.update(bar, total=total, completed=done, pace=words, facts=_facts(facts))
 
         yield update
 
@@ -120,39 +128,37 @@ def seconds(duration: float) -> str:
     return f"{duration:.1f} s" if duration < 60 else f"{int(duration) // 60}:{int(duration) % 60:02d}"
 
 
-class _Rate(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
+class _Pace:
+    """The rate since the first report, and the time left at that rate.  A resumed run first reports in its middle."""
 
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{_rate(speed) if speed else '-'} {self.unit}/s")
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+        self.first: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int, now: float) -> str:
+        """In words; empty while there is too little to go by: the first reports may come all at once."""
+        self.first = self.first or (now, done)
+        taken, made = now - self.first[0], done - self.first[1]
+        if taken <= 1 or made <= 0:
+            return ""
+        rate = made / taken
+        return f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s, {seconds((total - done) / rate)} left"
 
 
 def _plain(stage: str, unit: str, *, now: Callable[[], float] = time.monotonic) -> Update:
-    first: tuple[float, int] | None = None
-    said = now()
+    pace, said = _Pace(unit), now()
 
     def update(done: int, total: int, **facts: float) -> None:
-        nonlocal first, said
+        nonlocal said
         time_now = now()
-        if first is None:
-            first = (time_now, done)
-        if (time_now - said < PLAIN_EVERY_S and done < total) or done == first[1]:
+        speed = pace(done, total, time_now)
+        if done < total and (time_now - said < PLAIN_EVERY_S or not speed):
             return
         said = time_now
-        taken = time_now - first[0]
-        rate = (done - first[1]) / taken if taken > 1 else 0.0  # two early records may come at once
-        speed = f", {_rate(rate)}/s, {seconds((total - done) / rate)} left" if rate else ""
-        share = f"{done:,} of {total:,} {unit} ({100 * done // total} %)"
-        say(f"  {stage:<9} {share}{speed}  {_facts(facts)}".rstrip())
+        share = ", ".join(filter(None, (f"{done:,} of {total:,} {unit} ({100 * done // total} %)", speed)))
+        say(f"  {stage:<9} {share}  {_facts(facts)}".rstrip())
 
     return update
-
-
-def _rate(per_second: float) -> str:
-    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.1f}"
 
 
 def _facts(facts: dict[str, float]) -> str:

@@ -7,7 +7,7 @@ from diffusion.adapters import ray_serve
 from diffusion.adapters.mlflow_registry import resolve
 from diffusion.recipe import Frozen, ServeRecipe
 from diffusion.store.refs import ModelRef
-from flows.console import say, waiting
+from flows.console import ticked, waiting
 from flows.preflight import check_serving
 from flows.site import Site, ray_running
 from flows.stage import TASK
@@ -39,6 +39,6 @@ def deploy_stage(recipe: ServeRecipe, name: str, which: str, site: Site) -> Endp
         url = ray_serve.deploy(
             model, recipe, host=site.host, port=site.port, replicas=site.replicas, gpus=int(site.use_gpu)
         )
-    say(f"[green]✓[/] deploy    {name} version {model.version}")
+    ticked(f"deploy    {name} version {model.version}")
     create_link_artifact(url, key="endpoint", description=f"{model.name} version {model.version}, {model.digest}")
     return Endpoint(url=url, model=model)

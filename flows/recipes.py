@@ -108,10 +108,10 @@ def _toml(value: Any) -> str:
 
 def _read(file: Path) -> dict:
     try:
-        return tomllib.loads(file.read_text())
+        return tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
         raise ValueError(f"--recipe {file}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"--recipe {file} is no TOML: {error}. `diffusion recipe show > {file}` writes one") from None
 
 
@@ -158,8 +158,8 @@ def _explained(problem: dict, given: dict[str, str]) -> str:
     path = [str(part) for part in problem["loc"]]
     key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), None)
     message = problem["msg"].removeprefix("Value error, ")
-    if key is None:
-        return message
+    if key is None:  # a rule about several keys: its message begins with the first one's name
+        return ".".join([*path, message])
     about = known[key].description
     return f"{key}={given.get(key, problem['input'])}: {message}. Allowed: {allowed(known[key])}" + (
         f" ({about})" if about else ""

@@ -37,6 +37,8 @@ def draw(
 
     options: fields of a GenerateRequest, None for the model's own.  Raises ValueError naming what is allowed.
     """
+    seed = {"seed": secrets.randbelow(2**32) if options["seed"] is None else options["seed"]}
+    asked = parse(GenerateRequest, options | seed)  # before the model is loaded, which takes a while
     if bundle is None:
         model = find_model(site.tracking(name), name, which, site.store)
         folder, digest, version = model.uri, model.digest, model.version
@@ -44,12 +46,11 @@ def draw(
         folder, digest, name, version = str(bundle), None, bundle.name, ""
     with waiting("loading the model and proving that a picture does not depend on its batch"):
         loaded = load_bundle(folder, "cuda" if site.use_gpu else "cpu", digest=digest)
-        seed = {"seed": secrets.randbelow(2**32) if options["seed"] is None else options["seed"]}
-        asked = [parse(GenerateRequest, options | seed | {"label": label}) for label in labels or loaded.spec.classes]
-        resolved = [resolve(request, loaded.spec) for request in asked]
+        rows = [asked.model_copy(update={"label": label}) for label in labels or loaded.spec.classes]
+        resolved = [resolve(request, loaded.spec) for request in rows]
         engine = Engine(loaded, slots=_SLOTS)
     with progress("sample", "evaluations") as update:
-        drawn = engine.generate(asked, update)
+        drawn = engine.generate(rows, update)
     out = (out or site.home / "samples" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     out.mkdir(parents=True, exist_ok=True)
     for request, pictures in zip(resolved, drawn, strict=True):
@@ -58,9 +59,7 @@ def draw(
                 picture, i, request, loaded.spec, bundle_digest=loaded.digest, model=name, version=version
             )
             (out / f"{_file_name(request.label)}-{request.seed}-{i:03d}.png").write_bytes(stamp(picture, receipt))
-    rows = [request.label or "" for request in resolved]
-    (out / "grid.png").write_bytes(encode_png(grid([p for row in drawn for p in row], asked[0].n, rows)))
-    say(
-        f"  model      {name} {version and 'version ' + version}  {loaded.digest[:16]}\n  seed       {resolved[0].seed}"
-    )
+    names = [request.label or "" for request in resolved]
+    (out / "grid.png").write_bytes(encode_png(grid([p for row in drawn for p in row], asked.n, names)))
+    say(f"  model      {name} {version and 'version ' + version}  {loaded.digest[:16]}\n  seed       {asked.seed}")
     return out

@@ -14,7 +14,7 @@ from prefect.tasks import Task, exponential_backoff
 from diffusion.recipe import Frozen
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
 from diffusion.store.works import recall, remember, work_path
-from flows.console import say, seconds
+from flows.console import say, seconds, ticked, warn
 from flows.site import Site
 
 Ref = TypeVar("Ref", DatasetRef, RunRef, EvaluationRef, ModelRef)
@@ -51,7 +51,7 @@ def once(
         if ref is None:
             ref = remember(site.store, key, make())
     done = Done[kind](stage=stage, ref=ref, seconds=time.monotonic() - started, reused=reused)
-    say(f"[green]✓[/] {stage:<9} " + ("done before, not done again" if reused else seconds(done.seconds)))
+    ticked(f"{stage:<9} " + ("done before, not done again" if reused else seconds(done.seconds)))
     return done
 
 
@@ -82,7 +82,7 @@ def worth_another_try(_task: Task, _run: TaskRun, state: State) -> bool:
     error = state.result(raise_on_failure=False)
     if isinstance(error, (*_PERMANENT, *_PERMANENT_FILES)) or not isinstance(error, Exception):
         return False
-    say(f"[yellow]![/] {type(error).__name__}: trying again in a moment")
+    warn(f"{type(error).__name__}: trying again in a moment")
     return True
 
 

@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from diffusion.evaluation.report import load_report
 from diffusion.store.bundle import SPEC_NAME, BundleSpec
 from diffusion.store.refs import EvaluationRef, ModelRef
-from flows.console import say, seconds
+from flows.console import say, seconds, warn
 from flows.site import Site
 
 if TYPE_CHECKING:
@@ -23,21 +21,21 @@ def summary(line: "Line", site: Site) -> None:
     """Everything worth knowing about a finished line."""
     say()
     taken = ", ".join(f"{s} {'reused' if s in line.reused else seconds(t)}" for s, t in line.seconds.items())
-    say(f"[bold]{line.model.name}[/]  {seconds(sum(line.seconds.values()))}  ({taken})")
+    say(f"  {seconds(sum(line.seconds.values()))}  ({taken})", title=line.model.name)
     measured(line.evaluation)
     registered(line.model)
     uri = shlex.quote(site.mlflow_uri)
     program = Path(sys.executable).parent / "mlflow"
     program = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
-    say(f"  mlflow     {escape(str(program))} ui --host 127.0.0.1 --backend-store-uri {escape(uri)}")
+    say(f"  mlflow     {program} ui --host 127.0.0.1 --backend-store-uri {uri}")
     if line.endpoint is not None:
         answering(line.endpoint)
 
 
 def measured(evaluation: EvaluationRef) -> None:
     """Where the grid is, and the numbers."""
-    say(f"  samples    {escape(evaluation.uri)}/grid.png")
-    say(f"  report     {escape(evaluation.uri)}/report.md")
+    say(f"  samples    {evaluation.uri}/grid.png")
+    say(f"  report     {evaluation.uri}/report.md")
     report = load_report(evaluation.uri, evaluation.digest)
     if report.frechet is not None:
         found = report.frechet
@@ -50,14 +48,14 @@ def measured(evaluation: EvaluationRef) -> None:
         number = "not finite" if level.loss is None else f"{level.loss:.4g} ± {level.standard_error:.2g}"
         say(f"  held out   {number} at sigma {level.sigma:g}")
     for problem in report.problems:
-        say(f"  [yellow]problem[/]    {escape(problem)}")
+        warn(f"problem    {problem}")
 
 
 def registered(model: ModelRef) -> None:
     """The version, its aliases, and why."""
     say(f"  model      {model.name} version {model.version} ({', '.join(model.aliases) or 'no alias'})")
     for reason in model.reasons:
-        say(f"             {escape(reason)}")
+        say(f"  gate       {reason}")
 
 
 def answering(endpoint: "Endpoint") -> None:
@@ -67,4 +65,4 @@ def answering(endpoint: "Endpoint") -> None:
     target = f"{endpoint.url}/v1/images/generations -o picture.png"
     say(f"  endpoint   {endpoint.url}  serves {endpoint.model.name} version {endpoint.model.version}")
     headers = "-H 'Content-Type: application/json' -H 'Accept: image/png'"
-    say(f"  try        {escape(f'curl -fsS {target} {headers} -d {body}')}")
+    say(f"  try        curl -fsS {target} {headers} -d {body}")

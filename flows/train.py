@@ -4,14 +4,13 @@ from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
-from rich.markup import escape
 
 from diffusion.adapters.mlflow_runs import recorded
 from diffusion.adapters.ray_train import TrainingFailed, train_run
 from diffusion.recipe import TrainRecipe
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.works import recall, work_key
-from flows.console import progress, say
+from flows.console import progress, say, warn
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once, worth_another_try
 
@@ -101,8 +100,8 @@ def _tell(event: dict) -> None:
         changed = ", ".join(f"{name} was {then}, is {now}" for name, (then, now) in event["changed"].items())
         say(f"  train     goes on from its checkpoint at {event['images_seen']:,} pictures")
         if changed:
-            say(f"[yellow]![/] train     {escape(changed)}: the same run, but not to the last bit")
+            warn(f"train     {changed}: the same run, but not to the last bit")
     elif event["event"] == "worker_failed":
-        say(f"[yellow]![/] train     worker {event['rank']} failed: {escape(event['error'])}")
+        warn(f"train     worker {event['rank']} failed: {event['error']}")
     elif event["event"] == "damaged_checkpoint":
-        say(f"[yellow]![/] train     {escape(event['reason'])}")
+        warn(f"train     {event['reason']}")

@@ -34,6 +34,17 @@ def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(data, param, 
     assert value in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "allowed"),
+    [({"n": 0}, {"minimum": 1, "maximum": 4}), ({"steps": 2_000}, {"minimum": 2, "maximum": 6})],
+)
+def test_what_is_allowed_is_what_this_server_allows(data, allowed):
+    with pytest.raises(RequestError) as caught:
+        parse(GenerateRequest, data, ServeRecipe(max_n=4, max_steps=6))
+    assert caught.value.allowed == allowed
+    assert f"allowed: {allowed['minimum']} to {allowed['maximum']}" in str(caught.value)
+
+
 def test_a_long_value_is_not_repeated_in_full():
     with pytest.raises(RequestError) as caught:
         parse(GenerateRequest, {"sampler": "x" * 10_000})

@@ -70,7 +70,7 @@ def create_app(engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_tes
     self_test: sha256 of the picture that the engine drew when it was loaded, which /healthz reports.
     """
     # the interactive documentation would fetch scripts from a foreign host
-    app = FastAPI(title="diffusion", version=model.version, docs_url=None, redoc_url=None)
+    app = FastAPI(title="diffusion", version=model.version, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(_SecureHeaders)
     spec = engine.bundle.spec
     began = int(time.time())
@@ -103,7 +103,7 @@ def create_app(engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_tes
         },
     )
     async def generate(request: Request) -> Response:
-        body = parse(GenerationBody, await _json_object(request))
+        body = parse(GenerationBody, await _json_object(request), limits)
         if body.model not in (None, model.name):
             message = f"model={body.model[:80]!r} is not served here, {model.name!r} is"
             raise ApiError(404, message, param="model", allowed=[model.name])
@@ -139,6 +139,7 @@ def create_app(engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_tes
         }
         return {"object": "list", "data": [card]}
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def health() -> Response:
         alive = engine.alive()
@@ -172,11 +173,12 @@ async def _json_object(request: Request) -> dict[str, Any]:
         if len(body) > MAX_BODY_BYTES:
             raise ApiError(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
     try:
-        value = json.loads(bytes(body), parse_constant=_no_constant)
+        value = json.loads(body.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ApiError(400, f"the body is a JSON {type(value).__name__}, not an object")
+        kinds = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+        raise ApiError(400, f"the body is {kinds.get(type(value), 'a number')}, not a JSON object")
     return value
 
 

@@ -30,6 +30,8 @@ _PARAMS_PER_REQUEST = 100
 _METRICS_PER_REQUEST = 1_000
 _RETRY_S = 30.0  # between tries while MLflow takes no metrics
 
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # runs come first
+
 _logger = logging.getLogger(__name__)
 
 
@@ -79,7 +81,7 @@ def connect(tracking: Tracking) -> "MlflowClient":
     if experiment is None:
         location = Path(tracking.artifacts).absolute().as_uri() if tracking.artifacts else None
         try:
-            client.create_experiment(tracking.experiment, artifact_location=location)
+            client.create_experiment(tracking.experiment, artifact_location=location, tags=_EXPERIMENT_TAGS)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # then another process was faster
                 raise

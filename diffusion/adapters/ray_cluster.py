@@ -26,8 +26,10 @@ def ray_environment(home: Path) -> dict[str, str]:
 
 @contextmanager
 def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
-    """A Ray of our own for the length of the block, its files below `home` (or below /tmp where the path would be too
-    long for a socket; those are deleted at the end).  A Ray that already runs in this process is used and left alone.
+    """A Ray of our own for the length of the block.  A Ray that already runs in this process is used and left alone.
+
+    Its files lie below `home`, or below /tmp where the path would be too long for a socket.  They are deleted at the end;
+    in `home` they stay after an error, for their logs.
     """
     import ray
 
@@ -41,8 +43,8 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
     if not token.exists():
         token.touch(mode=0o600)
         token.write_text(os.urandom(32).hex())
-    own = len(str(home.resolve()).encode()) + _RAY_SUFFIX > _SOCKET_LIMIT
-    temp_dir = Path(tempfile.mkdtemp(prefix="ray-")) if own else home.resolve()
+    elsewhere = len(str(home.resolve()).encode()) + _RAY_SUFFIX > _SOCKET_LIMIT
+    temp_dir = Path(tempfile.mkdtemp(prefix="ray-")) if elsewhere else home.resolve()
     start = partial(
         ray.init,
         address="local",
@@ -52,6 +54,7 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
         logging_level=logging.ERROR,
         _temp_dir=str(temp_dir),
     )
+    litter = temp_dir if elsewhere else None
     try:
         try:
             start()
@@ -60,8 +63,11 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
                 raise
             ray.shutdown()
             start()
+        temp_dir.chmod(0o700)  # Ray opens it to everybody
+        session = temp_dir / ray.get_runtime_context().get_session_name()
         yield
+        litter = litter or session
     finally:
         ray.shutdown()
-        if own:
-            shutil.rmtree(temp_dir, ignore_errors=True)
+        if litter:
+            shutil.rmtree(litter, ignore_errors=True)

@@ -88,13 +88,8 @@ def deploy(
     limits is left running.  Raises ValueError for a port that cannot be had, DeployFailed when the model does not load
     or fails its self-test; then the model that served before serves on.
     """
-    if 8000 <= port <= 8999:
-        raise ValueError(
-            f"port={port}: Prefect's temporary server takes ports from 8000 to 8999 at random; take another"
-        )
     if not ray.is_initialized():
         raise ValueError("no Ray is connected: call this inside `with local_ray(...)` or after `ray.init(address=...)`")
-    wanted = Deployed(model=model, limits=limits, replicas=replicas, cpus=cpus, gpus=gpus)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     wanted = Deployed(model=model, limits=limits, replicas=replicas, cpus=cpus, gpus=gpus)
     url, before, status = f"http://{host}:{port}", deployed(), _status()

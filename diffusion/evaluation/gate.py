@@ -29,7 +29,7 @@ def verdict(challenger: Report, champion: Report | None, gate: GateRecipe) -> Ve
         f" (limit {gate.max_loss:g}), Frechet distance {challenger.frechet.value:.4g}"
     )
     if champion is None:
-        return Verdict(passed=True, reasons=(sane, "there is no champion yet"))
+        return Verdict(passed=True, reasons=(sane, "there was no champion to compare it with"))
     if challenger.bundle_digest == champion.bundle_digest:
         return Verdict(passed=True, reasons=(sane, "it is the champion itself"))
     if champion.frechet is None:

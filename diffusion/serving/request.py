@@ -58,8 +58,11 @@ class ResolvedRequest(Frozen):
         return self.label is not None and self.guidance != 1
 
 
-def parse(model: type[Model], data: Mapping[str, Any]) -> Model:
-    """`data` as a value of `model`.  Raises RequestError naming the first wrong field, its value and what is allowed."""
+def parse(model: type[Model], data: Mapping[str, Any], limits: ServeRecipe | None = None) -> Model:
+    """`data` as a value of `model`.  Raises RequestError naming the first wrong field, its value and what is allowed.
+
+    limits: the endpoint's, which `resolve` will hold the value to; here they are only told.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -74,9 +77,9 @@ def parse(model: type[Model], data: Mapping[str, Any]) -> Model:
             param=name,
             allowed=fields,
         )
-    allowed = _allowed(model, name)
-    limits = f"; allowed: {_in_words(allowed)}" if allowed else ""
-    raise RequestError(f"{name}={_shown(first['input'])}: {first['msg']}{limits}", param=name, allowed=allowed)
+    allowed = _allowed(model, name, limits)
+    told = f"; allowed: {_in_words(allowed)}" if allowed else ""
+    raise RequestError(f"{name}={_shown(first['input'])}: {first['msg']}{told}", param=name, allowed=allowed)
 
 
 def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | None = None) -> ResolvedRequest:
@@ -101,8 +104,12 @@ def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | No
         )
     steps = request.steps or spec.sampling.steps
     if limits is not None:
-        _at_most("n", request.n, limits.max_n)
-        _at_most("steps", steps, limits.max_steps)
+        for name, value in (("n", request.n), ("steps", steps)):
+            if value > _limit(name, limits):
+                allowed = _allowed(type(request), name, limits)
+                raise RequestError(
+                    f"{name}={value}: this server allows {_in_words(allowed)}", param=name, allowed=allowed
+                )
     guidance = spec.sampling.guidance if request.guidance is None else request.guidance
     return ResolvedRequest(
         label=request.label,
@@ -115,14 +122,9 @@ def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | No
     )
 
 
-def _at_most(name: str, value: int, maximum: int) -> None:
-    if value > maximum:
-        minimum = 2 if name == "steps" else 1
-        raise RequestError(
-            f"{name}={value}: this server allows {minimum} to {maximum}",
-            param=name,
-            allowed={"minimum": minimum, "maximum": maximum},
-        )
+def _limit(name: str, limits: ServeRecipe) -> int | None:
+    """The endpoint's own maximum of a field, if it has one."""
+    return {"n": limits.max_n, "steps": limits.max_steps}.get(name)
 
 
 def _public_name(model: type[Frozen], field: str) -> str:
@@ -130,8 +132,8 @@ def _public_name(model: type[Frozen], field: str) -> str:
     return str(alias.choices[0]) if isinstance(alias, AliasChoices) else field
 
 
-def _allowed(model: type[Frozen], name: str | None) -> list | dict | None:
-    """What the JSON schema of `model` says of a field: its list of values, or its bounds."""
+def _allowed(model: type[Frozen], name: str | None, limits: ServeRecipe | None) -> list | dict | None:
+    """What the JSON schema of `model` says of a field: its list of values, or its bounds, within the endpoint's."""
     schema = model.model_json_schema()["properties"].get(name, {})
     branches = [branch for branch in schema.get("anyOf", [schema]) if branch.get("type") != "null"]
     for branch in branches:
@@ -140,6 +142,9 @@ def _allowed(model: type[Frozen], name: str | None) -> list | dict | None:
         bounds = {key: branch[key] for key in ("minimum", "maximum") if key in branch}
         if "exclusiveMaximum" in branch:
             bounds["maximum"] = branch["exclusiveMaximum"] - 1
+        maximum = _limit(name, limits) if limits else None
+        if maximum is not None:
+            bounds["maximum"] = min(maximum, bounds.get("maximum", maximum))
         if bounds:
             return bounds
     return None

@@ -106,7 +106,7 @@ def publish_bundle(folder: Path, store_root: Path) -> tuple[str, str]:
 def verify_bundle(uri: str | Path, digest: str | None = None) -> tuple[BundleSpec, str]:
     """Check bundle.json and the weights against their digests without loading them.  Returns (spec, digest).
 
-    digest: the one it must have, if known.  Raises FileNotFoundError, or ValueError saying which file is wrong.
+    digest: the one it must have, if known.  Raises ValueError saying which file is missing or wrong.
     """
     spec, actual = _read_spec(Path(uri), digest)
     path = Path(uri, WEIGHTS_NAME)
@@ -132,8 +132,9 @@ def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: 
 
 def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
     path = folder / SPEC_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no bundle: it has no {SPEC_NAME}. `diffusion evaluate` exports one.")
+    for name in (SPEC_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no bundle: it has no {name}. `diffusion evaluate` exports one.")
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if expected is not None and digest != expected:
@@ -163,7 +164,7 @@ def _read_average(run: RunRef, ema_sigma_rel: float) -> tuple[TrainRecipe, dict[
     folder = Path(run.uri)
     path = folder / "manifest.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no checkpoint: it has no {path.name}. Run `diffusion train` again.")
+        raise ValueError(f"{folder} is no checkpoint: it has no {path.name}. Run `diffusion train` again.")
     manifest = json.loads(_read_checked(path, run.digest))
     name = manifest["ema"].get(repr(ema_sigma_rel))
     if name is None:
@@ -181,7 +182,7 @@ def _read_average(run: RunRef, ema_sigma_rel: float) -> tuple[TrainRecipe, dict[
 
 def _read_checked(path: Path, sha256: str) -> bytes:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: its checkpoint is damaged. Delete the folder and train again.")
+        raise ValueError(f"{path} is missing: its checkpoint is damaged. Delete the folder and train again.")
     data = path.read_bytes()
     actual = hashlib.sha256(data).hexdigest()
     if actual != sha256:

@@ -177,6 +177,8 @@ def test_wrong_fields(client, body, status, param, said):
         (b'{"label": "\\ud800"}', "application/json", 422),
         (b'{"guidance": NaN}', "application/json", 400),
         (b"\xff\xfe{", "application/json", 400),
+        ('{"label": "cat"}'.encode("utf-16"), "application/json", 400),
+        (b"null", "application/json", 400),
         (b"[" * 60_000, "application/json", 400),
         (b'{"seed": ' + b"9" * 20_000 + b"}", "application/json", 400),
         (b"label=cat", "application/x-www-form-urlencoded", 415),
@@ -192,6 +194,7 @@ def test_wrong_bodies(client, content, kind, status):
 def test_wrong_paths_and_methods(client):
     assert client.get("/nowhere").status_code == 404
     error_of(client.get("/nowhere"))
+    error_of(client.get("/v1/models/"))
     answer = client.get(URL)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     error_of(answer)
@@ -277,7 +280,7 @@ def test_health_shows_the_self_test_and_a_stopped_engine():
         assert state["status"] == "ok"
         assert state["self_test_sha256"] == engine.self_test()
         engine.stop()
-        assert client.get("/healthz").status_code == 503
+        assert client.get("/healthz").status_code == client.head("/healthz").status_code == 503
         answer = client.post(URL, json={"label": "cat"})
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 

@@ -40,7 +40,7 @@ from diffusion.store.bundle import export_bundle, load_bundle, verify_bundle
 from diffusion.store.refs import EvaluationRef, ModelRef, RunRef
 from tests.made_run import CLASSES, make_run
 
-FIRST = Verdict(passed=True, reasons=("sane", "there is no champion yet"))
+FIRST = Verdict(passed=True, reasons=("sane", "there was no champion to compare it with"))
 REFUSED = Verdict(passed=False, reasons=("Frechet distance 13 against the champion's 12: not lower",))
 EXTRACTOR = ExtractorIdentity(name="efficientnet-lite0", digest="9" * 64, resolution=32)
 
@@ -141,7 +141,13 @@ def test_a_version_carries_its_lineage(champion, evaluation, run, client):
     }
     assert version.tags.items() >= expected.items()
     assert version.run_id == run.mlflow_run_id
-    for text in ("32 x 32", "flags, food-drink", "| frechet | 12 |", "passed", "there is no champion yet"):
+    for text in (
+        "32 x 32",
+        "flags, food-drink",
+        "| frechet | 12 |",
+        "passed",
+        "there was no champion to compare it with",
+    ):
         assert text in version.description
 
 
