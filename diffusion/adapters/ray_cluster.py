@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-_SOCKET_LIMIT = 107  # bytes of a Unix socket's path; Ray adds about 62 of its own below its temporary folder
-_RAY_SUFFIX = 62
+_SOCKET_LIMIT = 107  # bytes of a Unix socket's path; below `home` we and Ray add about 64
+_RAY_SUFFIX = 64
 
 
 def ray_environment(home: Path) -> dict[str, str]:
@@ -37,6 +37,7 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
         yield
         return
     home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)  # Ray opens its own folder in here to everybody
     token = home / "auth_token"
     for key, value in ray_environment(home).items():
         os.environ.setdefault(key, value)
@@ -44,7 +45,8 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
         token.touch(mode=0o600)
         token.write_text(os.urandom(32).hex())
     elsewhere = len(str(home.resolve()).encode()) + _RAY_SUFFIX > _SOCKET_LIMIT
-    temp_dir = Path(tempfile.mkdtemp(prefix="ray-")) if elsewhere else home.resolve()
+    outer = Path(tempfile.mkdtemp(prefix="ray-")) if elsewhere else home.resolve()
+    temp_dir = outer / "r"
     start = partial(
         ray.init,
         address="local",
@@ -54,7 +56,7 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
         logging_level=logging.ERROR,
         _temp_dir=str(temp_dir),
     )
-    litter = temp_dir if elsewhere else None
+    litter = outer if elsewhere else None
     try:
         try:
             start()
@@ -63,7 +65,6 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
                 raise
             ray.shutdown()
             start()
-        temp_dir.chmod(0o700)  # Ray opens it to everybody
         session = temp_dir / ray.get_runtime_context().get_session_name()
         yield
         litter = litter or session

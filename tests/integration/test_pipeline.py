@@ -148,7 +148,7 @@ def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) 
         assert process.wait(timeout=60) == 0
     assert place.wait_for_end() == []
     assert place.strays() == []
-    assert list((place.home / "ray").glob("session_2*")) == [], "Ray's files are deleted when all went well"
+    assert list((place.home / "ray" / "r").glob("session_2*")) == [], "Ray's files are deleted when all went well"
     assert (place.home / "ray").stat().st_mode & 0o077 == 0
 
     before = place.published()
