@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffusion.recipe import TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.refs import DatasetRef
@@ -63,6 +64,24 @@ def test_the_step_after_loading_has_the_same_bits(trained: TrainState, runs: Pat
         train_step(state, part(emoji, slice(0, 6)), RECIPE)
     assert bits_of(first) == bits_of(second)
     assert bits_of(first) != bits_of(trained)
+
+
+def test_a_learned_uncertainty_resumes_bit_for_bit_and_stays_out_of_the_averages(tmp_path: Path, emoji):  # noqa: F811
+    recipe = RECIPE.model_copy(update={"weight": "uncertainty"})
+    facts = FACTS.model_copy(update={"recipe": recipe})
+    whole, resumed = (build_state(recipe, resolution=16, classes=3, device="cpu") for _ in range(2))
+    train_step(whole, emoji, recipe)
+    folder = tmp_path / "1"
+    checkpoint.save(whole, folder, facts)
+    checkpoint.load(folder, resumed, facts)
+    assert bits_of(resumed) == bits_of(whole)
+    for state in (whole, resumed):
+        train_step(state, emoji, recipe)
+    assert bits_of(resumed) == bits_of(whole)
+    assert resumed.uncertainty.out.weight.any()
+    assert load_file(folder / "uncertainty.safetensors").keys() == {"out.weight", "out.bias"}
+    averages = load_file(folder / "ema-0.1.safetensors")
+    assert averages.keys() == dict(whole.net.named_parameters()).keys()
 
 
 def test_equal_states_have_equal_digests_and_files_without_pickle(trained: TrainState, tmp_path: Path):

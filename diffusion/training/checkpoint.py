@@ -1,8 +1,8 @@
 """Checkpoints: immutable folders named after the clock, verified before use.
 
-`<images_seen>/`: `weights.safetensors` (raw), `ema-<width>.safetensors` (one per width), `optimizer.safetensors`
-(`<parameter>.exp_avg`, ...), `state.json` (`Facts`) and, written last, `manifest.json` (`Manifest`), whose sha256 is the
-checkpoint's digest.  Nothing is pickled.
+`<images_seen>/`: `weights.safetensors` (raw), `ema-<width>.safetensors` (one per width), `uncertainty.safetensors` (of a
+loss that learns one), `optimizer.safetensors` (`<parameter>.exp_avg`, ...), `state.json` (`Facts`) and, written last,
+`manifest.json` (`Manifest`), whose sha256 is the checkpoint's digest.  Nothing is pickled.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from diffusion.store.refs import DatasetRef
 from diffusion.training.step import TrainState
 
 WEIGHTS_NAME = "weights.safetensors"
+UNCERTAINTY_NAME = "uncertainty.safetensors"
 OPTIMIZER_NAME = "optimizer.safetensors"
 STATE_NAME = "state.json"
 MANIFEST_NAME = "manifest.json"
@@ -113,6 +114,8 @@ def _publish(state: TrainState, folder: Path, facts: Facts) -> str:
         _write(state.net.state_dict(), temporary / WEIGHTS_NAME)
         for sigma_rel in state.ema.averages:
             _write(state.ema.state_dict(sigma_rel), temporary / ema_name(sigma_rel))
+        if state.uncertainty:
+            _write(state.uncertainty.state_dict(), temporary / UNCERTAINTY_NAME)
         _write(optimizer_tensors(state), temporary / OPTIMIZER_NAME)
         (temporary / STATE_NAME).write_bytes(canonical_json(facts))
         names = sorted(path.name for path in temporary.iterdir())
@@ -184,6 +187,8 @@ def load(folder: Path, state: TrainState, facts: Facts) -> dict[str, tuple[Any, 
     state.net.load_state_dict(load_file(folder / WEIGHTS_NAME))
     for sigma_rel in state.ema.averages:
         state.ema.load_state_dict(sigma_rel, load_file(folder / ema_name(sigma_rel)))
+    if state.uncertainty:
+        state.uncertainty.load_state_dict(load_file(folder / UNCERTAINTY_NAME))
     load_optimizer_tensors(state, load_file(folder / OPTIMIZER_NAME))
     state.images_seen = saved.images_seen
     then, now = saved.surroundings(), facts.surroundings()
@@ -213,7 +218,7 @@ def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     """The optimizer's state as named tensors, `<parameter>.<quantity>`.  Learning rate and decay are the recipe's."""
     return {
         f"{name}.{quantity}": value
-        for name, parameter in state.net.named_parameters()
+        for name, parameter in state.parameters().items()
         for quantity, value in state.optimizer.state.get(parameter, {}).items()
     }
 
@@ -221,7 +226,7 @@ def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_optimizer_tensors(state: TrainState, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave."""
-    parameters = dict(state.net.named_parameters())
+    parameters = state.parameters()
     state.optimizer.state.clear()
     for key, value in tensors.items():
         name, quantity = key.rsplit(".", 1)
