@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffusion.ema import Snapshot, combine, post_hoc_coefficients
 from diffusion.recipe import Frozen, TrainRecipe, canonical_json, digest_of
 from diffusion.store.publish import publishing, sha256_file
 from diffusion.store.refs import DatasetRef
@@ -158,7 +159,7 @@ def verify(folder: Path) -> Manifest:
 def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint below `checkpoints`, or None, and why each newer one cannot be used."""
     damaged = []
-    for folder in sorted(Path(checkpoints).glob("[0-9]" * _NAME_DIGITS), reverse=True):
+    for folder in reversed(_folders(checkpoints)):
         try:
             verify(folder)
         except DamagedCheckpoint as error:
@@ -166,6 +167,34 @@ def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
         else:
             return folder, damaged
     return None, damaged
+
+
+def post_hoc_average(
+    checkpoints: Path, sigma_rel: float, *, images_seen: int | None = None
+) -> tuple[dict[str, Tensor], float]:
+    """The average of any relative width, though the run kept others: from all averages in its checkpoints.
+
+    images_seen: the moment it is of (default: the last checkpoint's).  Returns (name -> weight, float32, error); the error
+    is that of `post_hoc_coefficients`, and falls with more checkpoints.  Raises DamagedCheckpoint, or ValueError for
+    checkpoints of several runs.
+    """
+    manifests = {folder: verify(folder) for folder in _folders(checkpoints)}
+    if len({(m.recipe_digest, m.dataset_digest) for m in manifests.values()}) > 1:
+        raise ValueError(f"{checkpoints} has checkpoints of several runs: averages of different networks do not add up")
+    stored = [
+        (Snapshot(manifest.images_seen, float(width)), folder / name)
+        for folder, manifest in manifests.items()
+        for width, name in manifest.ema.items()
+    ]
+    last = max((m.images_seen for m in manifests.values()), default=0)
+    target = Snapshot(last if images_seen is None else images_seen, sigma_rel)
+    coefficients, error = post_hoc_coefficients([snapshot for snapshot, _ in stored], target)
+    return combine((load_file(path) for _, path in stored), coefficients), error
+
+
+def _folders(checkpoints: Path) -> list[Path]:
+    """Checkpoints below a run's `checkpoints` folder, oldest first."""
+    return sorted(Path(checkpoints).glob("[0-9]" * _NAME_DIGITS))
 
 
 def read_facts(folder: Path) -> Facts:
