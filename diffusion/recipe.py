@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 SamplerName = Literal["heun", "ddim", "dpmpp_2m"]
+PredictionName = Literal["edm", "epsilon", "v", "x0"]
 
 
 class Frozen(BaseModel):
@@ -69,8 +70,18 @@ class TrainRecipe(Frozen):
     batch_size: int = Field(32, ge=1, description="Images per optimizer step, over all workers")
     label_drop: Share = Field(0.1, description="Share of labels replaced by the null label, for guidance")
     sigma_data: Positive = Field(0.5, description="Standard deviation of a pixel of x0")
-    noise_mean: float = Field(-0.3, description="Mean of ln sigma in training  [EDM, Table 1: P_mean]")
-    noise_std: Positive = Field(1.3, description="Standard deviation of ln sigma in training  [EDM: P_std]")
+    prediction: PredictionName = Field("edm", description="What the network predicts; the textbook's is epsilon")
+    weight: Literal["edm", "simple", "p2", "min_snr", "uncertainty"] = Field(
+        "edm", description="Of the loss by noise level; simple: the textbook's error of epsilon; uncertainty: learned"
+    )
+    p2_gamma: Annotated[float, Field(ge=0)] = Field(1.0, description="p2: 0 is simple  [Choi et al. 2022: gamma]")
+    min_snr_gamma: Positive = Field(5.0, description="min_snr: the clamp  [Hang et al. 2023: gamma]")
+    noise: Literal["log_normal", "log_uniform", "uniform_t"] = Field("log_normal", description="Density of sigma")
+    noise_mean: float = Field(-0.3, description="log_normal: mean of ln sigma  [EDM, Table 1: P_mean]")
+    noise_std: Positive = Field(1.3, description="log_normal: standard deviation of ln sigma  [EDM: P_std]")
+    noise_min: Positive = Field(0.002, description="log_uniform: lowest sigma")
+    noise_max: Positive = Field(80.0, description="log_uniform: highest sigma")
+    noise_stratified: bool = Field(False, description="One noise level from each of batch_size equally likely ranges")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="muon: for convolutions, with AdamW for the rest")
     lr: Positive = Field(5e-3, description="Peak learning rate")
     warmup_images: int = Field(4_000, ge=0, description="Linear warm-up of the learning rate")

@@ -6,8 +6,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from diffusion.denoiser import denoiser_of, precond_of
 from diffusion.ema import PowerEMA
 from diffusion.recipe import Recipe, SamplingRecipe, TrainRecipe, canonical_json, digest_of
+from diffusion.sampler import heun
+from diffusion.sampler import run as run_sampler
+from diffusion.schedule import karras_sigmas
 from diffusion.store.bundle import bundle_path, export_bundle, load_bundle, verify_bundle
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import RunRef
@@ -70,8 +74,6 @@ def test_the_weights_are_the_average_asked_for_and_not_the_raw_ones(run, exporte
 
 
 def test_a_loaded_bundle_denoises_as_the_trained_average_does(run, recipe, exported):
-    from diffusion.denoiser import denoiser_of
-
     bundle = load_bundle(exported)
     assert not bundle.denoiser.training
     assert not any(p.requires_grad for p in bundle.denoiser.parameters())
@@ -83,6 +85,27 @@ def test_a_loaded_bundle_denoises_as_the_trained_average_does(run, recipe, expor
     x, sigma, label = torch.randn(3, 3, 32, 32), torch.tensor([0.1, 1.0, 40.0]), torch.tensor([0, 2, 3])
     with torch.no_grad():
         assert torch.equal(bundle.denoiser(x, sigma, label=label), trained.eval()(x, sigma, label=label))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_a_model_of_any_prediction_and_weight_is_exported_and_served_as_what_it_is(recipe, tmp_path, prediction):
+    trained = recipe.model_copy(update={"prediction": prediction, "weight": "uncertainty"})
+    bundle = load_bundle(export_bundle(make_run(tmp_path, trained, steps=1), 0.1, tmp_path, SAMPLING)[0])
+    assert bundle.spec.prediction == prediction
+    assert bundle.denoiser.precond == precond_of(prediction, 0.5)
+    picture = run_sampler(
+        heun(torch.randn(1, 3, 32, 32), karras_sigmas(3, sigma_min=0.1, sigma_max=5.0)), bundle.denoiser
+    )
+    assert picture.isfinite().all()
+
+
+def test_a_bundle_of_before_there_were_predictions_is_edm_and_keeps_its_digest(bundle_copy):
+    path = bundle_copy / "bundle.json"
+    fields = json.loads(path.read_bytes())
+    assert fields.pop("prediction") == "edm"
+    path.write_bytes(canonical_json(fields))
+    bundle = load_bundle(bundle_copy, digest=sha256_file(path))
+    assert bundle.spec.prediction == "edm"
 
 
 def test_the_same_run_gives_the_same_bytes_in_any_store_and_is_exported_once(run, exported, tmp_path):

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from diffusion.ema import PowerEMA
 from diffusion.recipe import TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.refs import DatasetRef
 from diffusion.training import checkpoint
@@ -65,6 +67,24 @@ def test_the_step_after_loading_has_the_same_bits(trained: TrainState, runs: Pat
     assert bits_of(first) != bits_of(trained)
 
 
+def test_a_learned_uncertainty_resumes_bit_for_bit_and_stays_out_of_the_averages(tmp_path: Path, emoji):  # noqa: F811
+    recipe = RECIPE.model_copy(update={"weight": "uncertainty"})
+    facts = FACTS.model_copy(update={"recipe": recipe})
+    whole, resumed = (build_state(recipe, resolution=16, classes=3, device="cpu") for _ in range(2))
+    train_step(whole, emoji, recipe)
+    folder = tmp_path / "1"
+    checkpoint.save(whole, folder, facts)
+    checkpoint.load(folder, resumed, facts)
+    assert bits_of(resumed) == bits_of(whole)
+    for state in (whole, resumed):
+        train_step(state, emoji, recipe)
+    assert bits_of(resumed) == bits_of(whole)
+    assert resumed.uncertainty.out.weight.any()
+    assert load_file(folder / "uncertainty.safetensors").keys() == {"out.weight", "out.bias"}
+    averages = load_file(folder / "ema-0.1.safetensors")
+    assert averages.keys() == dict(whole.net.named_parameters()).keys()
+
+
 def test_equal_states_have_equal_digests_and_files_without_pickle(trained: TrainState, tmp_path: Path):
     first, second = (checkpoint.save(trained, tmp_path / name / "1", FACTS) for name in "ab")
     assert first == second == digest_of(checkpoint.verify(tmp_path / "a" / "1"))
@@ -115,6 +135,38 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(trained: TrainS
     checkpoint.save(trained, newest, FACTS)
     assert checkpoint.latest(runs) == (newest, [])
     assert [path.name for path in runs.glob("*.damaged-*")] == [f"{newest.name}.damaged-1"]
+
+
+def test_an_average_that_was_never_kept_comes_from_the_checkpoints(tmp_path: Path, emoji):  # noqa: F811
+    """Against the average itself, kept by a state that is trained the same way."""
+    state, kept = fresh(), PowerEMA(fresh().net, (0.07,))
+    for _ in range(8):
+        train_step(state, emoji, RECIPE)
+        kept.update(state.net, state.images_seen, RECIPE.batch_size)
+        checkpoint.save(state, checkpoint.folder_of(tmp_path, state.images_seen), FACTS)
+    weights, error = checkpoint.post_hoc_average(tmp_path, 0.07)
+    true, stored = kept.state_dict(0.07), state.ema.state_dict(0.05)
+    assert weights.keys() == true.keys()
+
+    def distance(a: dict[str, torch.Tensor]) -> float:
+        return sum((a[name] - value).square().sum().item() for name, value in true.items()) ** 0.5
+
+    assert error < 0.05
+    assert distance(weights) < 0.25 * distance(stored)  # the nearest that was kept
+    earlier, _ = checkpoint.post_hoc_average(tmp_path, 0.05, images_seen=24)
+    first = load_file(checkpoint.folder_of(tmp_path, 24) / "ema-0.05.safetensors")
+    for name, value in first.items():
+        torch.testing.assert_close(earlier[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_averages_of_several_runs_are_not_mixed(runs: Path, emoji):  # noqa: F811
+    recipe = RECIPE.model_copy(update={"seed": 1})
+    other = build_state(recipe, resolution=16, classes=3, device="cpu")
+    train_step(other, emoji, recipe)
+    facts = FACTS.model_copy(update={"recipe": recipe})
+    checkpoint.save(other, checkpoint.folder_of(runs, 36), facts)
+    with pytest.raises(ValueError, match="several runs"):
+        checkpoint.post_hoc_average(runs, 0.07)
 
 
 def test_a_folder_without_manifest_or_an_edited_one_is_damaged(runs: Path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.denoiser import Precond
+from diffusion.denoiser import EDM
 from diffusion.evaluation import reference
 from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.gate import verdict
@@ -79,10 +79,10 @@ def test_the_loss_of_a_network_that_answers_0_is_1_where_the_data_says_so():
     """x0 ~ N(0, sigma_data^2) pixel by pixel: 1 at every noise level, within the stated error."""
 
     class AnswersZero(torch.nn.Module):
-        precond = Precond(0.5)
+        sigma_data = 0.5
 
         def forward(self, x, sigma, label):
-            return self.precond.c_skip(sigma.view(-1, 1, 1, 1)) * x
+            return EDM(0.5).c_skip(sigma.view(-1, 1, 1, 1)) * x
 
     x0 = 0.5 * torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     recipe = RECIPE.model_copy(update={"loss_levels": (0.05, 0.5, 20.0)})
@@ -95,7 +95,7 @@ def test_the_loss_of_a_network_that_answers_0_is_1_where_the_data_says_so():
 
 def test_the_loss_of_a_perfect_answer_is_0():
     class Knows(torch.nn.Module):
-        precond = Precond(0.5)
+        sigma_data = 0.5
 
         def forward(self, x, sigma, label):
             return torch.zeros_like(x)

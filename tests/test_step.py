@@ -10,7 +10,9 @@ import torch
 
 from diffusion.data import images
 from diffusion.data.stream import Batch
+from diffusion.density import stratified
 from diffusion.recipe import TrainRecipe, UNetRecipe
+from diffusion.schedule import log_normal_sigma
 from diffusion.training.step import (
     NonFiniteLoss,
     TrainState,
@@ -77,8 +79,9 @@ def bits_of(state: TrainState) -> list[bytes]:
     """Every number of a state, exactly."""
     tensors = [
         *state.net.state_dict().values(),
+        *(state.uncertainty.state_dict().values() if state.uncertainty else ()),
         *(average for averages in state.ema.averages.values() for average in averages),
-        *(value for p in state.net.parameters() for _, value in sorted(state.optimizer.state.get(p, {}).items())),
+        *(value for p in state.parameters().values() for _, value in sorted(state.optimizer.state.get(p, {}).items())),
     ]
     return [tensor.detach().contiguous().numpy().tobytes() for tensor in tensors] + [str(state.images_seen).encode()]
 
@@ -139,6 +142,55 @@ def test_noise_levels_labels_and_mirroring_follow_the_recipe():
     assert abs(noise.mean().item()) < error
 
 
+def sigma_of(recipe: TrainRecipe, batch: Batch) -> torch.Tensor:
+    return corrupt(batch, recipe, CLASSES, CPU).sigma
+
+
+def test_log_uniform_levels_fill_their_range_evenly():
+    n = 4_000
+    batch = Batch(
+        torch.zeros(n, 3, 1, 2, dtype=torch.uint8), torch.zeros(n).long(), [""] * n, ["k"] * n, torch.arange(n)
+    )
+    recipe = RECIPE.model_copy(update={"noise": "log_uniform", "noise_min": 0.01, "noise_max": 100.0})
+    share = sigma_of(recipe, batch).log10().add(2).div(4).double().sort().values
+    # Kolmogorov-Smirnov: a distance of 1.95 / sqrt(n) is passed by chance once in a thousand
+    assert (share - (torch.arange(n) + 0.5) / n).abs().max() < 1.95 / math.sqrt(n)
+
+
+def test_a_stratified_batch_has_one_level_in_each_of_its_parts(emoji: Batch):
+    recipe = RECIPE.model_copy(update={"noise_stratified": True, "noise_mean": 0.0, "noise_std": 1.0})
+    places = set()
+    for step in range(40):
+        batch = emoji._replace(index=torch.arange(12) + 12 * step)
+        stratum = (torch.special.ndtr(sigma_of(recipe, batch).double().log()) * 12).long()
+        assert sorted(stratum.tolist()) == list(range(12))
+        places.add(stratum[5].item())
+    assert len(places) > 8  # a place in the batch is not tied to a part: all but surely 12 of 12 in 40 batches
+
+
+def test_stratified_levels_depend_on_the_position_only_and_not_on_who_computes_them(emoji: Batch):
+    """Any share of the global batch, in any order, on any number of workers."""
+    recipe = RECIPE.model_copy(update={"noise_stratified": True})
+    batch = emoji._replace(index=torch.arange(24, 36))
+    whole = sigma_of(recipe, batch)
+    for world in (2, 3, 4, 12):
+        size = 12 // world
+        shares = [sigma_of(recipe, part(batch, slice(rank * size, (rank + 1) * size))) for rank in range(world)]
+        assert torch.equal(torch.cat(shares), whole)
+    rows = [7, 2, 11]
+    assert torch.equal(sigma_of(recipe, part(batch, rows)), whole[rows])
+
+
+def test_stratified_levels_are_finite_and_uniform_at_any_batch_size():
+    """The last of a million strata stays below 1, and a place's own u is uniform over the batches."""
+    u = stratified(0, torch.arange(2**20), 2**20)
+    assert u.max() < 1
+    assert log_normal_sigma(u, mean=0.0, std=1.0).isfinite().all()
+    n = 4_000
+    at_one_place = stratified(3, torch.arange(n) * 16 + 5, 16).sort().values
+    assert (at_one_place - (torch.arange(n) + 0.5) / n).abs().max() < 1.95 / math.sqrt(n)
+
+
 def test_the_gradient_is_the_mean_over_the_global_batch(emoji: Batch):
     """Two equal shares, averaged as data parallelism does, against the whole batch."""
     recipe = RECIPE.model_copy(update={"clip_norm": 1e9})
@@ -159,6 +211,20 @@ def test_one_batch_overfits(emoji: Batch):
     state = state_of(recipe)
     losses = [train_step(state, emoji, recipe).losses.mean().item() for _ in range(300)]
     assert np.mean(losses[-5:]) < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("weight", ["simple", "p2", "min_snr", "uncertainty"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_a_step_with_each_prediction_and_weight_moves_all_that_is_learned(emoji: Batch, prediction: str, weight: str):
+    recipe = RECIPE.model_copy(update={"prediction": prediction, "weight": weight})
+    state = state_of(recipe)
+    head = state.net.net.head.weight.detach().clone()
+    train_step(state, emoji, recipe)
+    assert not torch.equal(state.net.net.head.weight, head)
+    assert (state.uncertainty is not None) == (weight == "uncertainty")
+    if state.uncertainty:
+        assert state.uncertainty.out.weight.any()
+        assert not any(name.startswith("uncertainty") for name in state.ema.names)
 
 
 def test_the_same_step_has_the_same_bits(emoji: Batch):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from torch import Tensor
 from diffusion.data import manifest
 from diffusion.data.images import to_model
 from diffusion.data.stream import ShardReader
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import EDM, Denoiser
 from diffusion.evaluation.features import Extractor, ExtractorIdentity, extractor
 from diffusion.evaluation.plan import Draw, Task, evenly
-from diffusion.loss import denoising_loss
+from diffusion.loss import denoising_loss, edm_weight
 from diffusion.random import Stream, normal
 from diffusion.recipe import EvaluateRecipe, Frozen
 from diffusion.serving.engine import Engine
@@ -115,24 +116,26 @@ class Worker:
 def held_out_loss(
     denoiser: Denoiser, x0: Tensor, label: Tensor, *, level: int, recipe: EvaluateRecipe, device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """The weighted loss of each picture at noise level `level` of the recipe, and that of a network that answers 0.
+    """The loss of each picture at noise level `level` of the recipe, and that of the best linear denoiser, which under EDM
+    is a network that answers 0.  Both have EDM's weight, whatever the denoiser predicts and was trained with.
 
     x0 (N, 3, H, W), label (N,).  The noise is a function of recipe.seed, the level and the picture's number.
     """
     sigma, losses, zeros = recipe.loss_levels[level], [], []
     index = (level << 32) + torch.arange(len(x0))
+    weight = partial(edm_weight, sigma_data=denoiser.sigma_data)
     for part in torch.arange(len(x0)).split(recipe.batch_size):
         noise = normal(recipe.seed, Stream.HOLDOUT, index[part], tuple(x0.shape[1:])).to(device)
         operands = (x0[part].to(device), noise, torch.full((len(part),), sigma, device=device))
         cond = {"label": label[part].to(device)}
-        losses.append(denoising_loss(denoiser, denoiser.precond, *operands, cond))
-        zeros.append(denoising_loss(lambda x, s, label: _skip(denoiser, x, s), denoiser.precond, *operands, cond))
+        losses.append(denoising_loss(denoiser, weight, *operands, cond))
+        zeros.append(denoising_loss(lambda x, s, label: _linear(denoiser, x, s), weight, *operands, cond))
     return {"loss": torch.cat(losses).double().cpu().numpy(), "zero": torch.cat(zeros).double().cpu().numpy()}
 
 
-def _skip(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
-    """D(x; sigma) where F answers 0."""
-    return denoiser.precond.c_skip(sigma.view(-1, 1, 1, 1)) * x
+def _linear(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
+    """The best linear D(x; sigma) where pixels have standard deviation sigma_data."""
+    return EDM(denoiser.sigma_data).c_skip(sigma.view(-1, 1, 1, 1)) * x
 
 
 @contextmanager

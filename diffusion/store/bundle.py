@@ -14,7 +14,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffusion.denoiser import Denoiser, denoiser_of
-from diffusion.recipe import Frozen, SamplingRecipe, TrainRecipe, UNetRecipe, canonical_json, digest_of
+from diffusion.recipe import (
+    Frozen,
+    PredictionName,
+    SamplingRecipe,
+    TrainRecipe,
+    UNetRecipe,
+    canonical_json,
+    digest_of,
+)
 from diffusion.store.publish import publish, sha256_file, staging
 from diffusion.store.refs import RunRef
 
@@ -32,6 +40,7 @@ class BundleSpec(Frozen):
     resolution: int = Field(ge=8, description="Side of the square picture, pixels")
     unet: UNetRecipe
     sigma_data: float = Field(gt=0)
+    prediction: PredictionName = "edm"
     precision: Literal["bf16", "fp32"]
     ema: float = Field(gt=0, description="Relative width of the average that the weights are")
     sampling: SamplingRecipe = Field(description="How a picture is drawn when a request does not say")
@@ -64,8 +73,6 @@ def export_bundle(run: RunRef, ema_sigma_rel: float, store_root: Path, sampling:
     this run's, or has no average of that width: raw weights are never served.
     """
     recipe, weights = _read_average(run, ema_sigma_rel)
-    denoiser = _build(recipe.unet, run.dataset.resolution, len(run.dataset.classes), recipe.sigma_data, "fp32")
-    _fill(denoiser, weights, source=run.uri)
     # contiguous: the file knows no memory formats, and equal weights are to give equal bytes
     data = safetensors.torch.save({name: weight.float().contiguous() for name, weight in weights.items()})
     spec = BundleSpec(
@@ -73,6 +80,7 @@ def export_bundle(run: RunRef, ema_sigma_rel: float, store_root: Path, sampling:
         resolution=run.dataset.resolution,
         unet=recipe.unet,
         sigma_data=recipe.sigma_data,
+        prediction=recipe.prediction,
         precision=recipe.precision,
         ema=ema_sigma_rel,
         sampling=sampling,
@@ -83,6 +91,7 @@ def export_bundle(run: RunRef, ema_sigma_rel: float, store_root: Path, sampling:
         recipe_digest=run.recipe_digest,
         weights_sha256=hashlib.sha256(data).hexdigest(),
     )
+    _fill(_build(spec), weights, source=run.uri)
     with staging(Path(store_root) / "bundles") as folder:
         (folder / WEIGHTS_NAME).write_bytes(data)
         (folder / SPEC_NAME).write_bytes(canonical_json(spec))
@@ -120,7 +129,7 @@ def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: 
     path = Path(uri, WEIGHTS_NAME)
     data = path.read_bytes()  # hashed and parsed from the same bytes: nothing can change between
     _check_weights(path, spec, hashlib.sha256(data).hexdigest())
-    denoiser = _build(spec.unet, spec.resolution, len(spec.classes), spec.sigma_data, spec.precision)
+    denoiser = _build(spec)
     try:
         weights = safetensors.torch.load(data)
     except SafetensorError as error:
@@ -146,7 +155,8 @@ def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
         spec = BundleSpec.model_validate_json(data)
     except ValueError as error:
         raise ValueError(f"{path} is not a bundle of format 1: {error}") from error
-    if canonical_json(spec) != data:
+    # only what the file says: one written before a field existed has that field's default, and the digest it always had
+    if canonical_json(spec.model_dump(mode="json", exclude_unset=True)) != data:
         raise ValueError(f"{path} is not in canonical form, so its digest identifies nothing: it was edited by hand")
     return spec, digest
 
@@ -174,7 +184,7 @@ def _read_average(run: RunRef, ema_sigma_rel: float) -> tuple[TrainRecipe, dict[
         )
     facts = json.loads(_read_checked(folder / "state.json", manifest["files"]["state.json"]["sha256"]))
     recipe = TrainRecipe.model_validate_json(canonical_json(facts["recipe"]))
-    made = (digest_of(recipe), facts["dataset"]["digest"], facts["images_seen"])
+    made = (digest_of(facts["recipe"]), facts["dataset"]["digest"], facts["images_seen"])
     if made != (run.recipe_digest, run.dataset.digest, run.images_seen):
         raise ValueError(f"{folder} was made from another recipe, dataset or length than the reference to it says")
     return recipe, safetensors.torch.load(_read_checked(folder / name, manifest["files"][name]["sha256"]))
@@ -193,8 +203,15 @@ def _read_checked(path: Path, sha256: str) -> bytes:
     return data
 
 
-def _build(unet: UNetRecipe, resolution: int, classes: int, sigma_data: float, precision: str) -> Denoiser:
-    return denoiser_of(unet, resolution=resolution, classes=classes, sigma_data=sigma_data, precision=precision)
+def _build(spec: BundleSpec) -> Denoiser:
+    return denoiser_of(
+        spec.unet,
+        resolution=spec.resolution,
+        classes=len(spec.classes),
+        sigma_data=spec.sigma_data,
+        precision=spec.precision,
+        prediction=spec.prediction,
+    )
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Checkpoints: immutable folders named after the clock, verified before use.
 
-`<images_seen>/`: `weights.safetensors` (raw), `ema-<width>.safetensors` (one per width), `optimizer.safetensors`
-(`<parameter>.exp_avg`, ...), `state.json` (`Facts`) and, written last, `manifest.json` (`Manifest`), whose sha256 is the
-checkpoint's digest.  Nothing is pickled.
+`<images_seen>/`: `weights.safetensors` (raw), `ema-<width>.safetensors` (one per width), `uncertainty.safetensors` (of a
+loss that learns one), `optimizer.safetensors` (`<parameter>.exp_avg`, ...), `state.json` (`Facts`) and, written last,
+`manifest.json` (`Manifest`), whose sha256 is the checkpoint's digest.  Nothing is pickled.
 """
 
 import hashlib
@@ -15,12 +15,14 @@ from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffusion.ema import Snapshot, combine, post_hoc_coefficients
 from diffusion.recipe import Frozen, TrainRecipe, canonical_json, digest_of
 from diffusion.store.publish import publishing, sha256_file
 from diffusion.store.refs import DatasetRef
 from diffusion.training.step import TrainState
 
 WEIGHTS_NAME = "weights.safetensors"
+UNCERTAINTY_NAME = "uncertainty.safetensors"
 OPTIMIZER_NAME = "optimizer.safetensors"
 STATE_NAME = "state.json"
 MANIFEST_NAME = "manifest.json"
@@ -113,6 +115,8 @@ def _publish(state: TrainState, folder: Path, facts: Facts) -> str:
         _write(state.net.state_dict(), temporary / WEIGHTS_NAME)
         for sigma_rel in state.ema.averages:
             _write(state.ema.state_dict(sigma_rel), temporary / ema_name(sigma_rel))
+        if state.uncertainty:
+            _write(state.uncertainty.state_dict(), temporary / UNCERTAINTY_NAME)
         _write(optimizer_tensors(state), temporary / OPTIMIZER_NAME)
         (temporary / STATE_NAME).write_bytes(canonical_json(facts))
         names = sorted(path.name for path in temporary.iterdir())
@@ -155,7 +159,7 @@ def verify(folder: Path) -> Manifest:
 def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint below `checkpoints`, or None, and why each newer one cannot be used."""
     damaged = []
-    for folder in sorted(Path(checkpoints).glob("[0-9]" * _NAME_DIGITS), reverse=True):
+    for folder in reversed(_folders(checkpoints)):
         try:
             verify(folder)
         except DamagedCheckpoint as error:
@@ -163,6 +167,34 @@ def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
         else:
             return folder, damaged
     return None, damaged
+
+
+def post_hoc_average(
+    checkpoints: Path, sigma_rel: float, *, images_seen: int | None = None
+) -> tuple[dict[str, Tensor], float]:
+    """The average of any relative width, though the run kept others: from all averages in its checkpoints.
+
+    images_seen: the moment it is of (default: the last checkpoint's).  Returns (name -> weight, float32, error); the error
+    is that of `post_hoc_coefficients`, and falls with more checkpoints.  Raises DamagedCheckpoint, or ValueError for
+    checkpoints of several runs.
+    """
+    manifests = {folder: verify(folder) for folder in _folders(checkpoints)}
+    if len({(m.recipe_digest, m.dataset_digest) for m in manifests.values()}) > 1:
+        raise ValueError(f"{checkpoints} has checkpoints of several runs: averages of different networks do not add up")
+    stored = [
+        (Snapshot(manifest.images_seen, float(width)), folder / name)
+        for folder, manifest in manifests.items()
+        for width, name in manifest.ema.items()
+    ]
+    last = max((m.images_seen for m in manifests.values()), default=0)
+    target = Snapshot(last if images_seen is None else images_seen, sigma_rel)
+    coefficients, error = post_hoc_coefficients([snapshot for snapshot, _ in stored], target)
+    return combine((load_file(path) for _, path in stored), coefficients), error
+
+
+def _folders(checkpoints: Path) -> list[Path]:
+    """Checkpoints below a run's `checkpoints` folder, oldest first."""
+    return sorted(Path(checkpoints).glob("[0-9]" * _NAME_DIGITS))
 
 
 def read_facts(folder: Path) -> Facts:
@@ -184,6 +216,8 @@ def load(folder: Path, state: TrainState, facts: Facts) -> dict[str, tuple[Any, 
     state.net.load_state_dict(load_file(folder / WEIGHTS_NAME))
     for sigma_rel in state.ema.averages:
         state.ema.load_state_dict(sigma_rel, load_file(folder / ema_name(sigma_rel)))
+    if state.uncertainty:
+        state.uncertainty.load_state_dict(load_file(folder / UNCERTAINTY_NAME))
     load_optimizer_tensors(state, load_file(folder / OPTIMIZER_NAME))
     state.images_seen = saved.images_seen
     then, now = saved.surroundings(), facts.surroundings()
@@ -213,7 +247,7 @@ def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     """The optimizer's state as named tensors, `<parameter>.<quantity>`.  Learning rate and decay are the recipe's."""
     return {
         f"{name}.{quantity}": value
-        for name, parameter in state.net.named_parameters()
+        for name, parameter in state.parameters().items()
         for quantity, value in state.optimizer.state.get(parameter, {}).items()
     }
 
@@ -221,7 +255,7 @@ def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_optimizer_tensors(state: TrainState, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave."""
-    parameters = dict(state.net.named_parameters())
+    parameters = state.parameters()
     state.optimizer.state.clear()
     for key, value in tensors.items():
         name, quantity = key.rsplit(".", 1)

@@ -32,6 +32,20 @@ def exchange(tensors: list[torch.Tensor]) -> None:
         work.wait()
 
 
+class _Learned(nn.Module):
+    """state.net, with the uncertainty of the loss among its parameters, so that both have their gradients averaged.
+
+    The loss asks state.uncertainty itself: gradients are exchanged as they come in, wherever their parameter was used.
+    """
+
+    def __init__(self, state: TrainState) -> None:
+        super().__init__()
+        self.net, self.uncertainty = state.net, state.uncertainty
+
+    def forward(self, *args: Any, **cond: Any) -> torch.Tensor:
+        return self.net(*args, **cond)
+
+
 def data_parallel(state: TrainState, resolution: int) -> nn.Module:
     """state.net, wrapped so that its gradients are averaged over the processes, each with an equal share of the batch.
     From here on state.optimizer divides its work among them too.
@@ -43,7 +57,7 @@ def data_parallel(state: TrainState, resolution: int) -> nn.Module:
     state.optimizer.division = Division(dist.get_rank(), dist.get_world_size(), exchange)
     device = device_of(state)
     model = DistributedDataParallel(
-        state.net,
+        _Learned(state) if state.uncertainty else state.net,
         device_ids=[device] if device.type == "cuda" else None,
         forward_sync_buffers=False,
         gradient_as_bucket_view=True,
@@ -51,6 +65,9 @@ def data_parallel(state: TrainState, resolution: int) -> nn.Module:
     # The gradients' buckets, and with them the order of the sums over three and more ranks, settle after the first
     # backward pass.  Spend it on zeros, or a resumed run would differ in its first step from the uninterrupted one.
     zeros = torch.zeros(1, 3, resolution, resolution, device=device)
-    model(zeros, torch.ones(1, device=device)).sum().backward()
+    output = model(zeros, torch.ones(1, device=device)).sum()
+    if state.uncertainty:
+        output = output + state.uncertainty(torch.ones(1, device=device)).sum()
+    output.backward()
     state.optimizer.zero_grad()
     return model

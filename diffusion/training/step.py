@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from diffusion.data.images import to_model
 from diffusion.denoiser import Denoiser, denoiser_of
+from diffusion.density import density_of, stratified
 from diffusion.ema import PowerEMA
-from diffusion.loss import denoising_loss
+from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of
 from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe
-from diffusion.schedule import log_normal_sigma
 from diffusion.training.optimizer import Optimizers, optimizer_of
 
 LEVELS = 4  # noise levels are reported in the quartiles of their distribution, lowest first
@@ -40,12 +40,18 @@ class TrainState:
     ema: PowerEMA
     optimizer: Optimizers
     images_seen: int = 0
+    uncertainty: Uncertainty | None = None  # of train.weight=uncertainty; never averaged, never served
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter that the optimizer moves, by name."""
+        extra = self.uncertainty.named_parameters("uncertainty") if self.uncertainty else ()
+        return {**dict(self.net.named_parameters()), **dict(extra)}
 
 
 class StepResult(NamedTuple):
     """Tensors stay on the device: reading one waits for it."""
 
-    losses: Tensor  # (b,) weighted loss of each picture, detached
+    losses: Tensor  # (b,) weighted loss of each picture, by the fixed weight alone, detached
     sigma: Tensor  # (b,)
     level: Tensor  # (b,) int64 in [0, LEVELS)
     grad_norm: Tensor  # () of the global batch, before clipping
@@ -109,10 +115,16 @@ def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: t
         classes=classes,
         sigma_data=recipe.sigma_data,
         precision=recipe.precision,
+        prediction=recipe.prediction,
         seed=recipe.seed,
     ).to(device)
     net.train()
-    return TrainState(net, PowerEMA(net, recipe.ema), optimizer_of(recipe, net))
+    ema = PowerEMA(net, recipe.ema)
+    if recipe.weight != "uncertainty":
+        return TrainState(net, ema, optimizer_of(recipe, net))
+    uncertainty = Uncertainty().to(device)
+    learned = nn.ModuleList([net, uncertainty])
+    return TrainState(net, ema, optimizer_of(recipe, learned), uncertainty=uncertainty)
 
 
 def corrupt(batch: Batch, recipe: TrainRecipe, null_label: int, device: torch.device) -> Corrupted:
@@ -122,13 +134,16 @@ def corrupt(batch: Batch, recipe: TrainRecipe, null_label: int, device: torch.de
     if recipe.hflip:
         mirrored = uniform(recipe.seed, Stream.AUGMENT, index) < 0.5
         x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)
-    u = uniform(recipe.seed, Stream.SIGMA, index)
+    if recipe.noise_stratified:
+        u = stratified(recipe.seed, index, recipe.batch_size)
+    else:
+        u = uniform(recipe.seed, Stream.SIGMA, index)
     label = batch.label.to(device, non_blocking=True)
     dropped = uniform(recipe.seed, Stream.LABEL_DROP, index) < recipe.label_drop
     return Corrupted(
         x0=x0,
         noise=normal(recipe.seed, Stream.NOISE, index, tuple(x0.shape[1:])),
-        sigma=log_normal_sigma(u, mean=recipe.noise_mean, std=recipe.noise_std),
+        sigma=density_of(recipe)(u).to(x0),
         label=torch.where(dropped, null_label, label),
         level=(u * LEVELS).long().clamp_(max=LEVELS - 1),
     )
@@ -146,12 +161,12 @@ def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: n
     if recipe.unet.dropout:  # drawn by torch's own generator, which is not part of the state
         torch.manual_seed((recipe.seed << 32) ^ int(batch.index[0]))
     x0, noise, sigma, label, level = corrupt(batch, recipe, state.net.null_label, device)
-    losses = denoising_loss(model or state.net, state.net.precond, x0, noise, sigma, {"label": label})
-    loss = losses.mean()
+    losses = denoising_loss(model or state.net, weight_of(recipe), x0, noise, sigma, {"label": label})
+    loss = (uncertain(losses, state.uncertainty(sigma)) if state.uncertainty else losses).mean()
     state.optimizer.zero_grad()
     # an infinite loss can have a finite gradient; this factor makes sure that all processes learn of it
     (loss * torch.where(loss.isfinite(), 1.0, math.nan)).backward()
-    norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), recipe.clip_norm, foreach=True)
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters().values(), recipe.clip_norm, foreach=True)
     # the middle of the step: neither the first nor the last step has rate 0
     lr = lr_at(recipe, state.images_seen + recipe.batch_size / 2)
     result = StepResult(losses.detach(), sigma, level, norm, lr)

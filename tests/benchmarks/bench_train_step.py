@@ -11,13 +11,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.denoiser import Denoiser, Precond, denoiser_of
-from diffusion.loss import denoising_loss
+from diffusion.denoiser import EDM, Denoiser, c_noise, denoised_of, denoiser_of
+from diffusion.loss import denoising_loss, edm_weight
 from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import PRESETS
 from diffusion.schedule import log_normal_sigma
@@ -31,15 +32,14 @@ class Peer(nn.Module):
 
     def __init__(self, net: nn.Module, precision: str, layout: torch.memory_format) -> None:
         super().__init__()
-        self.net, self.precond, self.precision = net.to(memory_format=layout), Precond(), precision
+        self.net, self.precond, self.precision = net.to(memory_format=layout), EDM(), precision
         self.layout = layout
 
     def forward(self, x: torch.Tensor, sigma: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        column = sigma.view(-1, 1, 1, 1)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            scaled = (self.precond.c_in(column) * x).contiguous(memory_format=self.layout)
-            raw = self.net(scaled, self.precond.c_noise(sigma), class_labels=label).sample
-        return self.precond.c_skip(column) * x + self.precond.c_out(column) * raw.float()
+            scaled = (self.precond.c_in(sigma.view(-1, 1, 1, 1)) * x).contiguous(memory_format=self.layout)
+            raw = self.net(scaled, c_noise(sigma), class_labels=label).sample
+        return denoised_of(raw.float(), x, sigma, self.precond)
 
 
 def forward_flops(net: nn.Module, resolution: int) -> int:
@@ -91,7 +91,8 @@ def stepper(denoiser: nn.Module, batch: tuple[torch.Tensor, ...]) -> Callable[[]
         start = time.perf_counter()
         sigma = log_normal_sigma(uniform(0, Stream.SIGMA, index), mean=-1.2, std=1.2)
         noise = normal(0, Stream.NOISE, index, tuple(x0.shape[1:]))
-        loss = denoising_loss(denoiser, Precond(), x0, noise, sigma, {"label": label}).mean()
+        weight = partial(edm_weight, sigma_data=0.5)
+        loss = denoising_loss(denoiser, weight, x0, noise, sigma, {"label": label}).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)

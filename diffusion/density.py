@@ -1,0 +1,41 @@
+"""The noise levels that training draws: densities of sigma, by inversion of uniform numbers, and their stratification."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from diffusion.random import Stream, uniform
+from diffusion.recipe import TrainRecipe
+from diffusion.schedule import log_normal_sigma
+
+Density = Callable[[Tensor], Tensor]  # u in (0, 1), any shape -> sigma, increasing in u
+
+
+def log_uniform_sigma(u: Tensor, *, low: float, high: float) -> Tensor:
+    """ln sigma uniform between ln low and ln high.  u in (0, 1), any shape."""
+    return (low * (high / low) ** u.double()).to(u.dtype)
+
+
+def stratified(seed: int, index: Tensor, batch_size: int) -> Tensor:
+    """u_i = (stratum_i + u) / B: every global batch of B positions has one u in each of B equal parts of (0, 1).
+
+    index: (b,) int64 positions in the global order, any part of any batch.  Returns (b,) float64, each a function of its
+    position alone.  A batch's strata are dealt out from a random first one on, so that over the batches a place in the
+    batch - it may belong to one stream of the data - sees all of them.
+    """
+    first = index - index % batch_size
+    # the second word of the first position, which no picture's own u uses
+    turn = (uniform(seed, Stream.SIGMA, first, (2,))[:, 1].double() * batch_size).long()
+    stratum = (index + turn) % batch_size
+    # float64: in float32 the last stratum of a large batch would round up to 1
+    return (stratum + uniform(seed, Stream.SIGMA, index).double()) / batch_size
+
+
+def density_of(recipe: TrainRecipe) -> Density:
+    """The density of a recipe."""
+    densities: dict[str, Density] = {
+        "log_normal": partial(log_normal_sigma, mean=recipe.noise_mean, std=recipe.noise_std),
+        "log_uniform": partial(log_uniform_sigma, low=recipe.noise_min, high=recipe.noise_max),
+    }
+    return densities[recipe.noise]
