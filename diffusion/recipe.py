@@ -51,6 +51,8 @@ class UNetRecipe(Frozen):
     attention: tuple[int, ...] = Field((8,), description="Sides of the feature maps that have self-attention")
     stem: Literal[1, 2, 4] = Field(2, description="Space-to-depth factor before the first convolution")
     dropout: Share = 0.0
+    text_width: int = Field(0, ge=0, description="Numbers in a token embedding (minilm: 384); 0: no text")
+    image_channels: int = Field(0, ge=0, le=16, description="Channels of a picture given beside the input; 0: none")
 
     @model_validator(mode="after")
     def _checks(self) -> "UNetRecipe":
@@ -58,6 +60,11 @@ class UNetRecipe(Frozen):
             raise ValueError(f"blocks={self.blocks} and multipliers={self.multipliers}: give one of each per level")
         if not all(1 <= n <= 16 for n in self.blocks) or not all(1 <= n <= 16 for n in self.multipliers):
             raise ValueError(f"blocks={self.blocks} and multipliers={self.multipliers}: each is from 1 to 16")
+        if self.text_width and not self.attention:
+            raise ValueError(
+                f"text_width={self.text_width} and attention=(): text is read where there is attention, so give the"
+                f" sides of one or more feature maps in attention, or text_width=0"
+            )
         return self
 
 

@@ -55,6 +55,7 @@ def test_a_wrong_key_or_value_is_refused_by_name(change, word):
         ),
         ({"train": {"unet": {"attention": (5,)}}}, "the sides"),
         ({"train": {"unet": {"blocks": (1, 2)}}}, "one of each per level"),
+        ({"train": {"unet": {"attention": (), "text_width": 384}}}, "where there is attention"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(change, word):
