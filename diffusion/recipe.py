@@ -75,6 +75,8 @@ class TrainRecipe(Frozen):
     images: int = Field(33_000, ge=1, description="Images to see in all; the run's only clock counts to here")
     batch_size: int = Field(32, ge=1, description="Images per optimizer step, over all workers")
     label_drop: Share = Field(0.1, description="Share of labels replaced by the null label, for guidance")
+    text_encoder: Literal["none", "minilm", "clip", "t5"] = Field("none", description="What reads the captions, if any")
+    text_tokens: int = Field(64, ge=3, description="Tokens read of a caption at most")
     sigma_data: Positive = Field(0.5, description="Standard deviation of a pixel of x0")
     noise_mean: float = Field(-0.3, description="Mean of ln sigma in training  [EDM, Table 1: P_mean]")
     noise_std: Positive = Field(1.3, description="Standard deviation of ln sigma in training  [EDM: P_std]")
@@ -99,6 +101,11 @@ class TrainRecipe(Frozen):
         if len(set(self.ema)) != len(self.ema) or not all(0 < s < 0.29 for s in self.ema):
             # sqrt(1/12) = 0.2887 is the width of the flat average: nothing is wider  [EDM2, Sec. 3.1]
             raise ValueError(f"ema={self.ema}: relative widths are distinct and lie between 0 and 0.28")
+        if (self.text_encoder == "none") != (self.unet.text_width == 0):
+            raise ValueError(
+                f"text_encoder={self.text_encoder} and unet.text_width={self.unet.text_width}: an encoder and the width of"
+                f" its tokens (minilm: 384) go together, so give both, or none and 0"
+            )
         return self
 
 

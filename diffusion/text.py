@@ -4,7 +4,8 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -41,8 +42,7 @@ class TextEncoder:
     """
 
     identity: TextIdentity
-    tokenize: Callable[[str], list[int]]  # at most identity.tokens numbers
-    network: Callable[[Tensor], Tensor]  # int64 (1, n) -> (1, n, width)
+    embed: Callable[[str], Tensor]  # a caption that is not empty -> (n, width), n from 1 to identity.tokens
     device: str = "cpu"
 
     @torch.no_grad()
@@ -52,16 +52,16 @@ class TextEncoder:
         shape = (len(captions), self.identity.tokens)
         text = torch.zeros(*shape, self.identity.width, device=self.device)
         mask = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        encoded: dict[str, Tensor] = {}
         for row, caption in enumerate(captions):
-            if not caption.strip():
-                continue
-            if caption not in encoded:
-                ids = torch.tensor([self.tokenize(caption)], device=self.device)
-                encoded[caption] = self.network(ids)[0].float()
-            tokens = encoded[caption]
-            text[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+            if caption.strip():
+                tokens = self.embed(caption)
+                text[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
         return TextCondition(text, mask)
+
+
+def remembering(encoder: TextEncoder, captions: int) -> TextEncoder:
+    """The same encoder, which computes a caption again only after so many others.  The embeddings stay on its device."""
+    return replace(encoder, embed=lru_cache(captions)(encoder.embed))
 
 
 def bert(weights: Mapping[str, Tensor], ids: Tensor, *, layers: int, heads: int, eps: float) -> Tensor:

@@ -32,6 +32,8 @@ def test_presets_are_valid_named_and_documented(name):
         ({"ema": (0.5,)}, "0.28"),
         ({"precision": "fp8"}, "bf16"),
         ({"batch_size": 0}, "batch_size"),
+        ({"text_encoder": "minilm"}, "give both, or none and 0"),
+        ({"unet": {"text_width": 384}}, "give both, or none and 0"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_by_name(change, word):

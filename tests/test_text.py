@@ -1,10 +1,12 @@
 """text.py: BERT is torch's own encoder; a caption's embedding is its own; an empty caption has none."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion.text import TextEncoder, TextIdentity, bert
+from diffusion.text import TextEncoder, TextIdentity, bert, remembering
 
 LAYERS, HEADS, WIDTH, EPS = 2, 3, 24, 1e-12
 WORDS = 100
@@ -91,7 +93,7 @@ def test_bert_is_torchs_encoder_over_its_three_embeddings(weights, rows, tokens)
 def encoder(weights) -> TextEncoder:
     """Letters are tokens, 12 of them at most."""
     identity = TextIdentity(name="letters", digest="0" * 64, width=WIDTH, tokens=12)
-    return TextEncoder(identity, lambda text: [ord(c) % WORDS for c in text][:12], lambda ids: embed(weights, ids))
+    return TextEncoder(identity, lambda text: embed(weights, torch.tensor([[ord(c) % WORDS for c in text][:12]]))[0])
 
 
 def test_a_caption_is_its_own_whatever_stands_beside_it(encoder):
@@ -116,3 +118,19 @@ def test_no_captions_are_no_rows(encoder):
 def test_one_string_is_not_a_list_of_captions(encoder):
     with pytest.raises(ValueError, match=r"\['a flag'\] for a single one"):
         encoder("a flag")
+
+
+def test_what_is_remembered_is_the_same_and_computed_once(encoder):
+    read = []
+
+    def embed(caption: str) -> Tensor:
+        read.append(caption)
+        return encoder.embed(caption)
+
+    remembered = remembering(replace(encoder, embed=embed), 2)
+    captions = ["one", "two", "one", "", "two"]
+    for found, expected in zip(remembered(captions), encoder(captions), strict=True):
+        assert torch.equal(found, expected)
+    assert read == ["one", "two"]
+    remembered(["three", "one"])
+    assert read == ["one", "two", "three", "one"]
