@@ -133,7 +133,8 @@ def _column(sigma: Tensor, x: Tensor) -> Tensor:
 class Denoiser(nn.Module):
     """D(x; sigma) = E[x0 given x], in float32 around a network that computes in `precision`.
 
-    x (B, C, H, W), sigma (B,) > 0, label (B,) int64 in [0, classes], where `classes` is the null label.
+    x (B, C, H, W), sigma (B,) > 0, label (B,) int64 in [0, classes], where `classes` is the null label; the other
+    conditions are those of `UNet.forward`.
     """
 
     def __init__(self, net: UNet, *, sigma_data: float, precision: str, prediction: PredictionName = "edm") -> None:
@@ -147,12 +148,12 @@ class Denoiser(nn.Module):
     def null_label(self) -> int:
         return self.net.classes
 
-    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None, **conditions: Tensor) -> Tensor:
         if label is None:
             label = torch.full((len(x),), self.null_label, device=x.device)
         scaled = (self.precond.c_in(_column(sigma, x)) * x).contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            raw = self.net(scaled, c_noise(sigma), label)
+            raw = self.net(scaled, c_noise(sigma), label, **conditions)
         return denoised_of(raw.float(), x, sigma, self.precond)
 
 

@@ -52,6 +52,8 @@ class UNetRecipe(Frozen):
     attention: tuple[int, ...] = Field((8,), description="Sides of the feature maps that have self-attention")
     stem: Literal[1, 2, 4] = Field(2, description="Space-to-depth factor before the first convolution")
     dropout: Share = 0.0
+    text_width: int = Field(0, ge=0, description="Numbers in a token embedding (minilm: 384); 0: no text")
+    image_channels: int = Field(0, ge=0, le=16, description="Channels of a picture given beside the input; 0: none")
 
     @model_validator(mode="after")
     def _checks(self) -> "UNetRecipe":
@@ -59,6 +61,11 @@ class UNetRecipe(Frozen):
             raise ValueError(f"blocks={self.blocks} and multipliers={self.multipliers}: give one of each per level")
         if not all(1 <= n <= 16 for n in self.blocks) or not all(1 <= n <= 16 for n in self.multipliers):
             raise ValueError(f"blocks={self.blocks} and multipliers={self.multipliers}: each is from 1 to 16")
+        if self.text_width and not self.attention:
+            raise ValueError(
+                f"text_width={self.text_width} and attention=(): text is read where there is attention, so give the"
+                f" sides of one or more feature maps in attention, or text_width=0"
+            )
         return self
 
 
@@ -69,6 +76,8 @@ class TrainRecipe(Frozen):
     images: int = Field(33_000, ge=1, description="Images to see in all; the run's only clock counts to here")
     batch_size: int = Field(32, ge=1, description="Images per optimizer step, over all workers")
     label_drop: Share = Field(0.1, description="Share of labels replaced by the null label, for guidance")
+    text_encoder: Literal["none", "minilm", "clip", "t5"] = Field("none", description="What reads the captions, if any")
+    text_tokens: int = Field(64, ge=3, description="Tokens read of a caption at most")
     sigma_data: Positive = Field(0.5, description="Standard deviation of a pixel of x0")
     prediction: PredictionName = Field("edm", description="What the network predicts; the textbook's is epsilon")
     weight: Literal["edm", "simple", "p2", "min_snr", "uncertainty"] = Field(
@@ -103,6 +112,11 @@ class TrainRecipe(Frozen):
         if len(set(self.ema)) != len(self.ema) or not all(0 < s < 0.29 for s in self.ema):
             # sqrt(1/12) = 0.2887 is the width of the flat average: nothing is wider  [EDM2, Sec. 3.1]
             raise ValueError(f"ema={self.ema}: relative widths are distinct and lie between 0 and 0.28")
+        if (self.text_encoder == "none") != (self.unet.text_width == 0):
+            raise ValueError(
+                f"text_encoder={self.text_encoder} and unet.text_width={self.unet.text_width}: an encoder and the width of"
+                f" its tokens (minilm: 384) go together, so give both, or none and 0"
+            )
         return self
 
 

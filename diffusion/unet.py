@@ -1,11 +1,13 @@
-"""The U-Net F: pictures, noise level and label in, pictures out.  It knows nothing of schedules or losses."""
+"""The U-Net F: pictures, noise level and conditions in, pictures out.  It knows nothing of schedules or losses."""
 
 import math
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 _GROUP = 16  # channels per normalization group
 _HEAD = 32  # channels per attention head, about
@@ -56,12 +58,28 @@ class Block(nn.Module):
         return self.skip(x) + self.conv2(self.dropout(h))
 
 
+def heads_of(channels: int) -> int:
+    """The number of attention heads: each has about _HEAD channels, and all have the same."""
+    return next(heads for heads in range(max(1, channels // _HEAD), 0, -1) if channels % heads == 0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v.  q (B, heads, N, D); k, v (B, heads, M, D); allowed (B, M) bool, where given with one true
+    in every row.  Returns (B, N, heads * D).  [Vaswani et al. 2017, Eq. 1]
+    """
+    # written out: the maps are small, and the fused kernel's backward is 10 times slower on CPUs in bf16
+    logits = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed[:, None, None], -math.inf)
+    return (logits.softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
     """Self-attention over the positions of a picture, residual."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.heads = max(1, channels // _HEAD)
+        self.heads = heads_of(channels)
         self.norm = nn.GroupNorm(channels // _GROUP, channels)
         self.qkv = Conv(channels, 3 * channels, 1)
         self.out = Conv(channels, channels, 1, zero=True)
@@ -70,10 +88,35 @@ class Attention(nn.Module):
         """x (B, C, H, W).  Returns the same shape."""
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).permute(0, 2, 3, 1).reshape(b, h * w, 3, self.heads, c // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        # written out: the maps are small, and the fused kernel's backward is 10 times slower on CPUs in bf16
-        weights = (q * (c // self.heads) ** -0.5 @ k.transpose(-1, -2)).softmax(dim=-1)
-        mixed = (weights.to(v.dtype) @ v).transpose(1, 2).reshape(b, h, w, c)
+        mixed = attend(*qkv.permute(2, 0, 3, 1, 4)).reshape(b, h, w, c)
+        return x + self.out(mixed.permute(0, 3, 1, 2))
+
+
+class Text(NamedTuple):
+    """What a picture's positions may attend to: the tokens of its caption, or the null token alone."""
+
+    tokens: Tensor  # (B, T, E)
+    allowed: Tensor  # (B, T) bool, at least one true in every row
+
+
+class CrossAttention(nn.Module):
+    """Attention of the positions of a picture to the tokens of a text, residual.  [LDM, Sec. 3.3]"""
+
+    def __init__(self, channels: int, text_width: int) -> None:
+        super().__init__()
+        self.heads = heads_of(channels)
+        self.norm = nn.GroupNorm(channels // _GROUP, channels)
+        self.q = Conv(channels, channels, 1)
+        # no Conv, so none of Muon's matrices: like the stem it reads what comes from outside
+        self.kv = nn.Linear(text_width, 2 * channels)
+        self.out = Conv(channels, channels, 1, zero=True)
+
+    def forward(self, x: Tensor, text: Text) -> Tensor:
+        """x (B, C, H, W).  Returns the same shape."""
+        b, c, h, w = x.shape
+        q = self.q(self.norm(x)).permute(0, 2, 3, 1).reshape(b, h * w, self.heads, c // self.heads)
+        kv = self.kv(text.tokens).unflatten(-1, (2, self.heads, c // self.heads))
+        mixed = attend(q.transpose(1, 2), *kv.permute(2, 0, 3, 1, 4), text.allowed).reshape(b, h, w, c)
         return x + self.out(mixed.permute(0, 3, 1, 2))
 
 
@@ -87,11 +130,28 @@ class Level(nn.Module):
         sizes = [in_channels] + [out_channels] * blocks
         self.blocks = nn.ModuleList(Block(a, b, embedding, dropout) for a, b in pairwise(sizes))
         self.attentions = nn.ModuleList(Attention(out_channels) if attention else nn.Identity() for _ in self.blocks)
+        self.text_attentions = nn.ModuleList()  # one for each attention, or none: `read_text`
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        for block, attention in zip(self.blocks, self.attentions, strict=True):
-            x = attention(block(x, embedding))
+    def read_text(self, text_width: int) -> None:
+        """Follow each self-attention with a cross-attention.  Not in the constructor: weights that exist without text
+        have the same initial values with it, so they are drawn first.
+        """
+        attentions = [attention for attention in self.attentions if isinstance(attention, Attention)]
+        self.text_attentions.extend(
+            CrossAttention(attention.out.weight.shape[0], text_width) for attention in attentions
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor, text: Text | None, *, recompute: bool) -> Tensor:
+        for i in range(len(self.blocks)):
+            if recompute:
+                x = checkpoint(self._step, i, x, embedding, text, use_reentrant=False)
+            else:
+                x = self._step(i, x, embedding, text)
         return x
+
+    def _step(self, i: int, x: Tensor, embedding: Tensor, text: Text | None) -> Tensor:
+        x = self.attentions[i](self.blocks[i](x, embedding))
+        return self.text_attentions[i](x, text) if self.text_attentions else x
 
 
 class Embedding(nn.Module):
@@ -113,11 +173,16 @@ class Embedding(nn.Module):
 
 
 class UNet(nn.Module):
-    """F(x, c_noise, label).
+    """F(x, c_noise, label) and, where it was built for them, a text and a picture beside x.
 
     The stem folds `stem` x `stem` pixels into channels, so that no convolution runs at full resolution: on CPUs and GPUs
     alike the time goes into few, wide, low-resolution convolutions, which run near the hardware's peak.  Skips are added,
     not concatenated, for the same reason.
+
+    text_width: numbers in a token embedding, 0 for no text.  image_channels: of the picture beside x, 0 for none.  A new
+    network with either answers as one without, and what both have starts with the same weights.
+    recompute, set on the instance: blocks are computed again in the backward pass instead of kept, to the same bits, for
+    a third more time.  [Chen et al. 2016, "Training deep nets with sublinear memory cost"]
     """
 
     def __init__(
@@ -131,12 +196,16 @@ class UNet(nn.Module):
         attention: tuple[int, ...],
         stem: int,
         dropout: float = 0.0,
+        text_width: int = 0,
+        image_channels: int = 0,
         seed: int = 0,
         picture_channels: int = 3,
     ) -> None:
         super().__init__()
         self.classes = classes
         self.fold = stem
+        self.text_width, self.image_channels = text_width, image_channels
+        self.recompute = False
         width = 4 * channels
         sizes = [channels * m for m in multipliers]
         sides = [resolution // stem // 2**i for i in range(len(sizes))]
@@ -146,26 +215,82 @@ class UNet(nn.Module):
             self.stem = Conv(picture_channels * stem**2, channels)
             self.down, self.up, self.merge = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
             for i, (size, side, depth) in enumerate(zip(sizes, sides, blocks, strict=True)):
-                attend = side in attention
-                before = sizes[max(i - 1, 0)]
-                self.down.append(Level(before, size, depth, width, dropout, attend))
-                self.up.append(Level(size, size, depth, width, dropout, attend))
+                attends = side in attention
+                before = sizes[i - 1] if i else channels
+                self.down.append(Level(before, size, depth, width, dropout, attends))
+                self.up.append(Level(size, size, depth, width, dropout, attends))
                 if i:
                     self.merge.append(Conv(size, before, 1))
             self.norm = nn.GroupNorm(channels * multipliers[0] // _GROUP, channels * multipliers[0])
             self.head = Conv(channels * multipliers[0], picture_channels * stem**2, zero=True)
+            # a stem of its own is the kernel of the concatenated input, cut in two
+            self.image_stem = Conv(image_channels * stem**2, channels, zero=True) if image_channels else None
+            if text_width:
+                self.null_text = nn.Parameter(torch.randn(text_width))
+                for level in (*self.down, *self.up):
+                    level.read_text(text_width)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
-        """x (B, C, H, W), c_noise (B,), label (B,) int64 in [0, classes].  Returns (B, C, H, W)."""
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor,
+        *,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, C, H, W), c_noise (B,), label (B,) int64 in [0, classes].  Returns (B, C, H, W).
+
+        text (B, T, text_width), text_mask (B, T) bool, true at tokens: a row without any, or no text at all, is the null
+        text.  image (B, image_channels, H, W); none is a picture of zeros.
+        """
         embedding = self.embedding(c_noise, label)
-        h = self.stem(F.pixel_unshuffle(x, self.fold) if self.fold > 1 else x)
+        read = self._read(text, text_mask, len(x))
+        h = self.stem(self._folded(x))
+        if self.image_stem is not None:
+            h = h + self.image_stem(self._folded(self._beside(x, image)))
+        elif image is not None:
+            raise ValueError("this network reads no picture beside x: build it with `image_channels`")
+        recompute = self.recompute and torch.is_grad_enabled()
         skips = []
         for i, level in enumerate(self.down):
-            h = level(F.avg_pool2d(h, 2) if i else h, embedding)
+            h = level(F.avg_pool2d(h, 2) if i else h, embedding, read, recompute=recompute)
             skips.append(h)
         for i in reversed(range(len(self.up))):
             if i < len(self.up) - 1:
                 h = skips[i] + F.interpolate(self.merge[i](h), scale_factor=2.0, mode="nearest")
-            h = self.up[i](h, embedding)
+            h = self.up[i](h, embedding, read, recompute=recompute)
         h = self.head(F.silu(self.norm(h)))
         return F.pixel_shuffle(h, self.fold) if self.fold > 1 else h
+
+    def _folded(self, x: Tensor) -> Tensor:
+        return F.pixel_unshuffle(x, self.fold) if self.fold > 1 else x
+
+    def _beside(self, x: Tensor, image: Tensor | None) -> Tensor:
+        shape = (len(x), self.image_channels, *x.shape[2:])
+        if image is None:  # zeros and not nothing: every parameter takes part in every call, as data parallelism needs
+            return x.new_zeros(shape)
+        if image.shape != shape:
+            raise ValueError(f"image has the shape {tuple(image.shape)}: beside this x it must be {shape}")
+        return image.contiguous(memory_format=torch.channels_last)
+
+    def _read(self, text: Tensor | None, mask: Tensor | None, rows: int) -> Text | None:
+        """The tokens behind the null token, which is read where there are no others."""
+        if not self.text_width:
+            if text is not None or mask is not None:
+                raise ValueError("this network reads no text: build it with `text_width`")
+            return None
+        null = self.null_text.expand(rows, 1, -1)
+        if text is None:
+            if mask is not None:
+                raise ValueError("text_mask without text: give the embeddings of its tokens too")
+            return Text(null, null.new_ones(rows, 1, dtype=torch.bool))
+        if text.ndim != 3 or (len(text), text.shape[2]) != (rows, self.text_width):
+            raise ValueError(f"text has the shape {tuple(text.shape)}: it must be ({rows}, tokens, {self.text_width})")
+        mask = text.new_ones(text.shape[:2], dtype=torch.bool) if mask is None else mask
+        if mask.shape != text.shape[:2] or mask.dtype != torch.bool:
+            raise ValueError(f"text_mask is {mask.dtype} {tuple(mask.shape)}: it must be bool {tuple(text.shape[:2])}")
+        # encoders differ in scale by two orders of magnitude: kv is to see unit variance from all
+        tokens = F.layer_norm(text, (self.text_width,))
+        return Text(torch.cat([null.to(tokens), tokens], dim=1), torch.cat([~mask.any(1, keepdim=True), mask], dim=1))

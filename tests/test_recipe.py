@@ -32,6 +32,8 @@ def test_presets_are_valid_named_and_documented(name):
         ({"ema": (0.5,)}, "0.28"),
         ({"precision": "fp8"}, "bf16"),
         ({"batch_size": 0}, "batch_size"),
+        ({"text_encoder": "minilm"}, "give both, or none and 0"),
+        ({"unet": {"text_width": 384}}, "give both, or none and 0"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_by_name(change, word):
@@ -55,6 +57,7 @@ def test_a_wrong_key_or_value_is_refused_by_name(change, word):
         ),
         ({"train": {"unet": {"attention": (5,)}}}, "the sides"),
         ({"train": {"unet": {"blocks": (1, 2)}}}, "one of each per level"),
+        ({"train": {"unet": {"attention": (), "text_width": 384}}}, "where there is attention"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(change, word):

@@ -108,7 +108,7 @@ def cost_of(matrix: Tensor) -> int:
 
 
 def optimizer_of(recipe: TrainRecipe, net: nn.Module) -> Optimizers:
-    """AdamW, or Muon for the convolutions between the U-Net's stem and head and AdamW for all else.
+    """AdamW, or Muon for the convolutions between the U-Net's stems and head and AdamW for all else.
 
     Muon orthogonalizes the momentum of each weight matrix; its step is scaled to the size of AdamW's, so that one learning
     rate serves both.  [Muon; Liu et al. 2025, Sec. 2.2]
@@ -137,5 +137,5 @@ def hidden_matrices(net: nn.Module) -> list[nn.Parameter]:
         for unet in net.modules()
         if isinstance(unet, UNet)
         for conv in unet.modules()
-        if isinstance(conv, Conv) and conv is not unet.stem and conv is not unet.head
+        if isinstance(conv, Conv) and conv not in (unet.stem, unet.image_stem, unet.head)
     ]

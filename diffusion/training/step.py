@@ -18,6 +18,8 @@ from diffusion.ema import PowerEMA
 from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of
 from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe
+from diffusion.store.text_encoders import encoder_of
+from diffusion.text import TextEncoder
 from diffusion.training.optimizer import Optimizers, optimizer_of
 
 LEVELS = 4  # noise levels are reported in the quartiles of their distribution, lowest first
@@ -28,6 +30,7 @@ class Batch(Protocol):
 
     images: Tensor  # (b, 3, H, W) uint8
     label: Tensor  # (b,) int64
+    captions: list[str]
     keys: list[str]
     index: Tensor  # (b,) int64: positions in the global order
 
@@ -40,6 +43,7 @@ class TrainState:
     ema: PowerEMA
     optimizer: Optimizers
     images_seen: int = 0
+    encoder: TextEncoder | None = None  # of train.text_encoder; frozen, so no part of a checkpoint
     uncertainty: Uncertainty | None = None  # of train.weight=uncertainty; never averaged, never served
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -119,12 +123,15 @@ def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: t
         seed=recipe.seed,
     ).to(device)
     net.train()
-    ema = PowerEMA(net, recipe.ema)
-    if recipe.weight != "uncertainty":
-        return TrainState(net, ema, optimizer_of(recipe, net))
-    uncertainty = Uncertainty().to(device)
-    learned = nn.ModuleList([net, uncertainty])
-    return TrainState(net, ema, optimizer_of(recipe, learned), uncertainty=uncertainty)
+    uncertainty = Uncertainty().to(device) if recipe.weight == "uncertainty" else None
+    learned = nn.ModuleList([net, uncertainty]) if uncertainty else net
+    return TrainState(
+        net,
+        PowerEMA(net, recipe.ema),
+        optimizer_of(recipe, learned),
+        encoder=encoder_of(recipe, str(device)),
+        uncertainty=uncertainty,
+    )
 
 
 def corrupt(batch: Batch, recipe: TrainRecipe, null_label: int, device: torch.device) -> Corrupted:
@@ -139,7 +146,7 @@ def corrupt(batch: Batch, recipe: TrainRecipe, null_label: int, device: torch.de
     else:
         u = uniform(recipe.seed, Stream.SIGMA, index)
     label = batch.label.to(device, non_blocking=True)
-    dropped = uniform(recipe.seed, Stream.LABEL_DROP, index) < recipe.label_drop
+    dropped, _ = dropped_of(recipe, index)
     return Corrupted(
         x0=x0,
         noise=normal(recipe.seed, Stream.NOISE, index, tuple(x0.shape[1:])),
@@ -147,6 +154,25 @@ def corrupt(batch: Batch, recipe: TrainRecipe, null_label: int, device: torch.de
         label=torch.where(dropped, null_label, label),
         level=(u * LEVELS).long().clamp_(max=LEVELS - 1),
     )
+
+
+def dropped_of(recipe: TrainRecipe, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Which pictures are shown without their label, and which without their caption: (b,) bool each.
+
+    A share label_drop has neither.  Where captions are read as many, drawn apart, lack the one, and as many the other: a
+    request may give both, either or none.
+    """
+    both, label, caption = (uniform(recipe.seed, Stream.LABEL_DROP, index, (3,)) < recipe.label_drop).unbind(1)
+    return (both if recipe.text_encoder == "none" else both | label), both | caption
+
+
+def caption_condition(
+    batch: Batch, recipe: TrainRecipe, encoder: TextEncoder, device: torch.device
+) -> dict[str, Tensor]:
+    """The captions of a batch as a condition, the dropped ones as null text."""
+    _, dropped = dropped_of(recipe, batch.index)
+    captions = ["" if drop else caption for caption, drop in zip(batch.captions, dropped.tolist(), strict=True)]
+    return {name: value.to(device) for name, value in encoder(captions)._asdict().items()}
 
 
 def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: nn.Module | None = None) -> StepResult:
@@ -161,7 +187,10 @@ def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: n
     if recipe.unet.dropout:  # drawn by torch's own generator, which is not part of the state
         torch.manual_seed((recipe.seed << 32) ^ int(batch.index[0]))
     x0, noise, sigma, label, level = corrupt(batch, recipe, state.net.null_label, device)
-    losses = denoising_loss(model or state.net, weight_of(recipe), x0, noise, sigma, {"label": label})
+    cond = {"label": label}
+    if state.encoder:
+        cond |= caption_condition(batch, recipe, state.encoder, device)
+    losses = denoising_loss(model or state.net, weight_of(recipe), x0, noise, sigma, cond)
     loss = (uncertain(losses, state.uncertainty(sigma)) if state.uncertainty else losses).mean()
     state.optimizer.zero_grad()
     # an infinite loss can have a finite gradient; this factor makes sure that all processes learn of it

@@ -1,0 +1,41 @@
+"""What a network's answer costs, from its recipe alone: nothing is built, so a recipe can be priced before it is trained."""
+
+from diffusion.recipe import UNetRecipe
+
+
+def unet_flops(
+    recipe: UNetRecipe, *, resolution: int, batch: int = 1, tokens: int = 0, picture_channels: int = 3
+) -> int:
+    """Floating-point operations of one forward pass, a multiplication with its addition counted as 2.
+
+    Convolutions, matrices and attention products; normalizations, activations and sums are left out, as in all published
+    counts.  A backward pass costs twice as much again.  tokens: T of the text, which the null token joins.
+    """
+    width, sizes = 4 * recipe.channels, [recipe.channels * m for m in recipe.multipliers]
+    keys = tokens + 1 if recipe.text_width else 0
+    macs = recipe.channels * width + width * width  # the embedding of noise level and label
+    for i, (size, blocks) in enumerate(zip(sizes, recipe.blocks, strict=True)):
+        side = resolution // recipe.stem // 2**i
+        before = sizes[i - 1] if i else recipe.channels
+        macs += sum(_block(a, size, side**2, width) for a in [before] + [size] * (2 * blocks - 1))
+        if side in recipe.attention:
+            macs += 2 * blocks * (_attention(size, side**2) + _reading(size, side**2, keys, recipe.text_width))
+        macs += side**2 * size * before if i else 0  # the merge
+    folded = (resolution // recipe.stem) ** 2 * 9 * recipe.stem**2
+    macs += folded * ((picture_channels + recipe.image_channels) * recipe.channels + sizes[0] * picture_channels)
+    return 2 * batch * macs
+
+
+def _block(inputs: int, outputs: int, positions: int, width: int) -> int:
+    skip = inputs * outputs if inputs != outputs else 0
+    return positions * (9 * outputs * (inputs + outputs) + skip) + 2 * width * outputs
+
+
+def _attention(channels: int, positions: int) -> int:
+    return positions * 4 * channels**2 + 2 * positions**2 * channels
+
+
+def _reading(channels: int, positions: int, keys: int, text_width: int) -> int:
+    if not keys:
+        return 0
+    return positions * 2 * channels**2 + keys * text_width * 2 * channels + 2 * positions * keys * channels

@@ -1,0 +1,59 @@
+"""flops.py: the formula against the counter that watches torch compute."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusion.flops import unet_flops
+from diffusion.recipe import PRESETS, UNetRecipe
+from diffusion.unet import UNet
+
+SMALL = {"channels": 16, "multipliers": (1, 2), "blocks": (1, 2), "attention": (8,)}
+
+
+def counted(recipe: UNetRecipe, resolution: int, batch: int, tokens: int, *, gradients: bool = False) -> int:
+    net = UNet(**recipe.model_dump(), resolution=resolution, classes=3).requires_grad_(gradients)
+    text = {"text": torch.randn(batch, tokens, recipe.text_width)} if tokens else {}
+    x = torch.randn(batch, 3, resolution, resolution)
+    label = torch.zeros(batch, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        out = net(x, torch.zeros(batch), label, **text)
+        if gradients:
+            out.sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("change", "resolution", "batch", "tokens"),
+    [
+        ({}, 16, 1, 0),
+        ({}, 32, 3, 0),
+        ({"stem": 1}, 16, 2, 0),
+        ({"stem": 4, "attention": ()}, 32, 1, 0),
+        ({"attention": (8, 4), "multipliers": (3, 2), "blocks": (2, 1)}, 16, 1, 0),
+        ({"channels": 112, "multipliers": (1,), "blocks": (1,)}, 16, 1, 0),
+        ({"text_width": 24}, 16, 2, 0),
+        ({"text_width": 24}, 16, 2, 7),
+        ({"image_channels": 4}, 16, 2, 0),
+        ({"text_width": 8, "image_channels": 3, "attention": (8, 4)}, 16, 2, 5),
+    ],
+)
+def test_the_formula_is_what_torch_counts(change, resolution, batch, tokens):
+    recipe = UNetRecipe(**SMALL | change)
+    assert unet_flops(recipe, resolution=resolution, batch=batch, tokens=tokens) == counted(
+        recipe, resolution, batch, tokens
+    )
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_are_counted_too(name):
+    recipe, resolution = PRESETS[name]().train.unet, PRESETS[name]().shard.resolution
+    assert unet_flops(recipe, resolution=resolution) == counted(recipe, resolution, 1, 0)
+
+
+def test_forward_and_backward_cost_three_times_forward():
+    """But for the gradients of what comes in, which nothing needs."""
+    recipe = UNetRecipe(**SMALL)
+    assert counted(recipe, 16, 2, 0, gradients=True) == pytest.approx(
+        3 * unet_flops(recipe, resolution=16, batch=2), rel=0.05
+    )
