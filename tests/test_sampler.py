@@ -35,7 +35,8 @@ def test_evaluations_are_counted_right_and_the_end_is_clean(name):
         calls.append(sigma)
         return torch.zeros_like(x)
 
-    out = run(SAMPLERS[name](torch.ones(2, 1, 4, 4) * 80, karras_sigmas(7, sigma_min=0.002, sigma_max=80.0)), denoise)
+    x, sigmas = torch.ones(2, 1, 4, 4) * 80, karras_sigmas(7, sigma_min=0.002, sigma_max=80.0)
+    out = run(SAMPLERS[name](x, sigmas, lambda i: torch.ones_like(x)), denoise)
     assert len(calls) == evaluations(name, 7)
     assert out.abs().max() < 1e-6  # D = 0 everywhere: the trajectory ends there
 
