@@ -112,9 +112,8 @@ class Guidance:
         if self.rescale == 0:
             return guided
         reached = _contrast(guided)
-        factor = torch.where(
-            reached > 0, _contrast(wanted) / reached, 1.0
-        )  # a picture of one value has none to correct
+        # a picture of one value has no contrast to correct
+        factor = torch.where(reached > 0, _contrast(wanted) / reached, 1.0)
         return guided * (self.rescale * factor + (1 - self.rescale))
 
 

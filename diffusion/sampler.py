@@ -44,7 +44,7 @@ def ddim(x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, eta: float = 
     for i, (sigma, following) in enumerate(_steps(sigmas)):
         denoised = yield _ask(x, sigma)
         kept, added = _shares(sigma, following, eta)
-        x = _noised(_toward(denoised, x, kept), noise, i, added)
+        x = _noised(_mixed(denoised, x, kept), noise, i, added)
     return x
 
 
@@ -59,7 +59,7 @@ def ddpm_beta(x: Tensor, sigmas: Tensor, noise: Noise) -> Conversation:
         if following == 0:
             return denoised
         variance = (1 + following**2) * (sigma**2 - following**2) / (1 + sigma**2)
-        x = _noised(_toward(denoised, x, (following / sigma) ** 2), noise, i, math.sqrt(variance))
+        x = _noised(_mixed(denoised, x, (following / sigma) ** 2), noise, i, math.sqrt(variance))
     return x
 
 
@@ -109,7 +109,7 @@ def dpmpp_2m(x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, eta: floa
         if following == 0:  # infinitely long in lambda: nothing to extrapolate with
             return now.denoised
         kept, added = _shares(sigma, following, eta)
-        x = _noised(_toward(_line(before, now, -math.log(following)), x, kept), noise, i, added)
+        x = _noised(_mixed(_line(before, now, -math.log(following)), x, kept), noise, i, added)
         before = now
     return x
 
@@ -126,9 +126,9 @@ def unipc(x: Tensor, sigmas: Tensor) -> Conversation:
         if following == 0:
             return now.denoised
         if before is not None:
-            x = _toward(_parabola(older, before, now), start, math.exp(before.log_snr - now.log_snr))
+            x = _mixed(_parabola(older, before, now), start, math.exp(before.log_snr - now.log_snr))
         start, older, before = x, before, now
-        x = _toward(_line(older, now, -math.log(following)), x, following / sigma)
+        x = _mixed(_line(older, now, -math.log(following)), x, following / sigma)
     return x
 
 
@@ -165,9 +165,11 @@ def _shares(sigma: float, following: float, eta: float) -> tuple[float, float]:
     return ratio * math.sqrt(1 - eta**2 + (eta * ratio) ** 2), eta * following * math.sqrt(1 - ratio**2)
 
 
-def _toward(target: Tensor, x: Tensor, kept: float) -> Tensor:
-    # not lerp: a fused operation may round a picture by where it lies in its batch, plain ones never do
-    return target + (x - target) * kept
+def _mixed(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """a + share (b - a)."""
+    # Not lerp: plain operations round once each, wherever a picture lies in its batch; a fused one promises nothing.
+    # In place: on a CPU a batch's fresh memory costs more than the arithmetic.
+    return (b - a).mul_(share).add_(a)
 
 
 def _noised(x: Tensor, noise: Noise | None, i: int, std: float) -> Tensor:
@@ -180,7 +182,7 @@ def _noised(x: Tensor, noise: Noise | None, i: int, std: float) -> Tensor:
         raise ValueError(
             f"noise({i}) has the shape {tuple(drawn.shape)}: give a number for each of x, {tuple(x.shape)}"
         )
-    return x + drawn.to(x) * std
+    return (drawn.to(x) * std).add_(x)
 
 
 def _heun_step(x: Tensor, sigma: float, following: float) -> Conversation:
@@ -197,7 +199,7 @@ def _line(before: _Answer | None, now: _Answer, end: float) -> Tensor:
     if before is None:
         return now.denoised
     ratio = (end - now.log_snr) / (2 * (now.log_snr - before.log_snr))
-    return (1 + ratio) * now.denoised - ratio * before.denoised
+    return _mixed(now.denoised, before.denoised, -ratio)
 
 
 def _parabola(older: _Answer | None, before: _Answer, now: _Answer) -> Tensor:
@@ -206,15 +208,15 @@ def _parabola(older: _Answer | None, before: _Answer, now: _Answer) -> Tensor:
     With u from 0 to 1 over the step's length h in lambda, the exact solution weighs D(u) by e^(h u); mean_1 and mean_2 are
     the means of u and u^2 under that weight.  Without the older answer: the line's value halfway, as the paper has it.
     """
-    rise = now.denoised - before.denoised
     if older is None:
-        return before.denoised + rise / 2
+        return _mixed(before.denoised, now.denoised, 0.5)
     h = now.log_snr - before.log_snr
     u_older = (older.log_snr - before.log_snr) / h
     mean_1 = -1 / math.expm1(-h) - 1 / h
     mean_2 = -1 / math.expm1(-h) - 2 * mean_1 / h
     share = (mean_1 - mean_2) / (1 - u_older)
-    return before.denoised + (share / u_older) * (older.denoised - before.denoised) + (mean_1 - share) * rise
+    bent = _mixed(before.denoised, older.denoised, share / u_older)
+    return (now.denoised - before.denoised).mul_(mean_1 - share).add_(bent)
 
 
 @dataclass(frozen=True)
