@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from diffusion.operators import LinearOperator
-from diffusion.sampler import Conversation, Query
+from diffusion.sampler import Conversation, Noise, Query
 
-Noise = Callable[[int], Tensor]  # number of a step -> unit Gaussian of the shape of x
 Solver = Callable[[Tensor, Tensor, Noise], Conversation]  # (x, sigmas, noise): any sampler, from level to level
 
 

@@ -87,7 +87,7 @@ def test_values_are_typed(setting: str, path: tuple[str, ...], value: object) ->
         ),
         ("train.images=many", "train.images=many"),
         ("train.decay=step", "cosine | inverse_sqrt | none"),
-        ("evaluate.sampling.sampler=euler", "heun | ddim | dpmpp_2m"),
+        ("evaluate.sampling.sampler=euler", "heun | ddim | dpmpp_2m | unipc"),
         ("shard.background=white", "shard.background=white"),
         ("train.ema=0.5", "train.ema=(0.5,): relative widths"),
         ("train.unet.blocks=1", "train.unet.blocks=(1,) and multipliers"),

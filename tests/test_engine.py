@@ -26,6 +26,9 @@ MIXED = [
     GenerateRequest(seed=3, sampler="dpmpp_2m", steps=4),
     GenerateRequest(label=CLASSES[2], seed=2**32 - 1, sampler="dpmpp_2m", guidance=4.5, n=4),
     GenerateRequest(label="dog", seed=0, steps=2, guidance=0),
+    GenerateRequest(label="cat", seed=4, n=3, sampler="ddpm", steps=6),
+    GenerateRequest(label="dog", seed=4, n=2, sampler="heun_churn", steps=5),
+    GenerateRequest(seed=5, sampler="unipc", steps=6),
 ]
 
 
@@ -161,8 +164,10 @@ def test_pictures_are_those_of_the_plain_sampler(index):
     guidance = recipe.guidance if request.guidance is None else request.guidance
     null = torch.tensor([len(CLASSES)])
     for i, picture in enumerate(Engine(bundle, slots=8).generate([request])[0]):
-        x = normal(request.seed, Stream.INITIAL, torch.tensor([i]), (3, RESOLUTION, RESOLUTION)) * recipe.sigma_max
-        conversation = SAMPLERS[request.sampler or recipe.sampler](x, sigmas)
+        shape = (3, RESOLUTION, RESOLUTION)
+        x = normal(request.seed, Stream.INITIAL, torch.tensor([i]), shape) * recipe.sigma_max
+        fresh = [normal(request.seed, Stream.CHURN, torch.tensor([(step << 32) + i]), shape) for step in range(50)]
+        conversation = SAMPLERS[request.sampler or recipe.sampler](x, sigmas, fresh.__getitem__)
         if request.label is None:
             conversation = conditioned(conversation, {"label": null})
         else:
@@ -281,7 +286,7 @@ def test_a_request_past_its_deadline_ends_and_the_engine_goes_on():
 
 
 def test_a_sampler_that_raises_fails_its_own_request_only(quick, monkeypatch):
-    def broken(x, sigmas):
+    def broken(x, sigmas, noise):
         yield from SAMPLERS["heun"](x, sigmas[-2:])
         raise ArithmeticError("broken on purpose")
 
@@ -297,7 +302,7 @@ def test_a_sampler_that_raises_fails_its_own_request_only(quick, monkeypatch):
 
 
 def test_a_sampler_that_cannot_start_fails_its_own_request_only(quick, monkeypatch):
-    def unable(x, sigmas):
+    def unable(x, sigmas, noise):
         raise ArithmeticError("unable")
         yield
 

@@ -1,9 +1,11 @@
 import json
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
-from diffusion.recipe import PRESETS, Recipe, TrainRecipe, canonical_json, digest_of
+from diffusion.recipe import PRESETS, Recipe, SamplerName, TrainRecipe, canonical_json, digest_of
+from diffusion.sampler import SAMPLERS
 
 
 def test_equal_recipes_have_equal_digests_and_unlike_ones_do_not():
@@ -63,3 +65,7 @@ def test_a_wrong_key_or_value_is_refused_by_name(change, word):
 def test_parts_that_do_not_fit_each_other_are_refused(change, word):
     with pytest.raises(ValidationError, match=word):
         Recipe.model_validate(change)
+
+
+def test_every_sampler_has_its_name_in_recipes():
+    assert set(get_args(SamplerName)) == set(SAMPLERS)

@@ -1,6 +1,8 @@
+from typing import get_args
+
 import pytest
 
-from diffusion.recipe import ServeRecipe
+from diffusion.recipe import SamplerName, ServeRecipe
 from diffusion.serving.request import GenerateRequest, RequestError, parse, resolve
 from tests.random_bundle import CLASSES, random_spec
 
@@ -19,7 +21,7 @@ SPEC = random_spec("bf16", "4" * 64, 1)
         ({"steps": 1}, "steps", "1", {"minimum": 2, "maximum": 1000}),
         ({"guidance": 20.5}, "guidance", "20.5", {"minimum": 0, "maximum": 20}),
         ({"guidance": float("nan")}, "guidance", "nan", {"minimum": 0, "maximum": 20}),
-        ({"sampler": "euler"}, "sampler", "'euler'", ["heun", "ddim", "dpmpp_2m"]),
+        ({"sampler": "euler"}, "sampler", "'euler'", list(get_args(SamplerName))),
         ({"label": 3}, "label", "3", None),
         ({"lable": "cat"}, "lable", "lable", ["label", "n", "seed", "sampler", "steps", "guidance"]),
         ({"class": "cat", "label": "cat"}, "class", "label and class", None),

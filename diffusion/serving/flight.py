@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,9 +22,14 @@ def converse(request: ResolvedRequest, images: range, spec: BundleSpec, device: 
     recipe = spec.sampling
     sigmas = karras_sigmas(request.steps, sigma_min=recipe.sigma_min, sigma_max=recipe.sigma_max, rho=recipe.rho)
     shape = (3, spec.resolution, spec.resolution)
-    # one picture at a time: a vectorized logarithm may depend on how many numbers are taken together
-    noise = torch.cat([normal(request.seed, Stream.INITIAL, torch.tensor([i]), shape) for i in images])
-    inner = SAMPLERS[request.sampler]((noise * sigmas[0].float()).to(device), sigmas)
+
+    def noise(stream: Stream, step: int = 0) -> Tensor:
+        # one picture at a time: a vectorized logarithm may depend on how many numbers are taken together
+        drawn = [normal(request.seed, stream, torch.tensor([(step << 32) + i]), shape) for i in images]
+        return torch.cat(drawn).to(device)
+
+    x = noise(Stream.INITIAL) * sigmas[0].float().item()
+    inner = SAMPLERS[request.sampler](x, sigmas, partial(noise, Stream.CHURN))
     label = torch.full((len(images),), request.label_index, device=device)
     if not request.guided:
         return conditioned(inner, {"label": label})
