@@ -84,7 +84,7 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
         raise ValueError("a chain of one step cannot keep its beginning and change its end: give at least 2 betas")
     root = alpha_bar_of_sigma(sigmas_of_betas(betas)).sqrt()
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-    return check_schedule(betas_of_sigmas(sigma_of_alpha_bar(root**2)))
+    return check_betas(betas_of_sigmas(sigma_of_alpha_bar(root**2)))
 
 
 # --- beta <-> sigma <-> alpha_bar, log-SNR.  Everything float64.
