@@ -103,6 +103,8 @@ class TrainRecipe(Frozen):
         if len(set(self.ema)) != len(self.ema) or not all(0 < s < 0.29 for s in self.ema):
             # sqrt(1/12) = 0.2887 is the width of the flat average: nothing is wider  [EDM2, Sec. 3.1]
             raise ValueError(f"ema={self.ema}: relative widths are distinct and lie between 0 and 0.28")
+        if self.noise_min >= self.noise_max:
+            raise ValueError(f"noise_min={self.noise_min} must be below noise_max={self.noise_max}")
         return self
 
 

@@ -32,6 +32,8 @@ def test_presets_are_valid_named_and_documented(name):
         ({"ema": (0.5,)}, "0.28"),
         ({"precision": "fp8"}, "bf16"),
         ({"batch_size": 0}, "batch_size"),
+        ({"prediction": "noise"}, "epsilon"),
+        ({"noise_min": 2.0, "noise_max": 1.0}, "noise_max"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_by_name(change, word):
