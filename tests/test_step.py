@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion import schedule
 from diffusion.data import images
 from diffusion.data.stream import Batch
 from diffusion.density import stratified
@@ -155,6 +156,20 @@ def test_log_uniform_levels_fill_their_range_evenly():
     share = sigma_of(recipe, batch).log10().add(2).div(4).double().sort().values
     # Kolmogorov-Smirnov: a distance of 1.95 / sqrt(n) is passed by chance once in a thousand
     assert (share - (torch.arange(n) + 0.5) / n).abs().max() < 1.95 / math.sqrt(n)
+
+
+@pytest.mark.parametrize(("chain", "steps"), [("linear", 1_000), ("cosine", 1_000), ("source-text", 10)])
+def test_uniform_t_draws_every_step_of_the_chain_equally_often(chain: str, steps: int):
+    """Stratified over one batch of 4 T positions, each step comes exactly four times."""
+    n = 4 * steps
+    batch = Batch(
+        torch.zeros(n, 3, 1, 2, dtype=torch.uint8), torch.zeros(n).long(), [""] * n, ["k"] * n, torch.arange(n)
+    )
+    change = {"noise": "uniform_t", "chain": chain, "chain_steps": steps, "noise_stratified": True, "batch_size": n}
+    sigma = sigma_of(RECIPE.model_copy(update=change), batch)
+    levels = schedule.sigmas_of_betas(schedule.BETAS[chain](steps))
+    expected = levels.clamp(max=schedule.SIGMA_CEILING).float()
+    torch.testing.assert_close(sigma.sort().values, expected.repeat_interleave(4))
 
 
 def test_a_stratified_batch_has_one_level_in_each_of_its_parts(emoji: Batch):
