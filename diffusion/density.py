@@ -5,9 +5,9 @@ from functools import partial
 
 from torch import Tensor
 
+from diffusion import schedule
 from diffusion.random import Stream, uniform
 from diffusion.recipe import TrainRecipe
-from diffusion.schedule import log_normal_sigma
 
 Density = Callable[[Tensor], Tensor]  # u in (0, 1), any shape -> sigma, increasing in u
 
@@ -34,8 +34,8 @@ def stratified(seed: int, index: Tensor, batch_size: int) -> Tensor:
 
 def density_of(recipe: TrainRecipe) -> Density:
     """The density of a recipe."""
-    densities: dict[str, Density] = {
-        "log_normal": partial(log_normal_sigma, mean=recipe.noise_mean, std=recipe.noise_std),
-        "log_uniform": partial(log_uniform_sigma, low=recipe.noise_min, high=recipe.noise_max),
-    }
-    return densities[recipe.noise]
+    if recipe.noise == "log_uniform":
+        return partial(log_uniform_sigma, low=recipe.noise_min, high=recipe.noise_max)
+    if recipe.noise == "uniform_t":
+        return partial(schedule.uniform_t_sigma, betas=schedule.BETAS[recipe.chain](recipe.chain_steps))
+    return partial(schedule.log_normal_sigma, mean=recipe.noise_mean, std=recipe.noise_std)

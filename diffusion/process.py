@@ -146,7 +146,7 @@ def prior_kl(x0: Tensor, chain: Chain) -> Tensor:
 def transition_kl(denoise: Denoise, x0: Tensor, t: Tensor, noise: Tensor, chain: Chain, variances: Tensor) -> Tensor:
     """L_{t-1} = KL(q(z_{t-1} given z_t, x0) || p(z_{t-1} given z_t)), t >= 2, at one draw of z_t.  (B,)  [DDPM, Eq. 8]
 
-    With the posterior's variances it is (1 / sigma_{t-1}^2 - 1 / sigma_t^2) / 2 ||x0 - D||^2.  [VDM, Eq. 14]
+    With the posterior's variances it is (1 / sigma_{t-1}^2 - 1 / sigma_t^2) / 2 ||x0 - D||^2.  [VDM, Sec. 4]
     """
     if int(t.min()) < 2:
         raise ValueError(

@@ -90,6 +90,8 @@ class TrainRecipe(Frozen):
     noise_std: Positive = Field(1.3, description="log_normal: standard deviation of ln sigma  [EDM: P_std]")
     noise_min: Positive = Field(0.002, description="log_uniform: lowest sigma")
     noise_max: Positive = Field(80.0, description="log_uniform: highest sigma")
+    chain: Literal["linear", "cosine", "source-text"] = Field("linear", description="uniform_t: beta schedule")
+    chain_steps: int = Field(1_000, ge=2, le=100_000, description="uniform_t: its length T")
     noise_stratified: bool = Field(False, description="One noise level from each of batch_size equally likely ranges")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="muon: for convolutions, with AdamW for the rest")
     lr: Positive = Field(5e-3, description="Peak learning rate")
@@ -117,6 +119,8 @@ class TrainRecipe(Frozen):
                 f"text_encoder={self.text_encoder} and unet.text_width={self.unet.text_width}: an encoder and the width of"
                 f" its tokens (minilm: 384) go together, so give both, or none and 0"
             )
+        if self.noise_min >= self.noise_max:
+            raise ValueError(f"noise_min={self.noise_min} must be below noise_max={self.noise_max}")
         return self
 
 

@@ -84,7 +84,7 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
         raise ValueError("a chain of one step cannot keep its beginning and change its end: give at least 2 betas")
     root = alpha_bar_of_sigma(sigmas_of_betas(betas)).sqrt()
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
-    return check_schedule(betas_of_sigmas(sigma_of_alpha_bar(root**2)))
+    return check_betas(betas_of_sigmas(sigma_of_alpha_bar(root**2)))
 
 
 # --- beta <-> sigma <-> alpha_bar, log-SNR.  Everything float64.
@@ -104,7 +104,7 @@ def betas_of_sigmas(sigmas: Tensor) -> Tensor:
     """The chain that visits these levels: beta_t = (sigma_t^2 - sigma_{t-1}^2) / (1 + sigma_t^2), sigma_0 = 0.  (T,)
 
     sigmas: (T,), increasing, above 0, of which only the last may be inf.  Given some of a chain's levels it is the
-    shorter chain with the same marginals [Nichol & Dhariwal 2021, Eq. 19], whose betas may fall.
+    shorter chain with the same marginals [Nichol & Dhariwal 2021, Sec. 4], whose betas may fall.
     """
     sigmas = sigmas.double()
     previous = torch.cat([sigmas.new_zeros(1), sigmas[:-1]])
@@ -151,7 +151,7 @@ def karras_sigmas(n: int, *, sigma_min: float, sigma_max: float, rho: float = 7.
 
 
 def exponential_sigmas(n: int, *, sigma_min: float, sigma_max: float) -> Tensor:
-    """n levels in equal ratios, which is in equal steps of log-SNR, then 0.  Returns (n + 1,).  [DPM-Solver, Sec. 3.4]"""
+    """n levels in equal ratios, which is in equal steps of log-SNR, then 0.  Returns (n + 1,).  [DPM-Solver]"""
     if n < 2:
         raise ValueError(f"n={n}: need at least 2 levels, one at sigma_max and one at sigma_min")
     sigmas = torch.linspace(math.log(sigma_max), math.log(sigma_min), n, dtype=torch.float64).exp()

@@ -6,11 +6,11 @@ site and then imports its flow.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from diffusion.recipe import PRESETS, Recipe
+from diffusion.recipe import PRESETS, Recipe, SamplerName
 from flows import recipes
 from flows.console import say, waiting
 from flows.foreground import guarded, prefect_ready, reported, stay
@@ -213,7 +213,9 @@ def sample(
         int | None, typer.Option("--seed", help="Picture i depends on it and i. [drawn, and printed]")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Noise levels visited. [the model's]")] = None,
-    sampler: Annotated[str | None, typer.Option("--sampler", help="heun, ddim or dpmpp_2m. [the model's]")] = None,
+    sampler: Annotated[
+        str | None, typer.Option("--sampler", help=f"{', '.join(get_args(SamplerName))}. [the model's]")
+    ] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="1 is none. [the model's]")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the PNGs. [a new one in the home]")] = None,
     home: Home = None,

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.analytic import GaussianMixture
@@ -139,8 +139,8 @@ def test_iterated_and_closed_form_have_the_same_moments(chain):
         assert variance == pytest.approx(diffuse(zero, steps(t), one, chain).item() ** 2, rel=1e-12)
 
 
-def test_a_million_iterated_draws_are_the_closed_forms_gaussian():
-    """Kolmogorov-Smirnov, 2 million draws' worth of power in the third decimal; 1.95 is exceeded once in 1000 seeds."""
+def test_iterated_draws_are_the_closed_forms_gaussian():
+    """Kolmogorov-Smirnov on 250,000 draws: 1.95 is exceeded by one seed in 1000, and alpha_bar off by 0.014 is seen."""
     n = 250_000
     z = torch.full((n, 1), 0.7, dtype=F64)
     for t in (1, 2, 3):
@@ -196,6 +196,7 @@ def test_the_posterior_is_x0_at_the_first_step(chain):
     torch.testing.assert_close(posterior_mean(noises(2, 2, 3), x0, steps(1, 2), chain), x0)
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(1e-9, 0.999), min_size=2, max_size=30), st.integers(0, 2**20))
 def test_forward_and_posterior_tell_the_same_joint(values, seed):
     """q(z_t given x0) pushed through the posterior is q(z_{t-1} given x0): the law that makes sampling exact."""
@@ -283,6 +284,14 @@ def test_each_variance_is_exact_for_its_own_data():
         assert mean == pytest.approx(0, abs=1e-12)
         # the last step draws no noise: beta_1 is missing
         assert variance == pytest.approx(std**2 * (1 - chain.betas[0].item()), abs=1e-12)
+
+
+def test_without_noise_every_picture_would_be_the_mean():
+    """The source text's reverse step as it is printed: the variance of the data is lost."""
+    chain = Chain(cosine_betas(100))
+    mean, variance = generated(chain, torch.zeros_like(chain.betas), mean=0.6, std=0.5)
+    assert mean == pytest.approx(0.6, abs=1e-6)
+    assert variance < 1e-5 * 0.25
 
 
 @pytest.mark.parametrize("name", ["linear", "squaredcos_cap_v2", "rescaled", "source text"])
@@ -459,13 +468,13 @@ def test_the_decoder_adds_over_the_picture_and_wants_256_values():
             decoder_nll(wrong, wrong, 0.01)
 
 
-# x0 ~ N(0.05, 0.03^2) rounded to uint8 is a mixture of points: its likelihood and its denoiser are known exactly.
-LEVELS = VALUES[(VALUES[:, 0] - 0.05).abs() < 0.2]
-MASSES = torch.exp(-decoder_nll(torch.full_like(LEVELS, 0.05), LEVELS, 0.03**2))
+# x0 ~ N(0.05, 0.015^2) rounded to uint8 is a mixture of points: its likelihood and its denoiser are known exactly.
+LEVELS = VALUES[(VALUES[:, 0] - 0.05).abs() < 0.1]
+MASSES = torch.exp(-decoder_nll(torch.full_like(LEVELS, 0.05), LEVELS, 0.015**2))
 MASSES /= MASSES.sum()
 ROUNDED = GaussianMixture(MASSES, LEVELS, torch.zeros(len(LEVELS), dtype=F64))
 ENTROPY = -(MASSES * MASSES.log2()).sum().item()
-NODES = torch.linspace(-7, 7, 57, dtype=F64)  # the trapezoidal rule over the noise: exact to 1e-9 for what is smooth
+NODES = torch.linspace(-7, 7, 57, dtype=F64)  # the trapezoidal rule over the noise: exact to 1e-6 bits here
 
 
 def expected_bound(denoise, chain: Chain, variances: torch.Tensor) -> tuple[float, float, float]:
@@ -483,7 +492,7 @@ def expected_bound(denoise, chain: Chain, variances: torch.Tensor) -> tuple[floa
 @pytest.mark.parametrize("variances", ["betas", "posterior_variances"])
 def test_the_bound_of_a_gaussian_converges_to_its_likelihood(variances):
     """From above, and its excess halves as T doubles: the error of D grows with sigma, so that the sum over the steps
-    is an upper sum of the integral which is the entropy.  [VDM, Eq. 17]"""
+    is an upper sum of the integral which is the entropy.  [VDM, Sec. 5]"""
 
     def excess(n: int) -> float:
         # so fine at its clean end that z_1 tells the value, which leaves nothing to the decoder
@@ -495,14 +504,14 @@ def test_the_bound_of_a_gaussian_converges_to_its_likelihood(variances):
         return transitions + prior + decoder - ENTROPY
 
     short, long = excess(64), excess(128)
-    assert 0 < long < 0.15 * ENTROPY
+    assert 0 < long < 0.2 * ENTROPY
     assert math.log2(short / long) == pytest.approx(1, abs=0.12)
 
 
 @pytest.mark.parametrize("make", [source_text_betas, lambda n: zero_terminal_snr(cosine_betas(n))])
 def test_the_bound_holds_for_any_schedule_variance_and_denoiser(make):
     """Above the entropy, with zero terminal SNR too; and a worse denoiser has a worse bound."""
-    chain = Chain(make(40))
+    chain = Chain(make(24))
     for variances in (chain.betas, decodable(chain.posterior_variances)):
         prior, *rest = expected_bound(ROUNDED.denoise, chain, variances)
         assert prior == 0
@@ -521,6 +530,9 @@ def test_the_bound_of_a_picture_is_the_mean_over_its_values():
 
     variances = decodable(chain.posterior_variances)
     whole = variational_bound(denoise, x0, lambda t: drawn[t - 1], chain, variances)
+    for t in range(2, 11):  # each from its own draw
+        nats = transition_kl(denoise, x0, steps(t, 2), drawn[t - 1], chain, variances)
+        torch.testing.assert_close(whole.transitions[:, t - 2], nats / (48 * math.log(2)))
     alone = variational_bound(denoise, x0.reshape(96, 1), lambda t: drawn[t - 1].reshape(96, 1), chain, variances)
     for term, parts in zip(whole, alone, strict=True):
         torch.testing.assert_close(term, parts.unflatten(0, (2, 48)).mean(dim=1))

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.analytic import GaussianMixture
@@ -153,6 +153,7 @@ def test_there_and_back_without_nan(betas):
     torch.testing.assert_close(sigma_of_alpha_bar(alpha_bar)[kept], sigmas[kept], rtol=1e-9, atol=0)
 
 
+@settings(max_examples=50, deadline=None)
 @given(some_betas)
 def test_sigma_iterates_the_forward_chain(betas):
     """1 + sigma_t^2 = (1 + sigma_{t-1}^2) / (1 - beta_t), the recursion of the definition, step by step."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion import schedule
 from diffusion.data import images
 from diffusion.data.stream import Batch
 from diffusion.density import stratified
@@ -157,6 +158,20 @@ def test_log_uniform_levels_fill_their_range_evenly():
     assert (share - (torch.arange(n) + 0.5) / n).abs().max() < 1.95 / math.sqrt(n)
 
 
+@pytest.mark.parametrize(("chain", "steps"), [("linear", 1_000), ("cosine", 1_000), ("source-text", 10)])
+def test_uniform_t_draws_every_step_of_the_chain_equally_often(chain: str, steps: int):
+    """Stratified over one batch of 4 T positions, each step comes exactly four times."""
+    n = 4 * steps
+    batch = Batch(
+        torch.zeros(n, 3, 1, 2, dtype=torch.uint8), torch.zeros(n).long(), [""] * n, ["k"] * n, torch.arange(n)
+    )
+    change = {"noise": "uniform_t", "chain": chain, "chain_steps": steps, "noise_stratified": True, "batch_size": n}
+    sigma = sigma_of(RECIPE.model_copy(update=change), batch)
+    levels = schedule.sigmas_of_betas(schedule.BETAS[chain](steps))
+    expected = levels.clamp(max=schedule.SIGMA_CEILING).float()
+    torch.testing.assert_close(sigma.sort().values, expected.repeat_interleave(4))
+
+
 def test_a_stratified_batch_has_one_level_in_each_of_its_parts(emoji: Batch):
     recipe = RECIPE.model_copy(update={"noise_stratified": True, "noise_mean": 0.0, "noise_std": 1.0})
     places = set()
@@ -183,7 +198,11 @@ def test_stratified_levels_depend_on_the_position_only_and_not_on_who_computes_t
 
 def test_stratified_levels_are_finite_and_uniform_at_any_batch_size():
     """The last of a million strata stays below 1, and a place's own u is uniform over the batches."""
-    u = stratified(0, torch.arange(2**20), 2**20)
+    size = 2**20
+    first = torch.arange(4_000) * size
+    last = first + size - 1 - (stratified(0, first, size) * size).long()
+    u = stratified(0, last, size)
+    assert ((u * size).long() == size - 1).all()
     assert u.max() < 1
     assert log_normal_sigma(u, mean=0.0, std=1.0).isfinite().all()
     n = 4_000

@@ -398,7 +398,7 @@ def test_no_rows_give_no_pictures(loaded):
         ({"label": "flag", "seed": 1}, {}, "did you mean 'flags'"),
         ({"label": "flags", "seed": -1}, {}, "seed=-1"),
         ({"label": "flags", "seed": 1}, {"steps": 1}, "steps=1"),
-        ({"label": "flags", "seed": 1}, {"sampler": "euler"}, "heun, ddim, dpmpp_2m"),
+        ({"label": "flags", "seed": 1}, {"sampler": "euler"}, "heun, ddim, dpmpp_2m, unipc"),
     ],
 )
 def test_a_wrong_request_is_refused_as_the_endpoint_refuses_it(loaded, row, params, message):
