@@ -57,7 +57,7 @@ def invert(solver: Solver, reference: Tensor, sigmas: Tensor) -> Conversation:
 
 
 def by_condition(solver: Solver, reference: Tensor, sigmas: Tensor, *, before: Around, after: Around) -> Conversation:
-    """Up under the condition that fits the reference, down under the one wanted.  [Hertz et al. 2023, Sec. 4]
+    """Up under the condition that fits the reference, down under the one wanted.  [Mokady et al. 2023, Sec. 3]
 
     before, after: such as lambda c: conditioned(c, {"label": old}) and lambda c: classifier_free(c, {"label": new}, ...).
     Guidance on the way up would lead to noise that no guided way down leads back from, so it belongs to `after`.  Fewer

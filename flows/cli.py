@@ -43,6 +43,16 @@ Port = Annotated[int | None, typer.Option("--port", help="Port of the endpoint [
 Debug = Annotated[bool, typer.Option("--debug", help="Show libraries' own output, and tracebacks.")]
 Which = Annotated[str, typer.Option("--model", help="Alias or version: champion, challenger, 1, 2 ...")]
 
+RegisteredName = Annotated[str, typer.Option("--name", help="Registered model.")]
+BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle's folder, instead of --name.")]
+Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG, JPEG, WebP, GIF, BMP or TIFF file.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Picture i depends on it and i. [drawn, and printed]")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Noise levels visited. [the model's]")]
+SamplerOption = Annotated[
+    str | None, typer.Option("--sampler", help=f"{', '.join(get_args(SamplerName))}. [the model's]")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the PNGs. [a new one in the home]")]
+
 
 @app.command()
 def shard(
@@ -204,20 +214,16 @@ def run(
 
 @app.command()
 def sample(
-    name: Annotated[str, typer.Option("--name", help="Registered model.")] = "demo",
+    name: RegisteredName = "demo",
     model: Which = "champion",
-    bundle: Annotated[Path | None, typer.Option("--bundle", help="Bundle's folder, instead of --name.")] = None,
+    bundle: BundleFolder = None,
     label: Annotated[list[str] | None, typer.Option("--label", help="Class to draw. Repeatable. [every class]")] = None,
     n: Annotated[int, typer.Option("--n", help="Pictures per class.")] = 8,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="Picture i depends on it and i. [drawn, and printed]")
-    ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Noise levels visited. [the model's]")] = None,
-    sampler: Annotated[
-        str | None, typer.Option("--sampler", help=f"{', '.join(get_args(SamplerName))}. [the model's]")
-    ] = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    sampler: SamplerOption = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="1 is none. [the model's]")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the PNGs. [a new one in the home]")] = None,
+    out: Out = None,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
@@ -229,6 +235,109 @@ def sample(
         options = {"n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
         folder = draw(site, name, model, bundle=bundle, labels=label or [], out=out, options=options)
         say(f"  grid       {folder}/grid.png")
+
+    guarded(work, debug, home=home)
+
+
+@app.command()
+def restore(
+    picture: Picture,
+    task: Annotated[str, typer.Option("--task", help="super-resolution, inpainting or colorization.")],
+    factor: Annotated[int | None, typer.Option("--factor", help="super-resolution: 2, 4 or 8.")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option("--mask", help="inpainting: picture of the same size, white where something is missing."),
+    ] = None,
+    noise: Annotated[float, typer.Option("--noise", help="The picture's own noise; white - black is 2.")] = 0.0,
+    repeats: Annotated[
+        int, typer.Option("--repeats", help="How often each part of the way is gone: quality for time.")
+    ] = 3,
+    name: RegisteredName = "demo",
+    model: Which = "champion",
+    bundle: BundleFolder = None,
+    label: Annotated[str | None, typer.Option("--label", help="The picture's class. [none]")] = None,
+    n: Annotated[int, typer.Option("--n", help="Results, each another guess.")] = 1,
+    seed: Seed = None,
+    steps: Steps = None,
+    guidance: Annotated[float, typer.Option("--guidance", help="Towards the class; 1 is none.")] = 1.0,
+    out: Out = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Enlarge a picture, fill in what is missing, or colour it, with a model that draws: it needs no training for that."""
+
+    def work(site: Site) -> None:
+        from flows.restore import restore as flow
+
+        options = {"label": label, "n": n, "seed": seed, "steps": steps, "guidance": guidance if label else None}
+        folder = flow(
+            site,
+            name,
+            model,
+            picture,
+            task=task,
+            bundle=bundle,
+            factor=factor,
+            mask=mask,
+            noise=noise,
+            repeats=repeats,
+            out=out,
+            options=options,
+        )
+        say(f"  strip      {folder}/strip.png")
+
+    guarded(work, debug, home=home)
+
+
+@app.command()
+def edit(
+    picture: Picture,
+    label: Annotated[str | None, typer.Option("--label", help="Class to change it towards. [none]")] = None,
+    from_label: Annotated[
+        str | None,
+        typer.Option("--from-label", help="Its own class: change that and keep the rest. [noise it instead]"),
+    ] = None,
+    strength: Annotated[float, typer.Option("--strength", help="Above 0, little, to 1, all.")] = 0.6,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="Picture of the same size, white where it may change. [everywhere]")
+    ] = None,
+    coarse: Annotated[
+        int | None, typer.Option("--coarse", help="Keep the coarse look: means of blocks of so many pixels. [free]")
+    ] = None,
+    name: RegisteredName = "demo",
+    model: Which = "champion",
+    bundle: BundleFolder = None,
+    n: Annotated[int, typer.Option("--n", help="Results, each from other noise; 1 with --from-label.")] = 1,
+    seed: Seed = None,
+    steps: Steps = None,
+    sampler: SamplerOption = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Towards --label; 1 is none. [the model's]")
+    ] = None,
+    out: Out = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Change a picture towards a class: by its own class and back as another, or by noise, more with more strength."""
+
+    def work(site: Site) -> None:
+        from flows.edit import edit as flow
+
+        options = {"label": label, "n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
+        folder = flow(
+            site,
+            name,
+            model,
+            picture,
+            strength=strength,
+            from_label=from_label,
+            bundle=bundle,
+            mask=mask,
+            coarse=coarse,
+            out=out,
+            options=options,
+        )
+        say(f"  strip      {folder}/strip.png")
 
     guarded(work, debug, home=home)
 

@@ -1,0 +1,78 @@
+"""edit: a picture changed towards a class, by noising it or by carrying it to noise under its own class and back."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from diffusion.edit import by_condition, levels_of, low_pass, sdedit
+from diffusion.operators import Mask
+from diffusion.random import Stream
+from diffusion.restore import null_space
+from diffusion.sampler import SAMPLERS, Conversation
+from flows.console import say
+from flows.pictures import answered, fitted, folder, in_model, mask_of, open_model, parsed, read, settled, written
+from flows.site import Site
+
+
+def edit(
+    site: Site,
+    name: str,
+    which: str,
+    picture: Path,
+    *,
+    strength: float,
+    from_label: str | None = None,
+    bundle: Path | None = None,
+    mask: Path | None = None,
+    coarse: int | None = None,
+    out: Path | None = None,
+    options: dict[str, object],
+) -> Path:
+    """Edit the picture towards `options["label"]` into `out`, beside a strip before | after.  Returns the folder.
+
+    strength: share of the steps that are gone, above 0 and up to 1.  from_label: the picture's own class, which makes it
+    an inversion; without it the picture is noised (SDEdit), `options["n"]` times.  mask: white where it may change.
+    coarse: side of the blocks whose means stay the picture's until the noise is as large as a picture.  options: fields
+    of a GenerateRequest, None for the model's own.  Raises ValueError.
+    """
+    asked, image = parsed(**options), read(picture)
+    if from_label is not None and asked.n != 1:
+        raise ValueError(f"--n {asked.n} with --from-label: inversion draws nothing at random, so there is one result")
+    model = open_model(site, name, which, bundle)
+    request = settled(asked, model)
+    if from_label is not None and SAMPLERS[request.sampler].stochastic:
+        known = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.stochastic)
+        raise ValueError(f"--sampler {request.sampler} adds noise, and inversion must not: give one of {known}")
+    origin = settled(asked.model_copy(update={"label": from_label, "guidance": 1.0}), model)
+    sigmas = model.sigmas(request.steps)
+    levels_of(sigmas, strength)
+    if coarse is not None and (coarse < 2 or model.resolution % coarse):
+        raise ValueError(f"--coarse {coarse}: give a divisor of the model's {model.resolution} pixels, such as 8")
+    reference = in_model(fitted(image, model.resolution, "picture"), model)
+    keep = None if mask is None else Mask(mask_of(mask, image, model.resolution))
+
+    def solver(x: Tensor, sigmas: Tensor) -> Conversation:
+        return SAMPLERS[request.sampler](x, sigmas, model.noise(Stream.CHURN, request))
+
+    def wanted(conversation: Conversation) -> Conversation:
+        if keep is not None:  # next to the sampler: the mask has the last word
+            conversation = null_space(conversation, keep, keep.forward(reference))
+        if coarse is not None:
+            conversation = low_pass(conversation, reference, factor=coarse, until=model.bundle.spec.sigma_data)
+        return model.under(conversation, request)
+
+    def converse() -> Conversation:
+        if from_label is None:
+            noise = model.noise(Stream.INITIAL, request)(0)
+            return wanted(sdedit(solver, reference, noise, sigmas, strength=strength))
+        levels = levels_of(sigmas, strength)
+        return by_condition(solver, reference, levels, before=lambda c: model.under(c, origin), after=wanted)
+
+    x0 = answered("edit", converse, model)
+    target = folder(site, out, "edited", picture)
+    facts = {"command": "edit", "strength": strength, "from_label": from_label, "coarse": coarse}
+    facts["sampler"] = request.sampler
+    saved = written(x0, reference, request, facts, out=target, model=model)
+    change = (saved - reference).square().mean().sqrt()
+    say(f"  changed    by {float(change):.2g} root mean square (white - black is 2)")
+    return target

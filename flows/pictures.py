@@ -1,0 +1,194 @@
+"""What the commands that start from a picture share: the model, the picture at its size, and what comes back."""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffusion.adapters.mlflow_registry import resolve as find_model
+from diffusion.data.images import encode_png, fit, grid, load, to_model, to_uint8
+from diffusion.guidance import classifier_free, conditioned
+from diffusion.random import Stream, normal
+from diffusion.sampler import Conversation, Denoise, Noise, Query, run
+from diffusion.schedule import karras_sigmas
+from diffusion.serving.engine import Engine
+from diffusion.serving.request import GenerateRequest, ResolvedRequest, parse, resolve
+from diffusion.store.bundle import Bundle, load_bundle
+from flows.console import progress, say, waiting
+from flows.site import Site
+
+_DETAIL = (
+    0.02  # last level above 0: at 0.1, where the demo's generation ends, a picture is blurred (34.6 dB, here 42.9)
+)
+_SLOTS = 16
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded bundle, its names, and its denoiser in batch sizes that do not show in the picture."""
+
+    bundle: Bundle
+    name: str
+    version: str
+    denoise: Denoise
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bundle.denoiser.parameters()).device
+
+    @property
+    def resolution(self) -> int:
+        return self.bundle.spec.resolution
+
+    def sigmas(self, steps: int) -> Tensor:
+        """The levels of this many steps, down to where a picture's detail lies.  Returns (steps + 1,)."""
+        recipe = self.bundle.spec.sampling
+        low = min(recipe.sigma_min, _DETAIL)
+        return karras_sigmas(steps, sigma_min=low, sigma_max=recipe.sigma_max, rho=recipe.rho)
+
+    def noise(self, stream: Stream, request: ResolvedRequest) -> Noise:
+        """Step -> noise of the request's pictures, each a function of (seed, step, number of the picture) alone."""
+        shape = (3, self.resolution, self.resolution)
+
+        def draw(step: int) -> Tensor:
+            # one picture at a time: a vectorized logarithm may depend on how many numbers are taken together
+            index = [torch.tensor([(step << 32) + i]) for i in range(request.n)]
+            return torch.cat([normal(request.seed, stream, i, shape) for i in index]).to(self.device)
+
+        return draw
+
+    def under(self, conversation: Conversation, request: ResolvedRequest) -> Conversation:
+        """The conversation asked for the request's label, with its guidance."""
+        spec = self.bundle.spec
+        label = torch.full((request.n,), request.label_index, device=self.device)
+        if not request.guided:
+            return conditioned(conversation, {"label": label})
+        null = torch.full_like(label, len(spec.classes))
+        interval = spec.sampling.guidance_interval
+        return classifier_free(conversation, {"label": label}, {"label": null}, request.guidance, interval)
+
+
+def parsed(**options: object) -> GenerateRequest:
+    """The options as a request, its seed drawn where none is given.  Raises ValueError naming what is allowed."""
+    seed = {"seed": secrets.randbelow(2**32) if options.get("seed") is None else options["seed"]}
+    return parse(GenerateRequest, options | seed)
+
+
+def open_model(site: Site, name: str, which: str, bundle: Path | None) -> Model:
+    """The registered model `name`, or the one in the folder `bundle`."""
+    if bundle is None:
+        found = find_model(site.tracking(name), name, which, site.store)
+        folder, digest, version = found.uri, found.digest, found.version
+    else:
+        folder, digest, name, version = str(bundle), None, bundle.name, ""
+    with waiting("loading the model and proving that a picture does not depend on its batch"):
+        loaded = load_bundle(folder, "cuda" if site.use_gpu else "cpu", digest=digest)
+        ladder = Engine(loaded, slots=_SLOTS).ladder
+
+    def denoise(x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
+        return ladder.answer(loaded.denoiser, Query(x, sigma, cond))
+
+    say(f"  model      {name} {version and 'version ' + version}  {loaded.digest[:16]}")
+    return Model(loaded, name, version, denoise)
+
+
+def read(path: Path) -> Image.Image:
+    """A picture file, upright.  Raises ValueError saying what is wrong with it."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file: give a picture, such as a PNG or JPEG")
+    try:
+        return load(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def fitted(image: Image.Image, side: int, what: str, *, background: str = "#ffffff") -> np.ndarray:
+    """The picture's centred square at `side` x `side` pixels, and a line that says so where that changed it."""
+    if image.size != (side, side):
+        say(f"  fitted     the centred square of the {what}, {image.width} x {image.height}, to {side} x {side}")
+    return fit(image, resolution=side, background=background)
+
+
+def mask_of(path: Path, picture: Image.Image, side: int) -> Tensor:
+    """A picture of the size of `picture` -> what to keep, (3, side, side) bool: where it is dark or transparent."""
+    image = read(path)
+    if image.size != picture.size:
+        raise ValueError(
+            f"the mask {path} is {image.width} x {image.height}, the picture {picture.width} x {picture.height}: give a"
+            f" mask of the picture's size, white where something new is to come"
+        )
+    values = torch.from_numpy(fit(image, resolution=side, background="#000000")).float().mean(dim=2)
+    keep = values < 128
+    if bool(keep.all()):
+        raise ValueError(
+            f"the mask {path} is dark everywhere: nothing would change. White is where something new comes"
+        )
+    return keep.expand(3, side, side)
+
+
+def in_model(picture: np.ndarray, model: Model) -> Tensor:
+    """uint8 (H, W, 3) -> float (1, 3, H, W) in the model's coordinates, on its device."""
+    return to_model(torch.from_numpy(picture)[None]).to(model.device)
+
+
+def answered(stage: str, converse: Callable[[], Conversation], model: Model) -> Tensor:
+    """Hold the conversation with the model, showing how far it is.  Returns x0 (B, 3, H, W).
+
+    What a conversation asks does not depend on the answers, so a first one, answered with its own question, tells how long
+    the second will be.
+    """
+    total = done = 0
+
+    def echo(x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
+        nonlocal total
+        total += len(x)
+        return x
+
+    run(converse(), echo)
+    with progress(stage, "evaluations") as update:
+
+        def counted(x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
+            nonlocal done
+            answer = model.denoise(x, sigma, **cond)
+            done += len(x)
+            update(done, total)
+            return answer
+
+        return run(converse(), counted)
+
+
+def written(
+    x0: Tensor, before: Tensor, request: ResolvedRequest, facts: Mapping[str, object], *, out: Path, model: Model
+) -> Tensor:
+    """Write a PNG for each picture, with the facts inside, and strip.png: before | after ...  Returns what was written.
+
+    x0 (B, 3, R, R), before (1, 3, R, R); the return value too is in the model's coordinates.
+    """
+    pictures = list(to_uint8(x0.cpu()).numpy())
+    out.mkdir(parents=True, exist_ok=True)
+    settings = request.model_dump(include={"label", "seed", "steps", "guidance"})
+    made_by = {"model": model.name, "version": model.version, "bundle_digest": model.bundle.digest}
+    for i, picture in enumerate(pictures):
+        text = json.dumps({**facts, **settings, "image": i, **made_by}, sort_keys=True)
+        (out / f"{request.seed}-{i:03d}.png").write_bytes(encode_png(picture, {f"diffusion-{facts['command']}": text}))
+    strip = [*to_uint8(before.clamp(-1, 1).cpu()).numpy(), *pictures]
+    (out / "strip.png").write_bytes(encode_png(grid(strip, len(strip))))
+    say(f"  seed       {request.seed}")
+    return torch.cat([in_model(picture, model) for picture in pictures])
+
+
+def folder(site: Site, out: Path | None, command: str, picture: Path) -> Path:
+    """Where the results go: `out`, or a new folder in the home."""
+    return (out or site.home / command / f"{picture.stem[:100]}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+
+
+def settled(request: GenerateRequest, model: Model) -> ResolvedRequest:
+    """The request with the model's own settings for what it leaves open."""
+    return resolve(request, model.bundle.spec)

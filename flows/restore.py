@@ -1,0 +1,131 @@
+"""restore: a picture from a part of it - small, masked or grey - with a model that was trained for none of these."""
+
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from diffusion.operators import BlockMean, Grey, LinearOperator, Mask
+from diffusion.random import Stream
+from diffusion.restore import ddnm_plus, residual, time_travel
+from diffusion.sampler import Conversation, Noise
+from flows.console import say
+from flows.pictures import (
+    Model,
+    answered,
+    fitted,
+    folder,
+    in_model,
+    mask_of,
+    open_model,
+    parsed,
+    read,
+    settled,
+    written,
+)
+from flows.site import Site
+
+TASKS = ("super-resolution", "inpainting", "colorization")
+FACTORS = (2, 4, 8)
+STRETCH = 4  # steps gone again in time travel: of 1, 4 and 8, 4 gave most for filling in and little less for enlarging
+
+
+def restore(
+    site: Site,
+    name: str,
+    which: str,
+    picture: Path,
+    *,
+    task: str,
+    bundle: Path | None = None,
+    factor: int | None = None,
+    mask: Path | None = None,
+    noise: float = 0.0,
+    repeats: int = 3,
+    out: Path | None = None,
+    options: dict[str, object],
+) -> Path:
+    """Restore the picture `options["n"]` times into `out`, beside a strip input | results.  Returns the folder.
+
+    task: one of TASKS.  factor: super-resolution's, one of FACTORS.  mask: inpainting's, white where something is missing.
+    noise: standard deviation of the picture's own noise, black being -1 and white 1.  repeats: how often each stretch of
+    the way is gone.  options: fields of a GenerateRequest, None for the model's own.  Raises ValueError.
+    """
+    _check(task, factor, mask, noise, repeats)
+    asked, image = parsed(**options), read(picture)
+    model = open_model(site, name, which, bundle)
+    request = settled(asked, model)
+    operator, y, before = measure(model, image, task, factor, mask)
+
+    def solver(x: Tensor, sigmas: Tensor, noise_of: Noise) -> Conversation:
+        return ddnm_plus(x, sigmas, noise_of, operator, y, sigma_y=noise)
+
+    def converse() -> Conversation:
+        sigmas = model.sigmas(request.steps)
+        x = model.noise(Stream.INITIAL, request)(0) * sigmas[0].float()
+        fresh = model.noise(Stream.CHURN, request)
+        return model.under(time_travel(solver, x, sigmas, fresh, length=STRETCH, repeats=repeats), request)
+
+    x0 = answered("restore", converse, model)
+    target = folder(site, out, "restored", picture)
+    facts = {"command": "restore", "task": task, "factor": factor, "noise": noise, "repeats": repeats}
+    saved = written(x0, before, request, facts, out=target, model=model)
+    off, rounded = (float(residual(operator, result, y).max()) for result in (x0, saved))
+    say(f"  ||A x - y|| / sqrt(dim y)  {off:.2g}; in the PNG, rounded to 8 bits, {rounded:.2g} (white - black is 2)")
+    return target
+
+
+def measure(
+    model: Model, image: Image.Image, task: str, factor: int | None, mask: Path | None
+) -> tuple[LinearOperator, Tensor, Tensor]:
+    """The operator of the task, what it says of the picture, and that as a picture to look at (1, 3, R, R)."""
+    side = model.resolution
+    if task == "super-resolution":
+        operator = BlockMean(factor)
+        small = side // factor
+        if min(image.size) < small or side % factor:
+            raise ValueError(
+                f"the picture is {image.width} x {image.height}, the model draws {side} x {side}:"
+                f" {_factors_for(image, side)}"
+            )
+        if min(image.size) >= side:
+            say(
+                f"  made small a picture of {image.width} x {image.height}: the means of {factor} x {factor} pixels are used"
+            )
+            y = operator.forward(in_model(fitted(image, side, "picture"), model))
+        else:
+            y = in_model(fitted(image, small, "picture"), model)
+        return operator, y, operator.pinv(y)
+    x = in_model(fitted(image, side, "picture"), model)
+    if task == "inpainting":
+        operator = Mask(mask_of(mask, image, side))
+        return operator, operator.forward(x), operator.pinv(operator.forward(x))
+    operator = Grey()
+    return operator, operator.forward(x), operator.forward(x).expand(1, 3, side, side)
+
+
+def _factors_for(image: Image.Image, side: int) -> str:
+    fitting = [factor for factor in FACTORS if side % factor == 0 and min(image.size) >= side // factor]
+    if not fitting:
+        return f"it needs a picture of at least {side // max(FACTORS)} x {side // max(FACTORS)}"
+    return f"give --factor {' or '.join(map(str, fitting))}"
+
+
+def _check(task: str, factor: int | None, mask: Path | None, noise: float, repeats: int) -> None:
+    if task not in TASKS:
+        raise ValueError(f"--task {task}: the tasks are {', '.join(TASKS)}")
+    factors = " or ".join(map(str, FACTORS))
+    if task == "super-resolution" and factor not in FACTORS:
+        raise ValueError(
+            f"--factor {'is missing' if factor is None else factor}: --task {task} takes --factor {factors}"
+        )
+    if task != "super-resolution" and factor is not None:
+        raise ValueError(f"--factor {factor}: --task {task} takes none, it is for super-resolution")
+    if task == "inpainting" and mask is None:
+        raise ValueError(f"--mask is missing: --task {task} takes --mask PICTURE, white where something is missing")
+    if task != "inpainting" and mask is not None:
+        raise ValueError(f"--mask {mask}: --task {task} takes none, it is for inpainting")
+    if not 0 <= noise <= 2:
+        raise ValueError(f"--noise {noise}: give a standard deviation from 0 to 2, where black is -1 and white is 1")
+    if not 1 <= repeats <= 100:
+        raise ValueError(f"--repeats {repeats}: give 1 to 100; 1 goes the way once")

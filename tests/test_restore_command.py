@@ -1,0 +1,173 @@
+"""`diffusion restore` and `diffusion edit` on a published model: files, measurements and mistakes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from diffusion.data.images import decode_png, png_text, to_uint8
+from flows.cli import app
+from flows.pictures import Model, mask_of
+from flows.restore import FACTORS, TASKS, measure
+from flows.site import Site
+from tests.random_bundle import CLASSES, RESOLUTION, published_model, random_bundle
+
+SIZE = 2 * RESOLUTION
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture, a mask of its size whose right half is white, and the model."""
+    folder = tmp_path_factory.mktemp("pictures")
+    values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    Image.fromarray(values).resize((RESOLUTION, RESOLUTION)).save(folder / "picture.png")
+    Image.fromarray(values[:, :20]).save(folder / "narrow.png")
+    mask = np.zeros((RESOLUTION, RESOLUTION), dtype=np.uint8)
+    mask[:, RESOLUTION // 2 :] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.fromarray(np.zeros_like(mask)).save(folder / "dark.png")
+    Image.fromarray(values[:2, :2]).save(folder / "tiny.png")
+    (folder / "text.png").write_text("no picture")
+    published_model(folder / "store")
+    return folder
+
+
+@pytest.fixture
+def diffusion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path):
+    """Runs a command here, files named by their name in the folder; its ValueError is the answer."""
+    monkeypatch.setattr("flows.cli.guarded", lambda work, debug, **given: work(Site(home=tmp_path, gpu=False)))
+    (bundle,) = (folder / "store" / "bundles").iterdir()
+
+    def run(*arguments: str, out: str = "out") -> tuple[Path, str]:
+        paths = [str(folder / part) if part.endswith(".png") else part for part in arguments]
+        given = [*paths, "--bundle", str(bundle), "--steps", "3", "--out", str(tmp_path / out), "--seed", "5"]
+        done = CliRunner().invoke(app, given)
+        if done.exception is not None:
+            raise done.exception
+        return tmp_path / out, done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["restore", "edit"])
+def test_the_commands_have_help(command: str) -> None:
+    done = CliRunner().invoke(app, [command, "--help"])
+    assert done.exit_code == 0
+    assert all(option in done.stdout for option in ("PICTURE", "--label", "--bundle", "--mask", "--seed", "--home"))
+
+
+def test_what_the_mask_leaves_dark_stays_to_the_last_bit_and_each_result_is_its_own(diffusion, folder: Path) -> None:
+    given = ("restore", "picture.png", "--task", "inpainting", "--mask", "mask.png", "--label", CLASSES[0])
+    two, told = diffusion(*given, "--n", "2", "--guidance", "2")
+    one, _ = diffusion(*given, "--n", "1", "--guidance", "2", out="one")
+    picture = np.array(Image.open(folder / "picture.png"))
+    half = RESOLUTION // 2
+    first, second = (decode_png((two / f"5-00{i}.png").read_bytes()) for i in (0, 1))
+    assert np.array_equal(first[:, :half], picture[:, :half])
+    assert np.array_equal(second[:, :half], picture[:, :half])
+    assert (first[:, half:] != second[:, half:]).any()
+    assert np.array_equal(first, decode_png((one / "5-000.png").read_bytes()))
+    assert "in the PNG, rounded to 8 bits, 0 " in told
+    assert "36 of 36 evaluations" in told  # 3 steps, gone 3 times, of 2 guided pictures
+    facts = json.loads(png_text((two / "5-001.png").read_bytes())["diffusion-restore"])
+    assert (facts["task"], facts["label"], facts["seed"], facts["image"]) == ("inpainting", CLASSES[0], 5, 1)
+    assert decode_png((two / "strip.png").read_bytes()).shape[1] > 3 * RESOLUTION
+
+
+@pytest.mark.parametrize("task", [("super-resolution", "--factor", "4"), ("colorization",)])
+def test_the_measurement_is_satisfied_and_said(task: tuple[str, ...], diffusion) -> None:
+    _, told = diffusion("restore", "narrow.png", "--task", *task)
+    assert f"the centred square of the picture, 20 x {SIZE}, to {RESOLUTION} x {RESOLUTION}" in told
+    assert float(told.split("sqrt(dim y)")[1].split(";")[0]) < 1e-5
+
+
+def test_an_edit_by_inversion_keeps_what_lies_outside_the_mask(diffusion, folder: Path) -> None:
+    out, told = diffusion("edit", "picture.png", "--label", "dog", "--from-label", "cat", "--mask", "mask.png")
+    picture, edited = np.array(Image.open(folder / "picture.png")), decode_png((out / "5-000.png").read_bytes())
+    half = RESOLUTION // 2
+    assert np.array_equal(edited[:, :half], picture[:, :half])
+    assert (edited[:, half:] != picture[:, half:]).any()
+    assert "changed " in told
+
+
+def test_an_edit_by_noise_gives_several_results(diffusion) -> None:
+    out, _ = diffusion("edit", "picture.png", "--label", "dog", "--strength", "1", "--coarse", "4", "--n", "2")
+    assert sorted(path.name for path in out.iterdir()) == ["5-000.png", "5-001.png", "strip.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("restore", "picture.png", "--task", "upscaling"), f"the tasks are {', '.join(TASKS)}"),
+        (("restore", "picture.png", "--task", "super-resolution"), "--factor is missing.*takes --factor 2 or 4 or 8"),
+        (("restore", "picture.png", "--task", "super-resolution", "--factor", "3"), "--factor 3"),
+        (("restore", "picture.png", "--task", "colorization", "--factor", "2"), "takes none"),
+        (("restore", "picture.png", "--task", "inpainting"), "--mask is missing"),
+        (("restore", "picture.png", "--task", "colorization", "--mask", "mask.png"), "takes none"),
+        (("restore", "picture.png", "--task", "colorization", "--noise", "-1"), "--noise -1.0: give .* 0 to 2"),
+        (("restore", "picture.png", "--task", "colorization", "--repeats", "0"), "--repeats 0: give 1 to 100"),
+        (("restore", "picture.png", "--task", "colorization", "--n", "0"), "n=0.*1 or more"),
+        (("restore", "none.png", "--task", "colorization"), "none.png is no file"),
+        (("restore", "text.png", "--task", "colorization"), "text.png cannot be read as a picture"),
+        (("edit", "picture.png", "--label", "dog", "--from-label", "cat", "--n", "2"), "there is one result"),
+    ],
+)
+def test_mistakes_are_named_before_the_model_is_loaded(arguments, says: str, diffusion, monkeypatch) -> None:
+    monkeypatch.setattr("flows.pictures.load_bundle", None)
+    with pytest.raises(ValueError, match=says):
+        diffusion(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--label", "bird"), f"its classes are {', '.join(CLASSES)}"),
+        (("--label", "dog", "--from-label", "bird"), "its classes are"),
+        (("--label", "dog", "--strength", "0"), "strength=0.0: give a share"),
+        (("--label", "dog", "--coarse", "5"), "a divisor of the model's 16"),
+        (("--label", "dog", "--mask", "narrow.png"), "give a mask of the picture's size"),
+        (("--guidance", "3"), "no label is given"),
+    ],
+)
+def test_mistakes_that_the_model_shows_are_named(arguments, says: str, diffusion, loaded: Model, monkeypatch) -> None:
+    monkeypatch.setattr("flows.edit.open_model", lambda *_: loaded)
+    with pytest.raises(ValueError, match=says):
+        diffusion("edit", "picture.png", *arguments)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Model:
+    bundle = random_bundle()
+    return Model(bundle, "tiny", "", bundle.denoiser)
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_a_small_picture_is_the_measurement_itself(factor: int, loaded: Model) -> None:
+    small = RESOLUTION // factor
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (small, small, 3), dtype=np.uint8))
+    operator, y, before = measure(loaded, image, "super-resolution", factor, None)
+    assert np.array_equal(to_uint8(y)[0].numpy(), np.array(image))
+    torch.testing.assert_close(operator.forward(before), y)
+
+
+def test_too_small_a_picture_is_told_what_would_do(loaded: Model) -> None:
+    with pytest.raises(ValueError, match=r"4 x 4, the model draws 16 x 16: give --factor 4 or 8"):
+        measure(loaded, Image.new("RGB", (4, 4)), "super-resolution", 2, None)
+    with pytest.raises(ValueError, match="at least 2 x 2"):
+        measure(loaded, Image.new("RGB", (1, 9)), "super-resolution", 8, None)
+
+
+def test_a_mask_without_white_is_refused_and_transparency_is_dark(folder: Path, tmp_path: Path) -> None:
+    picture = Image.open(folder / "picture.png")
+    with pytest.raises(ValueError, match="dark everywhere"):
+        mask_of(folder / "dark.png", picture, RESOLUTION)
+    clear = Image.new("RGBA", picture.size, (255, 255, 255, 0))
+    clear.paste((255, 255, 255, 255), (0, 0, 4, 4))
+    clear.save(tmp_path / "clear.png")
+    keep = mask_of(tmp_path / "clear.png", picture, RESOLUTION)
+    assert keep.shape == (3, RESOLUTION, RESOLUTION)
+    assert (~keep).sum() == 3 * 4 * 4
