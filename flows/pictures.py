@@ -24,7 +24,7 @@ from diffusion.store.bundle import Bundle, load_bundle
 from flows.console import progress, say, waiting
 from flows.site import Site
 
-_DETAIL = (
+DETAIL = (
     0.02  # last level above 0: at 0.1, where the demo's generation ends, a picture is blurred (34.6 dB, here 42.9)
 )
 _SLOTS = 16
@@ -50,7 +50,7 @@ class Model:
     def sigmas(self, steps: int) -> Tensor:
         """The levels of this many steps, down to where a picture's detail lies.  Returns (steps + 1,)."""
         recipe = self.bundle.spec.sampling
-        low = min(recipe.sigma_min, _DETAIL)
+        low = min(recipe.sigma_min, DETAIL)
         return karras_sigmas(steps, sigma_min=low, sigma_max=recipe.sigma_max, rho=recipe.rho)
 
     def noise(self, stream: Stream, request: ResolvedRequest) -> Noise:
