@@ -1,4 +1,4 @@
-"""What the commands that start from a picture share: the model, the picture at its size, and what comes back."""
+"""What the commands that draw here share: the model, a picture at its size, and what comes back."""
 
 import json
 import secrets
@@ -16,7 +16,7 @@ from diffusion.adapters.mlflow_registry import resolve as find_model
 from diffusion.data.images import encode_png, fit, grid, load, to_model, to_uint8
 from diffusion.guidance import classifier_free, conditioned
 from diffusion.random import Stream, normal
-from diffusion.sampler import Conversation, Denoise, Noise, Query, run
+from diffusion.sampler import Conversation, Noise, Query, run
 from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, parse, resolve
@@ -24,20 +24,25 @@ from diffusion.store.bundle import Bundle, load_bundle
 from flows.console import progress, say, waiting
 from flows.site import Site
 
-DETAIL = (
-    0.02  # last level above 0: at 0.1, where the demo's generation ends, a picture is blurred (34.6 dB, here 42.9)
-)
+DETAIL = 0.02  # last level above 0: at 0.1, where the demo's generation ends, a picture is blurred (34.6 dB, here 42.9)
 _SLOTS = 16
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded bundle, its names, and its denoiser in batch sizes that do not show in the picture."""
+    """A bundle in an engine, and its names."""
 
-    bundle: Bundle
+    engine: Engine
     name: str
     version: str
-    denoise: Denoise
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.engine.bundle
+
+    def denoise(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
+        """D(x; sigma), in the batch sizes that do not show in the picture."""
+        return self.engine.ladder.answer(self.bundle.denoiser, Query(x, sigma, cond))
 
     @property
     def device(self) -> torch.device:
@@ -90,13 +95,9 @@ def open_model(site: Site, name: str, which: str, bundle: Path | None) -> Model:
         folder, digest, name, version = str(bundle), None, bundle.name, ""
     with waiting("loading the model and proving that a picture does not depend on its batch"):
         loaded = load_bundle(folder, "cuda" if site.use_gpu else "cpu", digest=digest)
-        ladder = Engine(loaded, slots=_SLOTS).ladder
-
-    def denoise(x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
-        return ladder.answer(loaded.denoiser, Query(x, sigma, cond))
-
+        engine = Engine(loaded, slots=_SLOTS)
     say(f"  model      {name} {version and 'version ' + version}  {loaded.digest[:16]}")
-    return Model(loaded, name, version, denoise)
+    return Model(engine, name, version)
 
 
 def read(path: Path) -> Image.Image:
