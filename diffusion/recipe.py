@@ -53,7 +53,6 @@ class UNetRecipe(Frozen):
     stem: Literal[1, 2, 4] = Field(2, description="Space-to-depth factor before the first convolution")
     dropout: Share = 0.0
     text_width: int = Field(0, ge=0, description="Numbers in a token embedding (minilm: 384); 0: no text")
-    image_channels: int = Field(0, ge=0, le=16, description="Channels of a picture given beside the input; 0: none")
 
     @model_validator(mode="after")
     def _checks(self) -> "UNetRecipe":
