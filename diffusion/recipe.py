@@ -22,6 +22,11 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def unset(value: object) -> bool:
+    """For `exclude_if`: a field that says nothing is not written, so values of before it existed keep their bytes."""
+    return value is None
+
+
 def canonical_json(value: BaseModel | dict | list) -> bytes:
     """The one byte string of a value: sorted keys, no spaces, UTF-8.  Equal values have equal bytes."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
