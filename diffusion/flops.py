@@ -4,12 +4,19 @@ from diffusion.recipe import UNetRecipe
 
 
 def unet_flops(
-    recipe: UNetRecipe, *, resolution: int, batch: int = 1, tokens: int = 0, picture_channels: int = 3
+    recipe: UNetRecipe,
+    *,
+    resolution: int,
+    batch: int = 1,
+    tokens: int = 0,
+    picture_channels: int = 3,
+    image_channels: int = 0,
 ) -> int:
     """Floating-point operations of one forward pass, a multiplication with its addition counted as 2.
 
     Convolutions, matrices and attention products; normalizations, activations and sums are left out, as in all published
     counts.  A backward pass costs twice as much again.  tokens: T of the text, which the null token joins.
+    image_channels: of the picture beside x, as in `UNet`.
     """
     width, sizes = 4 * recipe.channels, [recipe.channels * m for m in recipe.multipliers]
     keys = tokens + 1 if recipe.text_width else 0
@@ -22,7 +29,7 @@ def unet_flops(
             macs += 2 * blocks * (_attention(size, side**2) + _reading(size, side**2, keys, recipe.text_width))
         macs += side**2 * size * before if i else 0  # the merge
     folded = (resolution // recipe.stem) ** 2 * 9 * recipe.stem**2
-    macs += folded * ((picture_channels + recipe.image_channels) * recipe.channels + sizes[0] * picture_channels)
+    macs += folded * ((picture_channels + image_channels) * recipe.channels + sizes[0] * picture_channels)
     return 2 * batch * macs
 
 

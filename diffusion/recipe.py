@@ -22,6 +22,11 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def unset(value: object) -> bool:
+    """For `exclude_if`: a field that says nothing is not written, so values of before it existed keep their bytes."""
+    return value is None
+
+
 def canonical_json(value: BaseModel | dict | list) -> bytes:
     """The one byte string of a value: sorted keys, no spaces, UTF-8.  Equal values have equal bytes."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
@@ -53,7 +58,6 @@ class UNetRecipe(Frozen):
     stem: Literal[1, 2, 4] = Field(2, description="Space-to-depth factor before the first convolution")
     dropout: Share = 0.0
     text_width: int = Field(0, ge=0, description="Numbers in a token embedding (minilm: 384); 0: no text")
-    image_channels: int = Field(0, ge=0, le=16, description="Channels of a picture given beside the input; 0: none")
 
     @model_validator(mode="after")
     def _checks(self) -> "UNetRecipe":

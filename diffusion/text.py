@@ -25,6 +25,9 @@ class TextIdentity(Frozen):
     tokens: int  # the most that are read of a caption, the encoder's own marks among them
     precision: str = "float32"
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.digest[:12]} ({self.tokens} tokens of {self.width} numbers, {self.precision})"
+
 
 class TextCondition(NamedTuple):
     """Captions as `UNet.forward` reads them."""

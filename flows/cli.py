@@ -218,7 +218,10 @@ def sample(
     model: Which = "champion",
     bundle: BundleFolder = None,
     label: Annotated[list[str] | None, typer.Option("--label", help="Class to draw. Repeatable. [every class]")] = None,
-    n: Annotated[int, typer.Option("--n", help="Pictures per class.")] = 8,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="What to draw, in words, if the model reads them. Repeatable.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Pictures per class and prompt.")] = 8,
     seed: Seed = None,
     steps: Steps = None,
     sampler: SamplerOption = None,
@@ -233,7 +236,9 @@ def sample(
         from flows.sample import draw
 
         options = {"n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
-        folder = draw(site, name, model, bundle=bundle, labels=label or [], out=out, options=options)
+        folder = draw(
+            site, name, model, bundle=bundle, labels=label or [], prompts=prompt or [], out=out, options=options
+        )
         say(f"  grid       {folder}/grid.png")
 
     guarded(work, debug, home=home)

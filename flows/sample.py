@@ -1,6 +1,7 @@
 """sample: pictures from a bundle, in this process, without Ray."""
 
 import time
+from itertools import product
 from pathlib import Path
 from urllib.parse import quote
 
@@ -9,6 +10,8 @@ from diffusion.serving.receipt import receipt_of, stamp
 from flows.console import progress, say
 from flows.pictures import open_model, parsed, settled
 from flows.site import Site
+
+_GRID_NAME = 40  # characters beside a row of the grid
 
 
 def _file_name(label: str | None) -> str:
@@ -23,29 +26,36 @@ def draw(
     *,
     bundle: Path | None,
     labels: list[str],
+    prompts: list[str],
     out: Path | None,
     options: dict[str, object],
 ) -> Path:
-    """Draw `options["n"]` pictures of each label (none given: of each class of the model) into `out`, and a grid with a
-    row for each label.  Returns the folder.
+    """Draw `options["n"]` pictures of each label with each prompt into `out`, and a grid with a row for each pair.
+
+    With no label given: of each prompt alone; with neither, of each class of the model.  Returns the folder.
 
     options: fields of a GenerateRequest, None for the model's own.  Raises ValueError naming what is allowed.
     """
     asked = parsed(**options)  # before the model is loaded, which takes a while
+    prompts = [parsed(prompt=prompt).prompt for prompt in prompts]
     model = open_model(site, name, which, bundle)
     spec = model.bundle.spec
-    rows = [asked.model_copy(update={"label": label}) for label in labels or spec.classes]
+    pairs = product(labels or ([None] if prompts else spec.classes), prompts or [None])
+    rows = [asked.model_copy(update={"label": label, "prompt": prompt}) for label, prompt in pairs]
     resolved = [settled(request, model) for request in rows]
     with progress("sample", "evaluations") as update:
         drawn = model.engine.generate(rows, update)
     out = (out or site.home / "samples" / f"{model.name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     out.mkdir(parents=True, exist_ok=True)
-    for request, pictures in zip(resolved, drawn, strict=True):
+    for row, (request, pictures) in enumerate(zip(resolved, drawn, strict=True)):
+        about = _file_name(request.label)
+        if request.prompt is not None:
+            about = f"{row:02d}-{about}-{_file_name(request.prompt)[:60]}"  # numbered: prompts may begin alike
         for i, picture in enumerate(pictures):
             made_by = {"bundle_digest": model.bundle.digest, "model": model.name, "version": model.version}
             receipt = receipt_of(picture, i, request, spec, **made_by)
-            (out / f"{_file_name(request.label)}-{request.seed}-{i:03d}.png").write_bytes(stamp(picture, receipt))
-    names = [request.label or "" for request in resolved]
+            (out / f"{about}-{request.seed}-{i:03d}.png").write_bytes(stamp(picture, receipt))
+    names = [" ".join(filter(None, (request.label, request.prompt)))[:_GRID_NAME] for request in resolved]
     (out / "grid.png").write_bytes(encode_png(grid([p for row in drawn for p in row], asked.n, names)))
     say(f"  seed       {asked.seed}")
     return out

@@ -29,7 +29,8 @@ def make_run(source: Path, recipe: Recipe, root: Path, *, poison: bool = False) 
                 for weight in average:
                     weight.fill_(torch.nan)
     folder = checkpoint.folder_of(root / f"checkpoints{'-poisoned' if poison else ''}", state.images_seen)
-    digest = checkpoint.save(state, folder, checkpoint.facts_of(train, dataset, world=1, device=torch.device("cpu")))
+    facts = checkpoint.facts_of(train, dataset, world=1, device=torch.device("cpu"), text=state.text)
+    digest = checkpoint.save(state, folder, facts)
     return RunRef(
         uri=str(folder),
         digest=digest,

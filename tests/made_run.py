@@ -30,11 +30,12 @@ def make_run(folder: Path, recipe: TrainRecipe, *, steps: int = 2) -> RunRef:
         batch = SimpleNamespace(
             images=torch.randint(0, 256, (recipe.batch_size, 3, 32, 32), dtype=torch.uint8, generator=generator),
             label=index % len(CLASSES),
+            captions=[f"a {CLASSES[i % len(CLASSES)]} picture" for i in index.tolist()],
             keys=[str(i) for i in index.tolist()],
             index=index,
         )
         train_step(state, batch, recipe)
-    facts = checkpoint.facts_of(recipe, dataset, world=1, device=torch.device("cpu"))
+    facts = checkpoint.facts_of(recipe, dataset, world=1, device=torch.device("cpu"), text=state.text)
     target = checkpoint.folder_of(folder / "checkpoints", state.images_seen)
     digest = checkpoint.save(state, target, facts)
     return RunRef(

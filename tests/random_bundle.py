@@ -10,15 +10,17 @@ from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.recipe import SamplingRecipe, UNetRecipe, canonical_json
 from diffusion.store.bundle import Bundle, BundleSpec, publish_bundle
 from diffusion.store.refs import ModelRef
+from tests.words import WIDTH, words
 
 CLASSES = ("cat", "dog", "Straße & Co")
 UNET = UNetRecipe(channels=32, multipliers=(1, 2), blocks=(1, 1), attention=(8,))
+READING = UNET.model_copy(update={"text_width": WIDTH})
 RESOLUTION = 16
 
 
-def random_denoiser(precision: str, seed: int = 0) -> Denoiser:
+def random_denoiser(precision: str, seed: int = 0, unet: UNetRecipe = UNET) -> Denoiser:
     """A small denoiser, weights ~ N(0, 1 / fan-in), so that signals keep their size."""
-    denoiser = denoiser_of(UNET, resolution=RESOLUTION, classes=len(CLASSES), sigma_data=0.5, precision=precision)
+    denoiser = denoiser_of(unet, resolution=RESOLUTION, classes=len(CLASSES), sigma_data=0.5, precision=precision)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in denoiser.parameters():
@@ -50,6 +52,19 @@ def random_bundle(precision: str = "bf16", seed: int = 0) -> Bundle:
     denoiser = random_denoiser(precision, seed)
     count = sum(parameter.numel() for parameter in denoiser.parameters())
     return Bundle(random_spec(precision, "4" * 64, count), "5" * 64, denoiser)
+
+
+def reading_spec(precision: str = "bf16", parameters: int = 1) -> BundleSpec:
+    """The same of a model that reads prompts, with the encoder `words`."""
+    changed = {"unet": READING, "text": words().identity}
+    return BundleSpec(**dict(random_spec(precision, "4" * 64, parameters)) | changed)
+
+
+def reading_bundle(precision: str = "bf16") -> Bundle:
+    """A random bundle that reads prompts."""
+    denoiser = random_denoiser(precision, unet=READING)
+    count = sum(parameter.numel() for parameter in denoiser.parameters())
+    return Bundle(reading_spec(precision, count), "6" * 64, denoiser, words())
 
 
 def published_model(store_root: Path, *, seed: int = 0, version: str = "1") -> ModelRef:

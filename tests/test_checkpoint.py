@@ -14,6 +14,7 @@ from diffusion.training import checkpoint
 from diffusion.training.checkpoint import DamagedCheckpoint
 from diffusion.training.step import TrainState, build_state, train_step
 from tests.test_step import bits_of, emoji, one_thread, part  # noqa: F401  (two are fixtures)
+from tests.words import install, reading
 
 RECIPE = TrainRecipe(
     unet=UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=()),
@@ -196,3 +197,18 @@ def test_another_recipe_or_dataset_is_refused_by_name(runs: Path):
 def test_other_surroundings_are_allowed_and_told(runs: Path):
     facts = FACTS.model_copy(update={"world": 2})
     assert checkpoint.load(checkpoint.folder_of(runs, 24), fresh(), facts) == {"world": (1, 2)}
+
+
+def test_another_text_encoder_is_refused_and_without_one_nothing_is_said(tmp_path: Path, monkeypatch):
+    install(monkeypatch)
+    recipe = reading(RECIPE).model_copy(update={"images": 12})
+    state = build_state(recipe, resolution=16, classes=3, device="cpu")
+    facts = checkpoint.facts_of(recipe, DATASET, world=1, device=torch.device("cpu"), text=state.text)
+    checkpoint.save(state, tmp_path / "1", facts)
+    assert checkpoint.load(tmp_path / "1", state, facts) == {}
+    other = facts.model_copy(update={"text": state.text.model_copy(update={"digest": "1" * 64})})
+    with pytest.raises(
+        ValueError, match=r"trained on the text encoder minilm 000000000000 .* and here is minilm 11111111"
+    ):
+        checkpoint.load(tmp_path / "1", state, other)
+    assert "text" not in FACTS.model_dump()

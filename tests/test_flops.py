@@ -11,8 +11,11 @@ from diffusion.unet import UNet
 SMALL = {"channels": 16, "multipliers": (1, 2), "blocks": (1, 2), "attention": (8,)}
 
 
-def counted(recipe: UNetRecipe, resolution: int, batch: int, tokens: int, *, gradients: bool = False) -> int:
-    net = UNet(**recipe.model_dump(), resolution=resolution, classes=3).requires_grad_(gradients)
+def counted(
+    recipe: UNetRecipe, resolution: int, batch: int, tokens: int, *, image_channels: int = 0, gradients: bool = False
+) -> int:
+    net = UNet(**recipe.model_dump(), resolution=resolution, classes=3, image_channels=image_channels)
+    net.requires_grad_(gradients)
     text = {"text": torch.randn(batch, tokens, recipe.text_width)} if tokens else {}
     x = torch.randn(batch, 3, resolution, resolution)
     label = torch.zeros(batch, dtype=torch.long)
@@ -24,25 +27,25 @@ def counted(recipe: UNetRecipe, resolution: int, batch: int, tokens: int, *, gra
 
 
 @pytest.mark.parametrize(
-    ("change", "resolution", "batch", "tokens"),
+    ("change", "resolution", "batch", "tokens", "image_channels"),
     [
-        ({}, 16, 1, 0),
-        ({}, 32, 3, 0),
-        ({"stem": 1}, 16, 2, 0),
-        ({"stem": 4, "attention": ()}, 32, 1, 0),
-        ({"attention": (8, 4), "multipliers": (3, 2), "blocks": (2, 1)}, 16, 1, 0),
-        ({"channels": 112, "multipliers": (1,), "blocks": (1,)}, 16, 1, 0),
-        ({"text_width": 24}, 16, 2, 0),
-        ({"text_width": 24}, 16, 2, 7),
-        ({"image_channels": 4}, 16, 2, 0),
-        ({"text_width": 8, "image_channels": 3, "attention": (8, 4)}, 16, 2, 5),
+        ({}, 16, 1, 0, 0),
+        ({}, 32, 3, 0, 0),
+        ({"stem": 1}, 16, 2, 0, 0),
+        ({"stem": 4, "attention": ()}, 32, 1, 0, 0),
+        ({"attention": (8, 4), "multipliers": (3, 2), "blocks": (2, 1)}, 16, 1, 0, 0),
+        ({"channels": 112, "multipliers": (1,), "blocks": (1,)}, 16, 1, 0, 0),
+        ({"text_width": 24}, 16, 2, 0, 0),
+        ({"text_width": 24}, 16, 2, 7, 0),
+        ({}, 16, 2, 0, 4),
+        ({"text_width": 8, "attention": (8, 4)}, 16, 2, 5, 3),
     ],
 )
-def test_the_formula_is_what_torch_counts(change, resolution, batch, tokens):
+def test_the_formula_is_what_torch_counts(change, resolution, batch, tokens, image_channels):
     recipe = UNetRecipe(**SMALL | change)
-    assert unet_flops(recipe, resolution=resolution, batch=batch, tokens=tokens) == counted(
-        recipe, resolution, batch, tokens
-    )
+    expected = counted(recipe, resolution, batch, tokens, image_channels=image_channels)
+    priced = unet_flops(recipe, resolution=resolution, batch=batch, tokens=tokens, image_channels=image_channels)
+    assert priced == expected
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

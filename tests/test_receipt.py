@@ -7,7 +7,7 @@ from PIL import Image
 from diffusion.data.images import decode_png, encode_png
 from diffusion.serving.receipt import headers, read_receipt, receipt_of, stamp
 from diffusion.serving.request import GenerateRequest, resolve
-from tests.random_bundle import CLASSES, random_spec
+from tests.random_bundle import CLASSES, random_spec, reading_spec
 
 SPEC = random_spec("bf16", "4" * 64, 1)
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -57,6 +57,16 @@ def test_headers_are_ascii_whatever_the_class_is_called():
     assert values["X-Diffusion-Label"] == "Stra%C3%9Fe%20%26%20Co"
     assert values["X-Diffusion-Pixels-Sha256"] == receipt().pixels_sha256
     assert all(value.isascii() and value.isprintable() for value in values.values())
+
+
+def test_a_receipt_states_the_prompt_and_one_without_is_as_it_always_was():
+    request = resolve(GenerateRequest(prompt="a très red flag", seed=7), reading_spec())
+    said = receipt_of(PICTURE, 0, request, reading_spec(), bundle_digest="6" * 64, model="tiny", version="2")
+    assert (said.prompt, said.label) == ("a très red flag", None)
+    assert read_receipt(stamp(PICTURE, said)) == said
+    assert headers(said)["X-Diffusion-Prompt"] == "a%20tr%C3%A8s%20red%20flag"
+    assert "prompt" not in receipt().model_dump()
+    assert "X-Diffusion-Prompt" not in headers(receipt())
 
 
 def test_other_programs_can_read_the_chunk():

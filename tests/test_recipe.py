@@ -38,6 +38,7 @@ def test_presets_are_valid_named_and_documented(name):
         ({"unet": {"text_width": 384}}, "give both, or none and 0"),
         ({"prediction": "noise"}, "epsilon"),
         ({"noise_min": 2.0, "noise_max": 1.0}, "noise_max"),
+        ({"unet": {"image_channels": 3}}, "image_channels"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_by_name(change, word):

@@ -4,9 +4,9 @@ import pytest
 
 from diffusion.recipe import SamplerName, ServeRecipe
 from diffusion.serving.request import GenerateRequest, RequestError, parse, resolve
-from tests.random_bundle import CLASSES, random_spec
+from tests.random_bundle import CLASSES, random_spec, reading_spec
 
-SPEC = random_spec("bf16", "4" * 64, 1)
+SPEC, READS = random_spec("bf16", "4" * 64, 1), reading_spec()
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,14 @@ SPEC = random_spec("bf16", "4" * 64, 1)
         ({"guidance": float("nan")}, "guidance", "nan", {"minimum": 0, "maximum": 20}),
         ({"sampler": "euler"}, "sampler", "'euler'", list(get_args(SamplerName))),
         ({"label": 3}, "label", "3", None),
-        ({"lable": "cat"}, "lable", "lable", ["label", "n", "seed", "sampler", "steps", "guidance"]),
+        ({"lable": "cat"}, "lable", "lable", ["label", "prompt", "n", "seed", "sampler", "steps", "guidance"]),
         ({"class": "cat", "label": "cat"}, "class", "label and class", None),
+        ({"prompt": 3}, "prompt", "3", None),
+        ({"prompt": ""}, "prompt", "''", None),
+        ({"prompt": " \u3000"}, "prompt", "has words", None),
+        ({"prompt": "x" * 301}, "prompt", "at most 300", None),
+        ({"prompt": "a\nb"}, "prompt", r"without '\n'", None),
+        ({"prompt": "a\ud800"}, "prompt", r"\ud800", None),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(data, param, value, allowed):
@@ -106,3 +112,32 @@ def test_limits_of_the_server(field, limit):
 def test_a_models_own_steps_obey_the_limit_too():
     with pytest.raises(RequestError, match="steps=5"):
         resolve(GenerateRequest(), SPEC, ServeRecipe(max_steps=4))
+
+
+@pytest.mark.parametrize("prompt", ["a red flag", "x" * 300, "un drapeau rouge, très beau", "\U0001f600 \u7b11\u8138"])
+def test_a_prompt_is_taken_as_it_is(prompt):
+    assert resolve(parse(GenerateRequest, {"prompt": prompt}), READS).prompt == prompt
+
+
+def test_a_model_without_captions_refuses_a_prompt_by_name():
+    with pytest.raises(RequestError, match="prompt='a red flag': this model reads no prompts") as caught:
+        resolve(GenerateRequest(label="cat", prompt="a red flag"), SPEC)
+    assert (caught.value.param, caught.value.allowed) == ("prompt", [None])
+
+
+@pytest.mark.parametrize(
+    ("given", "guided"),
+    [({}, False), ({"label": "cat"}, True), ({"prompt": "a"}, True), ({"label": "cat", "prompt": "a"}, True)],
+)
+def test_label_and_prompt_are_given_together_or_apart_and_either_is_guided(given, guided):
+    resolved = resolve(GenerateRequest(**given), READS)
+    assert (resolved.label, resolved.prompt) == (given.get("label"), given.get("prompt"))
+    assert resolved.label_index == (0 if "label" in given else len(CLASSES))
+    assert (resolved.guided, resolved.guidance) == (guided, READS.sampling.guidance if guided else 1)
+    assert not resolve(GenerateRequest(**given, guidance=1), READS).guided
+
+
+def test_guidance_of_nothing_is_refused_where_prompts_are_read():
+    with pytest.raises(RequestError, match="Give a label or a prompt"):
+        resolve(GenerateRequest(guidance=3), READS)
+    assert resolve(GenerateRequest(guidance=3, prompt="a"), READS).guidance == 3

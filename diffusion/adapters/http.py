@@ -132,6 +132,7 @@ def create_app(engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_tes
             "run_digest": model.run_digest,
             "dataset_digest": model.dataset_digest,
             "classes": spec.classes,
+            "prompts": spec.text is not None,
             "resolution": spec.resolution,
             "parameters": spec.parameters,
             "limits": limits.model_dump(include={"max_n", "max_steps", "queue", "timeout_s"}),

@@ -14,11 +14,13 @@ from diffusion.recipe import EvaluateRecipe
 from diffusion.store.bundle import BundleSpec, bundle_path, publish_bundle, verify_bundle
 from diffusion.store.publish import staging
 from diffusion.store.refs import EvaluationRef, ModelRef
+from diffusion.store.text_encoders import PACKAGES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
@@ -167,13 +169,33 @@ def _create_version(
 def _save_pyfunc(folder: Path, bundle: Path, spec: BundleSpec, logged: "LoggedModel", run_id: str) -> None:
     """Write the MLflow model: our code file, the bundle, signature and example.  No object is pickled."""
     import pandas as pd
-    from mlflow.models import Model, ModelSignature
+    from mlflow.models import Model
     from mlflow.pyfunc import save_model
+
+    requirements = _REQUIREMENTS + (PACKAGES[spec.text.name] if spec.text else ())
+    save_model(
+        path=str(folder),
+        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+        artifacts={"bundle": str(bundle)},
+        signature=signature_of(spec),
+        input_example=pd.DataFrame({"label": [spec.classes[0]], "seed": [0]}),
+        # without the build's own label, as in 2.13.0+cpu, which the package index does not have
+        pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in requirements],
+        mlflow_model=Model(
+            artifact_path=logged.artifact_location, model_uuid=logged.model_id, model_id=logged.model_id, run_id=run_id
+        ),
+    )
+
+
+def signature_of(spec: BundleSpec) -> "ModelSignature":
+    """The columns and parameters that the model takes, and what it gives."""
+    from mlflow.models import ModelSignature
     from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
     sampling = spec.sampling
-    signature = ModelSignature(
-        Schema([ColSpec("string", "label", required=False), ColSpec("long", "seed")]),
+    asked = [ColSpec("string", name, required=False) for name in ("label", *(["prompt"] if spec.text else []))]
+    return ModelSignature(
+        Schema([*asked, ColSpec("long", "seed")]),
         Schema([ColSpec("binary", "png"), ColSpec("string", "receipt")]),
         ParamSchema(
             [
@@ -181,18 +203,6 @@ def _save_pyfunc(folder: Path, bundle: Path, spec: BundleSpec, logged: "LoggedMo
                 ParamSpec("sampler", "string", sampling.sampler),
                 ParamSpec("guidance", "double", sampling.guidance),
             ]
-        ),
-    )
-    save_model(
-        path=str(folder),
-        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-        artifacts={"bundle": str(bundle)},
-        signature=signature,
-        input_example=pd.DataFrame({"label": [spec.classes[0]], "seed": [0]}),
-        # without the build's own label, as in 2.13.0+cpu, which the package index does not have
-        pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in _REQUIREMENTS],
-        mlflow_model=Model(
-            artifact_path=logged.artifact_location, model_uuid=logged.model_id, model_id=logged.model_id, run_id=run_id
         ),
     )
 
@@ -233,7 +243,7 @@ def _description(evaluation: EvaluationRef, verdict: Verdict, spec: BundleSpec) 
     reasons = "".join(f"- {reason}\n" for reason in verdict.reasons)
     return (
         f"Draws {spec.resolution} x {spec.resolution} pictures of {len(spec.classes)} classes"
-        f" ({', '.join(spec.classes)}).\n\n"
+        f" ({', '.join(spec.classes)}){', and from prompts' if spec.text else ''}.\n\n"
         f"{spec.parameters / 1e6:.2f} M parameters, average of relative width {spec.ema:g} after"
         f" {spec.images_seen:,} images seen of {run.dataset.images:,} pictures (dataset {spec.dataset_digest[:12]}).\n"
         f"By default {spec.sampling.sampler}, {spec.sampling.steps} steps, guidance {spec.sampling.guidance:g}.\n\n"

@@ -16,6 +16,7 @@ input { width: 7rem; }
 pre { background: #f4f4f4; padding: .75rem; overflow-x: auto; white-space: pre-wrap; }
 img { width: 128px; height: 128px; image-rendering: pixelated; margin: .25rem; }
 [role=alert] { color: #a00; }
+[hidden] { display: none; }
 </style>
 </head>
 <body>
@@ -23,6 +24,7 @@ img { width: 128px; height: 128px; image-rendering: pixelated; margin: .25rem; }
 <p id="model">...</p>
 <form id="form">
 <label>class <select id="label"></select></label>
+<label id="described" hidden>prompt <input id="prompt" maxlength="300"></label>
 <label>seed <input id="seed" type="number" min="0" max="4294967295" placeholder="random"></label>
 <label>pictures <input id="n" type="number" min="1" value="4"></label>
 <label>steps <input id="steps" type="number" min="2"></label>
@@ -38,9 +40,9 @@ const at = id => document.getElementById(id);
 const url = location.origin + "/v1/images/generations";
 const number = id => at(id).value === "" ? undefined : Number(at(id).value);
 function body() {
-  const label = at("label").value || null;
-  return JSON.stringify({label, n: number("n"), seed: number("seed"), steps: number("steps"),
-    guidance: label === null ? undefined : number("guidance")});
+  const label = at("label").value || null, prompt = at("prompt").value || undefined;
+  return JSON.stringify({label, prompt, n: number("n"), seed: number("seed"), steps: number("steps"),
+    guidance: label === null && prompt === undefined ? undefined : number("guidance")});
 }
 function show() {
   const quoted = body().replaceAll("'", "'\\\\''");
@@ -58,7 +60,8 @@ at("form").addEventListener("submit", async event => {
     at("pictures").replaceChildren(...value.data.map(item => {
       const image = new Image();
       image.src = "data:image/png;base64," + item.b64_json;
-      image.alt = `${item.receipt.label ?? "no class"}, seed ${item.receipt.seed}, picture ${item.receipt.image}`;
+      const about = item.receipt.prompt ?? item.receipt.label ?? "no class";
+      image.alt = `${about}, seed ${item.receipt.seed}, picture ${item.receipt.image}`;
       image.title = image.alt;
       return image;
     }));
@@ -71,6 +74,7 @@ fetch("/v1/models").then(answer => answer.json()).then(value => {
   const model = value.data[0];
   at("model").textContent = `${model.id}, version ${model.version}, ${model.resolution} x ${model.resolution} pixels`;
   at("label").append(...model.classes.map(name => new Option(name, name)), new Option("(none)", ""));
+  at("described").hidden = !model.prompts;
   at("n").max = model.limits.max_n;
   at("steps").max = model.limits.max_steps;
   at("steps").placeholder = model.defaults.steps;

@@ -2,8 +2,9 @@
 
     mlflow.pyfunc.load_model("models:/demo@champion").predict(pandas.DataFrame({"label": ["flags"], "seed": [7]}))
 
-gives a DataFrame with the columns `png` (bytes, as from the endpoint) and `receipt` (JSON), one row per row asked.  The
-parameters steps, sampler and guidance hold for all rows.  The package `diffusion` must be installed.
+gives a DataFrame with the columns `png` (bytes, as from the endpoint) and `receipt` (JSON), one row per row asked.  A
+model that reads prompts takes a column `prompt` as well.  The parameters steps, sampler and guidance hold for all rows.
+The package `diffusion` must be installed.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ _SLOTS = 4  # pictures drawn at once: few, since proving larger batches takes ti
 
 
 class DiffusionModel(mlflow.pyfunc.PythonModel):
-    """Draws one picture for each row: label (a class name, or null for none) and seed."""
+    """Draws one picture for each row: label (a class name, or null for none), prompt (or null) and seed."""
 
     def load_context(self, context: Any) -> None:
         folder = Path(context.artifacts["bundle"])
@@ -43,17 +44,18 @@ class DiffusionModel(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(answers, columns=["png", "receipt"])
 
     def _request(self, row: dict, params: dict) -> GenerateRequest:
-        label = None if pd.isna(row.get("label")) else row["label"]
+        label, prompt = (None if pd.isna(row.get(name)) else row[name] for name in ("label", "prompt"))
         guidance = params.get("guidance")
         return parse(
             GenerateRequest,
             {
                 "label": label,
+                "prompt": prompt,
                 "seed": int(row["seed"]),
                 "steps": params.get("steps"),
                 "sampler": params.get("sampler"),
-                # a default that strengthens a class says nothing where no class is asked for
-                "guidance": None if label is None or guidance is None else float(guidance),
+                # a default that strengthens what is asked for says nothing where nothing is
+                "guidance": None if guidance is None or (label, prompt) == (None, None) else float(guidance),
             },
         )
 

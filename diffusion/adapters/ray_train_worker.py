@@ -69,8 +69,8 @@ def run_worker(job: Job, send: Send) -> None:
     torch.set_num_threads(job.threads)
     device = ray.train.torch.get_device()
     gather = world_gather()
-    facts = checkpoint.facts_of(job.recipe, job.dataset, world=world, device=device)
     state = build_state(job.recipe, resolution=job.dataset.resolution, classes=len(job.dataset.classes), device=device)
+    facts = checkpoint.facts_of(job.recipe, job.dataset, world=world, device=device, text=state.text)
     pids = gather(os.getpid())
     folder, damaged = gather(checkpoint.latest(job.checkpoints) if rank == 0 else None)[0]
     changed = checkpoint.load(folder, state, facts) if folder else {}

@@ -100,7 +100,8 @@ class Engine:
         Raises DrawingFailed: an engine that cannot keep its promise must not serve.
         """
         label = self.bundle.spec.classes[0]
-        probe = GenerateRequest(label=label, seed=0, steps=4)
+        prompt = "a picture" if self.bundle.spec.text else None
+        probe = GenerateRequest(label=label, prompt=prompt, seed=0, steps=4)
         other = GenerateRequest(seed=1, steps=3, sampler="ddim")
         alone = pixels_sha256(self.generate([probe])[0][0])
         among = pixels_sha256(self.generate([other, probe, GenerateRequest(label=label, n=2, steps=2)])[1][0])
@@ -196,7 +197,7 @@ class Engine:
                 ticket.started = images.stop
                 if not ticket.waiting:
                     self._queue.popleft()
-            flight = Flight.depart(ticket, images, self.bundle.spec, self.device)
+            flight = Flight.depart(ticket, images, self.bundle, self.device)
             with self._wake:
                 if flight is not None:
                     self._flights.append(flight)
@@ -239,10 +240,19 @@ class Engine:
 
 
 def trial_query(spec: BundleSpec, rows: int, trial: int, device: torch.device) -> Query:
-    """Rows like those of real requests: noise levels over the whole range, every label and the null label."""
+    """Rows like those of real requests: noise levels over the whole range, every label and the null label, and where the
+    model reads prompts those from none to the longest."""
     index = torch.arange(rows)
     low, high = math.log(spec.sampling.sigma_min), math.log(spec.sampling.sigma_max)
     sigma = (low + (high - low) * uniform(trial, Stream.SIGMA, index)).exp()
     noise = normal(trial, Stream.INITIAL, index, (3, spec.resolution, spec.resolution))
     label = (index + trial) % (len(spec.classes) + 1)
-    return Query((noise * sigma.view(-1, 1, 1, 1)).to(device), sigma.to(device), {"label": label.to(device)})
+    cond = {"label": label}
+    if spec.text:
+        length = torch.linspace(0, spec.text.tokens, rows).round()
+        mask = torch.arange(spec.text.tokens) < length[:, None]
+        # as an encoder writes them: zeros where there is no token
+        text = normal(trial, Stream.INITIAL, rows + index, (spec.text.tokens, spec.text.width)) * mask[:, :, None]
+        cond |= {"text": text, "text_mask": mask}
+    on_device = {name: value.to(device) for name, value in cond.items()}
+    return Query((noise * sigma.view(-1, 1, 1, 1)).to(device), sigma.to(device), on_device)

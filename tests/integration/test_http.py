@@ -25,7 +25,7 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import read_receipt
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.refs import ModelRef
-from tests.random_bundle import CLASSES, random_bundle
+from tests.random_bundle import CLASSES, random_bundle, reading_bundle
 
 URL = "/v1/images/generations"
 MODEL = ModelRef(
@@ -153,7 +153,8 @@ def test_concurrent_requests_get_the_bytes_they_get_alone(client):
         ({"seed": -1}, 422, "seed", "0 to 4294967295"),
         ({"steps": 1001}, 422, "steps", "2 to 1000"),
         ({"guidance": 1e308}, 422, "guidance", "0 to 20"),
-        ({"prompt": "a cat"}, 422, "prompt", "unknown field 'prompt'"),
+        ({"prompt": "a cat"}, 422, "prompt", "this model reads no prompts"),
+        ({"prompts": "a cat"}, 422, "prompts", "unknown field 'prompts' (did you mean 'prompt'?)"),
         ({"response_format": "url"}, 422, "response_format", "b64_json, png"),
         ({"response_format": "png", "n": 2}, 422, "n", "one picture"),
         ({"model": "huge"}, 404, "model", "'tiny'"),
@@ -204,7 +205,7 @@ def test_wrong_paths_and_methods(client):
 @given(
     st.dictionaries(
         st.sampled_from(
-            ["label", "class", "n", "seed", "steps", "sampler", "guidance", "response_format", "model", "x"]
+            ["label", "class", "prompt", "n", "seed", "steps", "sampler", "guidance", "response_format", "model", "x"]
         ),
         st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()) | st.just("cat"),
     )
@@ -267,10 +268,30 @@ def test_the_model_card_says_what_may_be_asked(client):
     card = client.get("/v1/models").json()["data"][0]
     assert (card["id"], card["version"], card["bundle_digest"]) == ("tiny", "3", "5" * 64)
     assert card["classes"] == list(CLASSES)
+    assert card["prompts"] is False
     assert card["limits"]["max_n"] == LIMITS.max_n
     assert card["defaults"] == {"sampler": "heun", "steps": 5, "guidance": 1.5}
     body = {"label": card["classes"][0], "n": card["limits"]["max_n"], **card["defaults"]}
     assert client.post(URL, json=body).status_code == 200
+
+
+def test_a_model_that_reads_prompts_says_so_and_draws_from_them():
+    engine = Engine(reading_bundle(), slots=2)
+    with served(engine) as client:
+        assert client.get("/v1/models").json()["data"][0]["prompts"] is True
+        body = {"prompt": "un drapeau très rouge", "seed": 7}
+        answer = client.post(URL, json={**body, "response_format": "png"})
+        assert answer.status_code == 200
+        assert read_receipt(answer.content).prompt == body["prompt"]
+        assert answer.headers["x-diffusion-prompt"] == "un%20drapeau%20tr%C3%A8s%20rouge"
+        assert np.array_equal(decode_png(answer.content), engine.generate([GenerateRequest(**body)])[0][0])
+        both = client.post(URL, json={**body, "label": "cat"}).json()["data"][0]
+        assert (both["receipt"]["label"], both["receipt"]["prompt"]) == ("cat", body["prompt"])
+        for wrong, said in (("", "has words"), ("x" * 301, "at most 300"), ("a\nb", "printable"), (7, "valid string")):
+            answer = client.post(URL, json={"prompt": wrong})
+            error = error_of(answer)
+            assert (answer.status_code, error["param"]) == (422, "prompt")
+            assert said in error["message"]
 
 
 def test_health_shows_the_self_test_and_a_stopped_engine():
