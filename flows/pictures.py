@@ -14,11 +14,11 @@ from torch import Tensor
 
 from diffusion.adapters.mlflow_registry import resolve as find_model
 from diffusion.data.images import encode_png, fit, grid, load, to_model, to_uint8
-from diffusion.guidance import classifier_free, conditioned
-from diffusion.random import Stream, normal
+from diffusion.random import Stream
 from diffusion.sampler import Conversation, Noise, Query, run
 from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine
+from diffusion.serving.flight import noise_of, under
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, parse, resolve
 from diffusion.store.bundle import Bundle, load_bundle
 from flows.console import progress, say, waiting
@@ -59,25 +59,12 @@ class Model:
         return karras_sigmas(steps, sigma_min=low, sigma_max=recipe.sigma_max, rho=recipe.rho)
 
     def noise(self, stream: Stream, request: ResolvedRequest) -> Noise:
-        """Step -> noise of the request's pictures, each a function of (seed, step, number of the picture) alone."""
-        shape = (3, self.resolution, self.resolution)
-
-        def draw(step: int) -> Tensor:
-            # one picture at a time: a vectorized logarithm may depend on how many numbers are taken together
-            index = [torch.tensor([(step << 32) + i]) for i in range(request.n)]
-            return torch.cat([normal(request.seed, stream, i, shape) for i in index]).to(self.device)
-
-        return draw
+        """Step -> noise of the request's pictures."""
+        return noise_of(request, stream, range(request.n), self.bundle, self.device)
 
     def under(self, conversation: Conversation, request: ResolvedRequest) -> Conversation:
-        """The conversation asked for the request's label, with its guidance."""
-        spec = self.bundle.spec
-        label = torch.full((request.n,), request.label_index, device=self.device)
-        if not request.guided:
-            return conditioned(conversation, {"label": label})
-        null = torch.full_like(label, len(spec.classes))
-        interval = spec.sampling.guidance_interval
-        return classifier_free(conversation, {"label": label}, {"label": null}, request.guidance, interval)
+        """The conversation asked for the request's class, with its guidance."""
+        return under(conversation, request, request.n, self.bundle, self.device)
 
 
 def parsed(**options: object) -> GenerateRequest:

@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusion.data.images import decode_png, png_text, to_uint8
+from diffusion.serving.engine import Engine
 from flows.cli import app
 from flows.pictures import Model, mask_of
 from flows.restore import FACTORS, TASKS, measure
@@ -141,8 +142,7 @@ def test_mistakes_that_the_model_shows_are_named(arguments, says: str, diffusion
 
 @pytest.fixture(scope="module")
 def loaded() -> Model:
-    bundle = random_bundle()
-    return Model(bundle, "tiny", "", bundle.denoiser)
+    return Model(Engine(random_bundle()), "tiny", "")
 
 
 @pytest.mark.parametrize("factor", FACTORS)

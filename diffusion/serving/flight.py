@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from diffusion.data.images import to_uint8
 from diffusion.guidance import Cond, classifier_free, conditioned
 from diffusion.random import Stream, normal
-from diffusion.sampler import SAMPLERS, Conversation, Query
+from diffusion.sampler import SAMPLERS, Conversation, Noise, Query
 from diffusion.schedule import karras_sigmas
 from diffusion.serving.request import ResolvedRequest
 from diffusion.serving.ticket import DrawingFailed, Ticket
@@ -19,22 +18,34 @@ from diffusion.store.bundle import Bundle
 
 def converse(request: ResolvedRequest, images: range, bundle: Bundle, device: torch.device) -> Conversation:
     """The sampler's conversation about these pictures of a request, with its condition and guidance around it."""
-    spec, recipe = bundle.spec, bundle.spec.sampling
+    recipe = bundle.spec.sampling
     sigmas = karras_sigmas(request.steps, sigma_min=recipe.sigma_min, sigma_max=recipe.sigma_max, rho=recipe.rho)
-    shape = (3, spec.resolution, spec.resolution)
+    initial, fresh = (noise_of(request, stream, images, bundle, device) for stream in (Stream.INITIAL, Stream.CHURN))
+    inner = SAMPLERS[request.sampler](initial(0) * sigmas[0].float().item(), sigmas, fresh)
+    return under(inner, request, len(images), bundle, device)
 
-    def noise(stream: Stream, step: int = 0) -> Tensor:
+
+def noise_of(request: ResolvedRequest, stream: Stream, images: range, bundle: Bundle, device: torch.device) -> Noise:
+    """Step -> noise of these pictures, each a function of (seed, step, number of the picture) alone."""
+    shape = (3, bundle.spec.resolution, bundle.spec.resolution)
+
+    def noise(step: int) -> Tensor:
         # one picture at a time: a vectorized logarithm may depend on how many numbers are taken together
         drawn = [normal(request.seed, stream, torch.tensor([(step << 32) + i]), shape) for i in images]
         return torch.cat(drawn).to(device)
 
-    x = noise(Stream.INITIAL) * sigmas[0].float().item()
-    inner = SAMPLERS[request.sampler](x, sigmas, partial(noise, Stream.CHURN))
-    cond = condition(bundle, request.label_index, request.prompt, len(images), device)
+    return noise
+
+
+def under(
+    conversation: Conversation, request: ResolvedRequest, rows: int, bundle: Bundle, device: torch.device
+) -> Conversation:
+    """A conversation about `rows` pictures, asked for the request's class and prompt with its guidance."""
+    cond = condition(bundle, request.label_index, request.prompt, rows, device)
     if not request.guided:
-        return conditioned(inner, cond)
-    null = condition(bundle, len(spec.classes), None, len(images), device)
-    return classifier_free(inner, cond, null, request.guidance, recipe.guidance_interval)
+        return conditioned(conversation, cond)
+    null = condition(bundle, len(bundle.spec.classes), None, rows, device)
+    return classifier_free(conversation, cond, null, request.guidance, bundle.spec.sampling.guidance_interval)
 
 
 def condition(bundle: Bundle, label: int, prompt: str | None, rows: int, device: torch.device) -> Cond:
