@@ -67,13 +67,12 @@ def reading_bundle(precision: str = "bf16") -> Bundle:
     return Bundle(reading_spec(precision, count), "6" * 64, denoiser, words())
 
 
-def published_model(store_root: Path, *, seed: int = 0, version: str = "1") -> ModelRef:
-    """A random bundle published below `store_root`, as a registered version would refer to it."""
-    denoiser = random_denoiser("bf16", seed)
-    weights = {name: parameter.contiguous() for name, parameter in denoiser.named_parameters()}
+def published_model(store_root: Path, *, seed: int = 0, version: str = "1", bundle: Bundle | None = None) -> ModelRef:
+    """A random bundle, or that one, published below `store_root`, as a registered version would refer to it."""
+    bundle = bundle or random_bundle(seed=seed)
+    weights = {name: parameter.contiguous() for name, parameter in bundle.denoiser.named_parameters()}
     data = safetensors.torch.save(weights)
-    count = sum(weight.numel() for weight in weights.values())
-    spec = random_spec("bf16", hashlib.sha256(data).hexdigest(), count)
+    spec = bundle.spec.model_copy(update={"weights_sha256": hashlib.sha256(data).hexdigest()})
     folder = store_root / f"staged-{seed}"
     folder.mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(data)

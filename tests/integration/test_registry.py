@@ -12,12 +12,13 @@ import urllib.request
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from diffusion.adapters.mlflow_registry import champion_report, register, resolve
+from diffusion.adapters.mlflow_registry import champion_report, register, resolve, signature_of
 from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, mlflow_environment, recorded
 from diffusion.data.images import decode_png
 from diffusion.evaluation.features import ExtractorIdentity
@@ -39,6 +40,8 @@ from diffusion.serving.request import resolve as resolve_request
 from diffusion.store.bundle import export_bundle, load_bundle, verify_bundle
 from diffusion.store.refs import EvaluationRef, ModelRef, RunRef
 from tests.made_run import CLASSES, make_run
+from tests.random_bundle import published_model, random_spec, reading_bundle, reading_spec
+from tests.words import install
 
 FIRST = Verdict(passed=True, reasons=("sane", "there was no champion to compare it with"))
 REFUSED = Verdict(passed=False, reasons=("Frechet distance 13 against the champion's 12: not lower",))
@@ -422,6 +425,28 @@ def test_a_fresh_process_loads_it_by_address_alone(champion, tracking, tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout == endpoint_png(champion, GenerateRequest(label="flags", seed=7))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_registrys_model_takes_prompts_where_they_are_read(tmp_path, monkeypatch):
+    from diffusion.adapters.pyfunc_model import DiffusionModel
+
+    assert signature_of(reading_spec()).inputs.input_names() == ["label", "prompt", "seed"]
+    assert signature_of(random_spec("bf16", "4" * 64, 1)).inputs.input_names() == ["label", "seed"]
+    install(monkeypatch)
+    published = published_model(tmp_path, bundle=reading_bundle()).uri
+    model = DiffusionModel()
+    model.load_context(SimpleNamespace(artifacts={"bundle": published}))
+    rows = pd.DataFrame({"label": ["cat", None, None], "prompt": ["a flag", "a flag", None], "seed": [1, 2, 3]})
+    answer = model.predict(None, rows, {"steps": 2, "guidance": 3.0})
+    said = [json.loads(receipt) for receipt in answer["receipt"]]
+    assert [(r["label"], r.get("prompt"), r["guidance"]) for r in said] == [
+        ("cat", "a flag", 3.0),
+        (None, "a flag", 3.0),
+        (None, None, 1.0),
+    ]
+    wanted = GenerateRequest(prompt="a flag", seed=2, steps=2, guidance=3)
+    assert np.array_equal(decode_png(answer["png"][1]), model.engine.generate([wanted])[0][0])
+    assert [r["label"] for r in map(json.loads, model.predict(None, rows[["label", "seed"]][:1])["receipt"])] == ["cat"]
 
 
 # The same against a server
