@@ -205,7 +205,8 @@ def run(
         line = pipeline(recipe, source, until, site)
         from flows.summary import summary
 
-        summary(line, site)
+        stays = wait or site.ray is not None
+        summary(line, site, answers=stays)
         if line.endpoint is not None and wait:
             stay()
 
@@ -221,7 +222,7 @@ def sample(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", help="What to draw, in words, if the model reads them. Repeatable.")
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="Pictures per class and prompt.")] = 8,
+    n: Annotated[int, typer.Option("--n", max=10_000, help="Pictures per class and prompt.")] = 8,
     seed: Seed = None,
     steps: Steps = None,
     sampler: SamplerOption = None,
@@ -264,7 +265,7 @@ def restore(
     n: Annotated[int, typer.Option("--n", help="Results, each another guess.")] = 1,
     seed: Seed = None,
     steps: Steps = None,
-    guidance: Annotated[float, typer.Option("--guidance", help="Towards the class; 1 is none.")] = 1.0,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Towards the class. [1, none]")] = None,
     out: Out = None,
     home: Home = None,
     debug: Debug = False,
@@ -274,7 +275,8 @@ def restore(
     def work(site: Site) -> None:
         from flows.restore import restore as flow
 
-        options = {"label": label, "n": n, "seed": seed, "steps": steps, "guidance": guidance if label else None}
+        strength = 1.0 if guidance is None and label else guidance  # not the model's own, which is for drawing freely
+        options = {"label": label, "n": n, "seed": seed, "steps": steps, "guidance": strength}
         folder = flow(
             site,
             name,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from diffusion.edit import by_condition, levels_of, low_pass, sdedit
@@ -35,6 +36,8 @@ def edit(
     coarse: side of the blocks whose means stay the picture's until the noise is as large as a picture.  options: fields
     of a GenerateRequest, None for the model's own.  Raises ValueError.
     """
+    levels_of(torch.tensor([1.0, 0.0]), strength)  # refuses a wrong one before the model is loaded
+    target = folder(site, out, "edited", picture.stem)
     asked, image = parsed(**options), read(picture)
     if from_label is not None and asked.n != 1:
         raise ValueError(f"--n {asked.n} with --from-label: inversion draws nothing at random, so there is one result")
@@ -45,7 +48,6 @@ def edit(
         raise ValueError(f"--sampler {request.sampler} adds noise, and inversion must not: give one of {known}")
     origin = settled(asked.model_copy(update={"label": from_label, "guidance": 1.0}), model)
     sigmas = model.sigmas(request.steps)
-    levels_of(sigmas, strength)
     if coarse is not None and (coarse < 2 or model.resolution % coarse):
         raise ValueError(f"--coarse {coarse}: give a divisor of the model's {model.resolution} pixels, such as 8")
     reference = in_model(fitted(image, model.resolution, "picture"), model)
@@ -69,7 +71,6 @@ def edit(
         return by_condition(solver, reference, levels, before=lambda c: model.under(c, origin), after=wanted)
 
     x0 = answered("edit", converse, model)
-    target = folder(site, out, "edited", picture)
     facts = {"command": "edit", "strength": strength, "from_label": from_label, "coarse": coarse}
     facts["sampler"] = request.sampler
     saved = written(x0, reference, request, facts, out=target, model=model)

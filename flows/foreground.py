@@ -85,7 +85,7 @@ def reported(*, debug: bool, log: Path | None = None) -> Iterator[None]:
         if log:
             with open(log, "a") as file:
                 traceback.print_exc(file=file)
-        mistake = isinstance(problem, ValueError)
+        mistake = isinstance(problem, ValueError) and not isinstance(problem, UnicodeError)
         where = "" if mistake or not log else f"\nDetails: {log}"
         error(f"{problem if mistake else f'{type(problem).__name__}: {problem}'}{where}")
         raise typer.Exit(2 if mistake else 1) from None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffusion.adapters.mlflow_registry import resolve as find_model
 from diffusion.data.images import encode_png, fit, grid, load, to_model, to_uint8
+from diffusion.data.sources import MAX_FILE_BYTES
 from diffusion.random import Stream
 from diffusion.sampler import Conversation, Noise, Query, run
 from diffusion.schedule import karras_sigmas
@@ -22,6 +23,7 @@ from diffusion.serving.flight import noise_of, under
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, parse, resolve
 from diffusion.store.bundle import Bundle, load_bundle
 from flows.console import progress, say, waiting
+from flows.preflight import check_folder
 from flows.site import Site
 
 DETAIL = 0.02  # last level above 0: at 0.1, where the demo's generation ends, a picture is blurred (34.6 dB, here 42.9)
@@ -91,6 +93,8 @@ def read(path: Path) -> Image.Image:
     """A picture file, upright.  Raises ValueError saying what is wrong with it."""
     if not path.is_file():
         raise ValueError(f"{path} is no file: give a picture, such as a PNG or JPEG")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{path} has more than {MAX_FILE_BYTES:,} bytes: give a smaller picture")
     try:
         return load(path.read_bytes())
     except ValueError as error:
@@ -172,9 +176,11 @@ def written(
     return torch.cat([in_model(picture, model) for picture in pictures])
 
 
-def folder(site: Site, out: Path | None, command: str, picture: Path) -> Path:
-    """Where the results go: `out`, or a new folder in the home."""
-    return (out or site.home / command / f"{picture.stem[:100]}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+def folder(site: Site, out: Path | None, kind: str, name: str) -> Path:
+    """Where the results go: `out`, or a new folder in the home.  Ask before the work: it is refused if it cannot be made."""
+    target = (out or site.home / kind / f"{name[:100]}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    check_folder(target, "`--out DIR`")
+    return target
 
 
 def settled(request: GenerateRequest, model: Model) -> ResolvedRequest:

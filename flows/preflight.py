@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+from pathlib import Path
 from typing import Literal, get_args
 
 from diffusion.recipe import Recipe
@@ -66,13 +67,17 @@ def check_port(site: Site) -> None:
             ) from None
 
 
+def check_folder(folder: Path, how: str) -> Path:
+    """Files can be written into a folder that may not exist yet.  how: to choose another.  Returns what exists of it."""
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(f"{folder} cannot be written: choose another folder with {how}")
+    return nearest
+
+
 def check_home(site: Site) -> None:
     """The home can be written and its disk is not nearly full."""
-    nearest = next(folder for folder in (site.home, *site.home.parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(
-            f"{site.home} cannot be written: choose another folder with `--home DIR` or DIFFUSION_HOME=DIR"
-        )
+    nearest = check_folder(site.home, "`--home DIR` or DIFFUSION_HOME=DIR")
     free = shutil.disk_usage(nearest).free
     if free < _FREE_DISK_BYTES:
         raise ValueError(

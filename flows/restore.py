@@ -52,6 +52,7 @@ def restore(
     the way is gone.  options: fields of a GenerateRequest, None for the model's own.  Raises ValueError.
     """
     _check(task, factor, mask, noise, repeats)
+    target = folder(site, out, "restored", picture.stem)
     asked, image = parsed(**options), read(picture)
     model = open_model(site, name, which, bundle)
     request = settled(asked, model)
@@ -67,7 +68,6 @@ def restore(
         return model.under(time_travel(solver, x, sigmas, fresh, length=STRETCH, repeats=repeats), request)
 
     x0 = answered("restore", converse, model)
-    target = folder(site, out, "restored", picture)
     facts = {"command": "restore", "task": task, "factor": factor, "noise": noise, "repeats": repeats}
     saved = written(x0, before, request, facts, out=target, model=model)
     off, rounded = (float(residual(operator, result, y).max()) for result in (x0, saved))

@@ -1,6 +1,6 @@
 """sample: pictures from a bundle, in this process, without Ray."""
 
-import time
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from urllib.parse import quote
@@ -8,7 +8,7 @@ from urllib.parse import quote
 from diffusion.data.images import encode_png, grid
 from diffusion.serving.receipt import receipt_of, stamp
 from flows.console import progress, say
-from flows.pictures import open_model, parsed, settled
+from flows.pictures import folder, open_model, parsed, settled
 from flows.site import Site
 
 _GRID_NAME = 40  # characters beside a row of the grid
@@ -16,7 +16,8 @@ _GRID_NAME = 40  # characters beside a row of the grid
 
 def _file_name(label: str | None) -> str:
     """A class name as part of a file name.  It came with somebody's data, so nothing in it may lead to another folder."""
-    return quote(label or "none", safe=" ").replace(".", "%2E")[:150]
+    name = quote(label or "none", safe=" ").replace(".", "%2E")
+    return name if len(name) <= 150 else f"{name[:140]}-{sha256(name.encode()).hexdigest()[:9]}"
 
 
 def draw(
@@ -37,15 +38,15 @@ def draw(
     options: fields of a GenerateRequest, None for the model's own.  Raises ValueError naming what is allowed.
     """
     asked = parsed(**options)  # before the model is loaded, which takes a while
+    out = folder(site, out, "samples", bundle.name if bundle else name)
     prompts = [parsed(prompt=prompt).prompt for prompt in prompts]
     model = open_model(site, name, which, bundle)
     spec = model.bundle.spec
     pairs = product(labels or ([None] if prompts else spec.classes), prompts or [None])
-    rows = [asked.model_copy(update={"label": label, "prompt": prompt}) for label, prompt in pairs]
+    rows = [asked.model_copy(update={"label": label, "prompt": prompt}) for label, prompt in dict.fromkeys(pairs)]
     resolved = [settled(request, model) for request in rows]
     with progress("sample", "evaluations") as update:
         drawn = model.engine.generate(rows, update)
-    out = (out or site.home / "samples" / f"{model.name}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     out.mkdir(parents=True, exist_ok=True)
     for row, (request, pictures) in enumerate(zip(resolved, drawn, strict=True)):
         about = _file_name(request.label)

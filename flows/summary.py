@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from flows.pipeline import Line
 
 
-def summary(line: "Line", site: Site) -> None:
-    """Everything worth knowing about a finished line."""
+def summary(line: "Line", site: Site, *, answers: bool) -> None:
+    """Everything worth knowing about a finished line.  answers: whether its endpoint is still there afterwards."""
     say()
     taken = ", ".join(f"{s} {'reused' if s in line.reused else seconds(t)}" for s, t in line.seconds.items())
     say(f"  {seconds(sum(line.seconds.values()))}  ({taken})", title=line.model.name)
@@ -28,8 +28,10 @@ def summary(line: "Line", site: Site) -> None:
     program = Path(sys.executable).parent / "mlflow"
     program = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
     say(f"  mlflow     {program} ui --host 127.0.0.1 --backend-store-uri {uri}")
-    if line.endpoint is not None:
+    if line.endpoint is not None and answers:
         answering(line.endpoint)
+    elif line.endpoint is not None:
+        say("  endpoint   answered, and ends with this command; `diffusion deploy` starts it again")
 
 
 def measured(evaluation: EvaluationRef) -> None:

@@ -141,6 +141,7 @@ def test_the_digest_is_the_recipes_alone() -> None:
         (("shard", "--source", "{}/none"), "{}/none"),
         (("sample", "--bundle", "{}/none"), "{}/none is no bundle"),
         (("sample", "--bundle", "{}/none", "--sampler", "euler"), "sampler='euler'"),
+        (("sample", "--bundle", "{}/none", "--out", "/dev/null"), "/dev/null cannot be written"),
     ],
 )
 def test_what_is_missing_or_wrong_is_told_at_once(command: tuple[str, ...], says: str, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ SPEC, READS = random_spec("bf16", "4" * 64, 1), reading_spec()
         ({"label": 3}, "label", "3", None),
         ({"lable": "cat"}, "lable", "lable", ["label", "prompt", "n", "seed", "sampler", "steps", "guidance"]),
         ({"class": "cat", "label": "cat"}, "class", "label and class", None),
+        ({"\ud800": 1}, "?", "unknown field '?'", list(GenerateRequest.model_fields)),
         ({"prompt": 3}, "prompt", "3", None),
         ({"prompt": ""}, "prompt", "''", None),
         ({"prompt": " \u3000"}, "prompt", "has words", None),

@@ -155,6 +155,7 @@ def create_app(engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_tes
         }
         return JSONResponse(state, 200 if alive else 503)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> str:
         return PAGE
@@ -190,7 +191,9 @@ def _no_constant(name: str) -> None:
 def _wants_png(body: GenerationBody, request: Request) -> bool:
     """Whether to answer with one bare PNG.  Raises RequestError where that is asked for and there are several."""
     accept = request.headers.get("accept", "")
-    bare = body.response_format == "png" or (body.response_format is None and accept.startswith("image/png"))
+    bare = body.response_format == "png" or (
+        body.response_format is None and accept.startswith(("image/png", "image/*"))
+    )
     if bare and body.n > 1:
         raise RequestError(
             f"n={body.n}: a bare PNG is one picture. Ask for response_format=b64_json (and JSON in Accept), or n=1",

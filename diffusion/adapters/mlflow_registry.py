@@ -103,7 +103,10 @@ def _aliases(client: "MlflowClient", name: str) -> dict[str, str] | None:
     try:
         return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in (
+            "RESOURCE_DOES_NOT_EXIST",
+            "INVALID_PARAMETER_VALUE",
+        ):  # or no name of a model at all
             raise
         return None
 

@@ -28,8 +28,8 @@ def ray_environment(home: Path) -> dict[str, str]:
 def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
     """A Ray of our own for the length of the block.  A Ray that already runs in this process is used and left alone.
 
-    Its files lie below `home`, or below /tmp where the path would be too long for a socket.  They are deleted at the end;
-    in `home` they stay after an error, for their logs.
+    Its files lie below `home`, or below /tmp where Ray cannot use that path: it would be too long for a socket, or is not
+    ASCII.  They are deleted at the end; in `home` they stay after an error, for their logs.
     """
     import ray
 
@@ -44,7 +44,8 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
     if not token.exists():
         token.touch(mode=0o600)
         token.write_text(os.urandom(32).hex())
-    elsewhere = len(str(home.resolve()).encode()) + _RAY_SUFFIX > _SOCKET_LIMIT
+    path = str(home.resolve())
+    elsewhere = not path.isascii() or len(path) + _RAY_SUFFIX > _SOCKET_LIMIT
     outer = Path(tempfile.mkdtemp(prefix="ray-")) if elsewhere else home.resolve()
     temp_dir = outer / "r"
     start = partial(

@@ -87,8 +87,9 @@ def parse(model: type[Model], data: Mapping[str, Any], limits: ServeRecipe | Non
         return model.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    name = _printable(str(first["loc"][0])) if first["loc"] else None
-    if first["type"] == "extra_forbidden":
+    # a name that is no text, half a character, has no place in the model either
+    name = _printable(str(first["loc"][0] if first["loc"] else first["input"]))
+    if first["type"] == "extra_forbidden" or not first["loc"]:
         if name == "class":
             raise RequestError("label and class are two names of one field: give one of them", param="class")
         fields = [_public_name(model, field) for field in model.model_fields]

@@ -188,6 +188,8 @@ def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) 
 
 
 def test_an_interrupted_training_goes_on_where_it_was(place: Place, emoji_folder: Path) -> None:
+    place = Place(place.root / "Käthe's [1]")  # Ray takes no such path
+    place.root.mkdir()
     long = ("--set", "train.images=4096", "--set", "train.checkpoint_images=256")
     line = ("run", "--preset", "smoke", "--source", str(emoji_folder), "--until", "register", *long)
     with running(place, *line) as process:
