@@ -225,7 +225,7 @@ def demo() -> Recipe:
 def smoke() -> Recipe:
     """`diffusion run --preset smoke`: every stage on 32 x 32 pictures, to see that an installation works.
 
-    Hardware: two CPU cores, 4 GiB of memory.  Time: about a minute.  Result: an endpoint; the pictures are noise.
+    Hardware: two CPU cores, 4 GiB of memory.  Time: about two minutes.  Result: an endpoint; the pictures are noise.
     """
     return Recipe(
         name="smoke",
