@@ -46,7 +46,7 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
         token.write_text(os.urandom(32).hex())
     path = str(home.resolve())
     elsewhere = not path.isascii() or len(path) + _RAY_SUFFIX > _SOCKET_LIMIT
-    outer = Path(tempfile.mkdtemp(prefix="ray-")) if elsewhere else home.resolve()
+    outer = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp")) if elsewhere else home.resolve()
     temp_dir = outer / "r"
     start = partial(
         ray.init,
