@@ -32,6 +32,15 @@ def short_tmp() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Bits may depend on the number of threads, and networks as small as the tests' are slower on two."""
+    from diffusion.evaluation.worker import one_thread
+
+    with one_thread():
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_local(short_tmp: Path) -> Iterator[None]:
     """A real Ray with four logical CPUs for the whole session."""

@@ -19,6 +19,8 @@ from diffusion.serving.request import GenerateRequest, resolve
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull
 from tests.random_bundle import CLASSES, RESOLUTION, random_bundle
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MIXED = [
     GenerateRequest(label="cat", seed=1, n=3),
     GenerateRequest(label="cat", seed=1, sampler="ddim", steps=7),
@@ -30,15 +32,6 @@ MIXED = [
     GenerateRequest(label="dog", seed=4, n=2, sampler="heun_churn", steps=5),
     GenerateRequest(seed=5, sampler="unipc", steps=6),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The bits may depend on the number of threads; small networks are fastest with one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=["bf16", "fp32"])

@@ -36,6 +36,8 @@ from tests.random_bundle import (
 )
 from tests.words import TOKENS, WIDTH, embed, install, reading, words
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MIXED = [
     GenerateRequest(prompt="a red flag", seed=1, n=2),
     GenerateRequest(label="cat", seed=1, steps=3),
@@ -44,14 +46,6 @@ MIXED = [
     GenerateRequest(prompt="a", label="dog", seed=1, sampler="ddpm", steps=4),
     GenerateRequest(seed=1, sampler="dpmpp_2m", steps=4),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

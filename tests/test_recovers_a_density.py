@@ -5,7 +5,6 @@ perceptrons side by side, one for each weight, each with its own rows of the bat
 """
 
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -20,6 +19,8 @@ from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe
 from diffusion.sampler import Denoise, heun, run
 from diffusion.schedule import karras_sigmas
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = (2, 1, 1)
 MIXTURE = GaussianMixture(
@@ -60,15 +61,6 @@ class Perceptrons(nn.Module):
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             h = torch.baddbmm(bias, nn.functional.silu(h) if i else h, weight)
         return h.view_as(x)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on two threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=PREDICTIONS)

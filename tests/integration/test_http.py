@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import httpx
 import numpy as np
 import pytest
-import torch
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -63,11 +62,8 @@ def served(engine: Engine, limits: ServeRecipe = LIMITS) -> Iterator[httpx.Clien
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Engine(random_bundle(), slots=LIMITS.slots, queue=LIMITS.queue, timeout_s=LIMITS.timeout_s)
-    torch.set_num_threads(before)
+def engine(one_thread: None) -> Engine:
+    return Engine(random_bundle(), slots=LIMITS.slots, queue=LIMITS.queue, timeout_s=LIMITS.timeout_s)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +106,8 @@ def test_a_bare_png_by_format_or_by_accept(client):
     body = {"class": CLASSES[2], "seed": 1}
     one = client.post(URL, json={**body, "response_format": "png"})
     two = client.post(URL, json=body, headers={"Accept": "image/png"})
+    any_picture = client.post(URL, json=body, headers={"Accept": "image/*"})
+    assert any_picture.content == two.content
     assert one.headers["content-type"] == two.headers["content-type"] == "image/png"
     assert one.content == two.content
     assert read_receipt(one.content).label == CLASSES[2]

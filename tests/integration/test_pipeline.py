@@ -157,6 +157,8 @@ def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) 
     with running(place, *line, "--no-wait") as process:
         said = process.communicate(timeout=300)[0]
         assert process.returncode == 0, said
+    assert "ends with this command" in said, "an endpoint that is gone is not advertised"
+    assert "curl" not in said
     for stage in STAGES:
         assert re.search(rf"{stage} +done before, not done again", said), said
     assert place.published() == before
