@@ -1,7 +1,7 @@
 """The noise levels that training draws: densities of sigma, by inversion of uniform numbers, and their stratification."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ def stratified(seed: int, index: Tensor, batch_size: int) -> Tensor:
     return (stratum + uniform(seed, Stream.SIGMA, index).double()) / batch_size
 
 
+@lru_cache(maxsize=4)  # every step asks, and a chain's table takes as long as the rest of drawing
 def density_of(recipe: TrainRecipe) -> Density:
     """The density of a recipe."""
     if recipe.noise == "log_uniform":

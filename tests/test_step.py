@@ -1,7 +1,6 @@
 """training/step.py: what is random depends on positions only; the step learns; what is not finite is named."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,8 @@ from diffusion.training.step import (
     train_step,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RECIPE = TrainRecipe(
     unet=UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=()),
     images=96,
@@ -35,15 +36,6 @@ RECIPE = TrainRecipe(
 )
 CPU = torch.device("cpu")
 CLASSES = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on two threads, and much slower where other processes want the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +122,7 @@ def test_noise_levels_labels_and_mirroring_follow_the_recipe():
     pictures[..., 0] = 255  # white on the left
     batch = Batch(pictures, torch.ones(n, dtype=torch.int64), [""] * n, ["k"] * n, torch.arange(n))
     recipe = RECIPE.model_copy(update={"hflip": True, "label_drop": 0.25, "noise_mean": -0.8, "noise_std": 1.1})
-    x0, noise, sigma, label, level = corrupt(batch, recipe, CLASSES, CPU)
+    x0, noise, sigma, label, _, level = corrupt(batch, recipe, CLASSES, CPU)
     error = 5 / math.sqrt(n)
     assert sigma.log().mean().item() == pytest.approx(-0.8, abs=1.1 * error)
     assert sigma.log().std().item() == pytest.approx(1.1, abs=1.1 * error)

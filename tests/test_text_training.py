@@ -69,12 +69,13 @@ def test_without_captions_labels_are_dropped_as_ever():
 def test_the_condition_of_a_picture_depends_on_its_position_only():
     captions = [f"number {i}" for i in range(12)]
     whole = batch_of(captions, torch.zeros(12, dtype=torch.uint8), start=100)
-    cond = caption_condition(whole, RECIPE, ENCODER, CPU)
+    dropped = corrupt(whole, RECIPE, 1, CPU).wordless
+    cond = caption_condition(whole.captions, dropped, ENCODER)
     rows = [7, 2, 11]
-    some = whole._replace(captions=[captions[i] for i in rows], index=whole.index[rows])
-    for name, value in caption_condition(some, RECIPE, ENCODER, CPU).items():
+    some = Batch(*(part[rows] if isinstance(part, torch.Tensor) else [part[i] for i in rows] for part in whole))
+    for name, value in caption_condition(some.captions, corrupt(some, RECIPE, 1, CPU).wordless, ENCODER).items():
         assert torch.equal(value, cond[name][rows])
-    _, dropped = dropped_of(RECIPE, whole.index)
+    assert torch.equal(dropped, dropped_of(RECIPE, whole.index)[1])
     assert 0 < dropped.sum() < 12
     assert torch.equal(~cond["text_mask"].any(1), dropped)
     assert torch.equal(corrupt(whole, RECIPE, 1, CPU).label == 1, dropped_of(RECIPE, whole.index)[0])

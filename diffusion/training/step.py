@@ -74,6 +74,7 @@ class Corrupted(NamedTuple):
     noise: Tensor
     sigma: Tensor  # (b,)
     label: Tensor  # (b,) int64, some of them the null label
+    wordless: Tensor  # (b,) bool: shown without their caption
     level: Tensor  # (b,)
 
 
@@ -151,12 +152,13 @@ def corrupt(batch: Batch, recipe: TrainRecipe, null_label: int, device: torch.de
     else:
         u = uniform(recipe.seed, Stream.SIGMA, index)
     label = batch.label.to(device, non_blocking=True)
-    dropped, _ = dropped_of(recipe, index)
+    dropped, wordless = dropped_of(recipe, index)
     return Corrupted(
         x0=x0,
         noise=normal(recipe.seed, Stream.NOISE, index, tuple(x0.shape[1:])),
         sigma=density_of(recipe)(u).to(x0),
         label=torch.where(dropped, null_label, label),
+        wordless=wordless,
         level=(u * LEVELS).long().clamp_(max=LEVELS - 1),
     )
 
@@ -171,13 +173,10 @@ def dropped_of(recipe: TrainRecipe, index: Tensor) -> tuple[Tensor, Tensor]:
     return (both if recipe.text_encoder == "none" else both | label), both | caption
 
 
-def caption_condition(
-    batch: Batch, recipe: TrainRecipe, encoder: TextEncoder, device: torch.device
-) -> dict[str, Tensor]:
+def caption_condition(captions: list[str], wordless: Tensor, encoder: TextEncoder) -> dict[str, Tensor]:
     """The captions of a batch as a condition, the dropped ones as null text."""
-    _, dropped = dropped_of(recipe, batch.index)
-    captions = ["" if drop else caption for caption, drop in zip(batch.captions, dropped.tolist(), strict=True)]
-    return {name: value.to(device) for name, value in encoder(captions)._asdict().items()}
+    shown = ["" if drop else caption for caption, drop in zip(captions, wordless.tolist(), strict=True)]
+    return {name: value.to(wordless.device) for name, value in encoder(shown)._asdict().items()}
 
 
 def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: nn.Module | None = None) -> StepResult:
@@ -191,10 +190,10 @@ def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: n
     device = device_of(state)
     if recipe.unet.dropout:  # drawn by torch's own generator, which is not part of the state
         torch.manual_seed((recipe.seed << 32) ^ int(batch.index[0]))
-    x0, noise, sigma, label, level = corrupt(batch, recipe, state.net.null_label, device)
+    x0, noise, sigma, label, wordless, level = corrupt(batch, recipe, state.net.null_label, device)
     cond = {"label": label}
     if state.encoder:
-        cond |= caption_condition(batch, recipe, state.encoder, device)
+        cond |= caption_condition(batch.captions, wordless, state.encoder)
     losses = denoising_loss(model or state.net, weight_of(recipe), x0, noise, sigma, cond)
     loss = (uncertain(losses, state.uncertainty(sigma)) if state.uncertainty else losses).mean()
     state.optimizer.zero_grad()
