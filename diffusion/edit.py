@@ -12,16 +12,20 @@ from diffusion.operators import BlockMean
 from diffusion.restore import null_space
 from diffusion.sampler import Conversation, Query
 
-Solver = Callable[
-    [Tensor, Tensor], Conversation
-]  # (x, sigmas) -> x at the last of them; a stochastic one has its noise
+# (x, sigmas) -> x at the last of them; a stochastic one has its noise
+Solver = Callable[[Tensor, Tensor], Conversation]
 Around = Callable[[Conversation], Conversation]  # puts a condition, guidance or a mask around a conversation
+
+
+def check_strength(strength: float) -> None:
+    """Raises ValueError."""
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength={strength}: give a share above 0 and up to 1; 1 forgets the reference entirely")
 
 
 def levels_of(sigmas: Tensor, strength: float) -> Tensor:
     """The last levels of the grid, the share `strength` of its steps, at least one.  1 is all of them."""
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength={strength}: give a share above 0 and up to 1; 1 forgets the reference entirely")
+    check_strength(strength)
     steps = len(sigmas) - 1
     return sigmas[steps - max(1, round(strength * steps)) :]
 

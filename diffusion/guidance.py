@@ -13,9 +13,8 @@ from torch import Tensor
 from diffusion.sampler import Conversation, Denoise, Query
 
 Cond = Mapping[str, Tensor]  # every value has one row per picture
-MODEL = (
-    "model"  # the column that says which of several denoisers answers a row: 0 the model itself, 1 its worse version
-)
+# the column that says which of several denoisers answers a row: 0 the model itself, 1 its worse version
+MODEL = "model"
 
 
 def conditioned(conversation: Conversation, cond: Cond) -> Conversation:

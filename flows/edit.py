@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from diffusion.edit import by_condition, levels_of, low_pass, sdedit
+from diffusion.edit import by_condition, check_strength, levels_of, low_pass, sdedit
 from diffusion.operators import Mask
 from diffusion.random import Stream
 from diffusion.restore import null_space
@@ -36,7 +35,7 @@ def edit(
     coarse: side of the blocks whose means stay the picture's until the noise is as large as a picture.  options: fields
     of a GenerateRequest, None for the model's own.  Raises ValueError.
     """
-    levels_of(torch.tensor([1.0, 0.0]), strength)  # refuses a wrong one before the model is loaded
+    check_strength(strength)  # before the model is loaded
     target = folder(site, out, "edited", picture.stem)
     asked, image = parsed(**options), read(picture)
     if from_label is not None and asked.n != 1:

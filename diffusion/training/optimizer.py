@@ -16,9 +16,8 @@ class Division:
 
     rank: int
     world: int
-    exchange: Callable[
-        [list[Tensor]], None
-    ]  # a tensor per rank; afterwards each holds its rank's values on every process
+    # given a tensor for each rank: afterwards each holds its rank's values, on every process
+    exchange: Callable[[list[Tensor]], None]
 
 
 class Optimizers:
