@@ -14,6 +14,7 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 SamplerName = Literal["heun", "ddim", "dpmpp_2m", "unipc", "ddpm", "ddpm_beta", "dpmpp_2m_sde", "heun_churn"]
 PredictionName = Literal["edm", "epsilon", "v", "x0"]
+ChainName = Literal["linear", "cosine", "source-text"]
 
 
 class Frozen(BaseModel):
@@ -94,7 +95,7 @@ class TrainRecipe(Frozen):
     noise_std: Positive = Field(1.3, description="log_normal: standard deviation of ln sigma  [EDM: P_std]")
     noise_min: Positive = Field(0.002, description="log_uniform: lowest sigma")
     noise_max: Positive = Field(80.0, description="log_uniform: highest sigma")
-    chain: Literal["linear", "cosine", "source-text"] = Field("linear", description="uniform_t: beta schedule")
+    chain: ChainName = Field("linear", description="uniform_t: beta schedule")
     chain_steps: int = Field(1_000, ge=2, le=100_000, description="uniform_t: its length T")
     noise_stratified: bool = Field(False, description="One noise level from each of batch_size equally likely ranges")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="muon: for convolutions, with AdamW for the rest")
@@ -135,9 +136,14 @@ class SamplingRecipe(Frozen):
     steps: int = Field(24, ge=2, le=1_000)
     guidance: Annotated[float, Field(ge=0, le=20)] = Field(2.5, description="1 = none; D = null + g (cond - null)")
     guidance_interval: tuple[float, float] = Field((0.0, 1e6), description="sigma range in which guidance acts")
-    sigma_min: Positive = 0.1
-    sigma_max: Positive = 80.0
-    rho: Positive = 7.0
+    spacing: Literal["karras", "exponential", "trailing", "leading", "linspace"] = Field(
+        "karras", description="Of the noise levels; exponential: even in log-SNR; the last three: steps t of a chain"
+    )
+    sigma_min: Positive = Field(0.1, description="karras, exponential: the last level above 0")
+    sigma_max: Positive = Field(80.0, description="karras, exponential: the first level")
+    rho: Positive = Field(7.0, description="karras: larger puts more levels where noise is low  [EDM, Eq. 5]")
+    chain: ChainName = Field("linear", description="trailing, leading, linspace: beta schedule")
+    chain_steps: int = Field(1_000, ge=2, le=100_000, description="trailing, leading, linspace: its length T")
 
     @model_validator(mode="after")
     def _checks(self) -> "SamplingRecipe":

@@ -17,10 +17,10 @@ from diffusion.data.images import encode_png, fit, grid, load, to_model, to_uint
 from diffusion.data.sources import MAX_FILE_BYTES
 from diffusion.random import Stream
 from diffusion.sampler import Conversation, Noise, Query, run
-from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine
 from diffusion.serving.flight import noise_of, under
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, parse, resolve
+from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import Bundle, load_bundle
 from flows.console import progress, say, waiting
 from flows.preflight import check_folder
@@ -57,8 +57,7 @@ class Model:
     def sigmas(self, steps: int) -> Tensor:
         """The levels of this many steps, down to where a picture's detail lies.  Returns (steps + 1,)."""
         recipe = self.bundle.spec.sampling
-        low = min(recipe.sigma_min, DETAIL)
-        return karras_sigmas(steps, sigma_min=low, sigma_max=recipe.sigma_max, rho=recipe.rho)
+        return sampling_sigmas(recipe.model_copy(update={"sigma_min": min(recipe.sigma_min, DETAIL)}), steps)
 
     def noise(self, stream: Stream, request: ResolvedRequest) -> Noise:
         """Step -> noise of the request's pictures."""

@@ -21,6 +21,7 @@ def check(recipe: Recipe, source: str, until: str, site: Site) -> None:
         raise ValueError(f"until={until!r}: it is one of {', '.join(get_args(Until))}")
     from diffusion.data.sources import open_source  # they load torch: not for each start of the program
     from diffusion.evaluation.features import find_weights
+    from diffusion.spacing import sampling_sigmas
     from diffusion.store.text_encoders import find_folder
 
     check_home(site)
@@ -31,6 +32,7 @@ def check(recipe: Recipe, source: str, until: str, site: Site) -> None:
         )
     open_source(source)
     find_weights(recipe.evaluate.extractor)
+    sampling_sigmas(recipe.evaluate.sampling, recipe.evaluate.sampling.steps)
     if recipe.train.text_encoder != "none":
         find_folder(recipe.train.text_encoder)
     check_devices(site, batch_size=recipe.train.batch_size)

@@ -27,6 +27,7 @@ class Site(Frozen):
     home: Path = Field(Path(".diffusion"), validate_default=True, description="The only folder that is written to")
     workers: int | None = Field(None, ge=1, description="Training workers; none: one per GPU, or 2 on a CPU")
     gpu: bool | None = Field(None, description="Train and serve on GPUs; none: where there are any")
+    recompute: bool = Field(False, description="Train in less memory and a third more time, to the same bits")
     host: str = Field("127.0.0.1", description="Address the endpoint listens on")
     port: int = Field(7777, ge=1, le=65_535, description="Port of the endpoint")
     replicas: int = Field(1, ge=1, description="Copies of the model behind the endpoint")

@@ -62,6 +62,7 @@ def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site)
                 workers=site.train_workers,
                 use_gpu=site.use_gpu,
                 threads=site.threads,
+                recompute=site.recompute,
                 on_metrics=on_metrics,
                 on_event=on_event,
                 max_failures=3,

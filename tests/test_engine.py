@@ -12,11 +12,14 @@ import torch
 from diffusion.data.images import to_uint8
 from diffusion.guidance import classifier_free, conditioned
 from diffusion.random import Stream, normal
+from diffusion.recipe import SamplingRecipe
 from diffusion.sampler import SAMPLERS, evaluations, run
 from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine
+from diffusion.serving.flight import converse
 from diffusion.serving.request import GenerateRequest, resolve
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull
+from diffusion.spacing import sampling_sigmas
 from tests.random_bundle import CLASSES, RESOLUTION, random_bundle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -146,6 +149,21 @@ def test_pictures_are_the_same_when_many_threads_ask_a_running_engine(engine):
         got = list(pool.map(lambda i: ask(engine, **MIXED[i].model_dump()).future.result(60), wanted))
     for i, pictures in zip(wanted, got, strict=True):
         assert same(pictures, alone[i])
+
+
+@pytest.mark.parametrize("spacing", ["karras", "exponential", "trailing", "leading", "linspace"])
+def test_levels_are_spaced_as_the_models_recipe_says(spacing):
+    bundle = random_bundle("fp32")
+    recipe = SamplingRecipe(sampler="ddim", spacing=spacing, chain="cosine")
+    bundle = replace(bundle, spec=bundle.spec.model_copy(update={"sampling": recipe}))
+    levels = []
+
+    def denoise(x, sigma, **cond):
+        levels.append(sigma.item())
+        return x
+
+    run(converse(resolve(GenerateRequest(steps=7), bundle.spec), range(1), bundle, torch.device("cpu")), denoise)
+    assert levels == pytest.approx(sampling_sigmas(recipe, 7)[:-1].tolist())
 
 
 @pytest.mark.parametrize("index", range(len(MIXED)))

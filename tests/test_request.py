@@ -142,3 +142,12 @@ def test_guidance_of_nothing_is_refused_where_prompts_are_read():
     with pytest.raises(RequestError, match="Give a label or a prompt"):
         resolve(GenerateRequest(guidance=3), READS)
     assert resolve(GenerateRequest(guidance=3, prompt="a"), READS).guidance == 3
+
+
+def test_more_steps_than_the_models_chain_has_are_refused():
+    recipe = SPEC.sampling.model_copy(update={"spacing": "trailing", "chain_steps": 20})
+    spec = SPEC.model_copy(update={"sampling": recipe})
+    assert resolve(GenerateRequest(steps=20), spec).steps == 20
+    with pytest.raises(RequestError, match="steps=21: the linear chain of 20 steps") as caught:
+        resolve(GenerateRequest(steps=21), spec)
+    assert caught.value.param == "steps"

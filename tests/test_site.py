@@ -16,6 +16,7 @@ FIELDS = {
     "home": "/somewhere",
     "workers": "3",
     "gpu": "false",
+    "recompute": "true",
     "host": "0.0.0.0",
     "port": "8123",
     "replicas": "2",
@@ -33,7 +34,13 @@ def free_port() -> int:
 def test_each_field_is_a_variable() -> None:
     assert set(FIELDS) == set(Site.model_fields)
     site = Site.from_environment({f"DIFFUSION_{name.upper()}": value for name, value in FIELDS.items()})
-    assert site.model_dump(mode="json") == FIELDS | {"workers": 3, "gpu": False, "port": 8123, "replicas": 2}
+    assert site.model_dump(mode="json") == FIELDS | {
+        "workers": 3,
+        "gpu": False,
+        "recompute": True,
+        "port": 8123,
+        "replicas": 2,
+    }
 
 
 def test_given_values_win_over_the_environment() -> None:

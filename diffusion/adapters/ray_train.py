@@ -48,6 +48,7 @@ def train_run(
     workers: int = 1,
     use_gpu: bool = False,
     threads: int = 1,
+    recompute: bool = False,
     on_metrics: Callable[[dict[str, float]], None] = ignore,
     on_event: Callable[[dict[str, Any]], None] = ignore,
     max_failures: int = 3,
@@ -55,6 +56,7 @@ def train_run(
     """Train to the end of the recipe in the Ray that is running, going on from the newest valid checkpoint in `run_dir`.
 
     workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.
+    recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
     on_event: likewise with {"event": "started" | "resumed" | "damaged_checkpoint" | "checkpoint" | "worker_failed", ...}.
     max_failures: how often a dead or failing worker is replaced.
@@ -70,7 +72,7 @@ def train_run(
         raise RuntimeError("Ray is not running here: call within `with local_ray(...)`, or after ray.init(address=...)")
     run_dir = Path(run_dir).resolve()  # Ray's workers run in another directory
     dataset = dataset.model_copy(update={"uri": str(Path(dataset.uri).resolve())})
-    job = Job(recipe, dataset, run_dir, threads, relay=f"train-{uuid.uuid4().hex}")
+    job = Job(recipe, dataset, run_dir, threads, recompute, relay=f"train-{uuid.uuid4().hex}")
     with _only_driver(run_dir):
         run = _finished(job)
         if run is None:

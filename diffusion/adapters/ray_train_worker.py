@@ -33,6 +33,7 @@ class Job:
     dataset: DatasetRef
     run_dir: Path
     threads: int
+    recompute: bool
     relay: str  # name of the actor that takes records to the driver
 
     @property
@@ -70,6 +71,7 @@ def run_worker(job: Job, send: Send) -> None:
     device = ray.train.torch.get_device()
     gather = world_gather()
     state = build_state(job.recipe, resolution=job.dataset.resolution, classes=len(job.dataset.classes), device=device)
+    state.net.net.recompute = job.recompute
     facts = checkpoint.facts_of(job.recipe, job.dataset, world=world, device=device, text=state.text)
     pids = gather(os.getpid())
     folder, damaged = gather(checkpoint.latest(job.checkpoints) if rank == 0 else None)[0]

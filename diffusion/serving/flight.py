@@ -10,16 +10,15 @@ from diffusion.data.images import to_uint8
 from diffusion.guidance import Cond, classifier_free, conditioned
 from diffusion.random import Stream, normal
 from diffusion.sampler import SAMPLERS, Conversation, Noise, Query
-from diffusion.schedule import karras_sigmas
 from diffusion.serving.request import ResolvedRequest
 from diffusion.serving.ticket import DrawingFailed, Ticket
+from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import Bundle
 
 
 def converse(request: ResolvedRequest, images: range, bundle: Bundle, device: torch.device) -> Conversation:
     """The sampler's conversation about these pictures of a request, with its condition and guidance around it."""
-    recipe = bundle.spec.sampling
-    sigmas = karras_sigmas(request.steps, sigma_min=recipe.sigma_min, sigma_max=recipe.sigma_max, rho=recipe.rho)
+    sigmas = sampling_sigmas(bundle.spec.sampling, request.steps)
     initial, fresh = (noise_of(request, stream, images, bundle, device) for stream in (Stream.INITIAL, Stream.CHURN))
     inner = SAMPLERS[request.sampler](initial(0) * sigmas[0].float().item(), sigmas, fresh)
     return under(inner, request, len(images), bundle, device)

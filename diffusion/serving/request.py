@@ -9,6 +9,7 @@ from pydantic import AfterValidator, AliasChoices, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from diffusion.recipe import Frozen, SamplerName, ServeRecipe
+from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import BundleSpec
 
 Whole = Annotated[int, Field(strict=True)]  # true is not 1, "3" is not 3
@@ -140,6 +141,10 @@ def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | No
                 raise RequestError(
                     f"{name}={value}: this server allows {_in_words(allowed)}", param=name, allowed=allowed
                 )
+    try:
+        sampling_sigmas(spec.sampling, steps)
+    except ValueError as error:
+        raise RequestError(str(error), param="steps") from error
     guidance = spec.sampling.guidance if request.guidance is None else request.guidance
     return ResolvedRequest(
         label=request.label,

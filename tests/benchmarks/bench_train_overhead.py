@@ -117,7 +117,7 @@ def main() -> None:
     train_recipe = recipe.train
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, local_ray(Path(folder, "ray"), cpus=4):
         dataset = shard_dataset("embedded", recipe.shard, folder)
-        job = Job(train_recipe, dataset, Path(folder, "run"), options.threads, relay=f"bench-{uuid.uuid4().hex}")
+        job = Job(train_recipe, dataset, Path(folder, "run"), options.threads, False, relay=f"bench-{uuid.uuid4().hex}")
         trainer = trainer_of(
             job,
             measure,
