@@ -13,8 +13,10 @@ from diffusion.store.refs import DatasetRef
 from diffusion.training import checkpoint
 from diffusion.training.checkpoint import DamagedCheckpoint
 from diffusion.training.step import TrainState, build_state, train_step
-from tests.test_step import bits_of, emoji, one_thread, part  # noqa: F401  (two are fixtures)
+from tests.test_step import bits_of, emoji, part  # noqa: F401  (emoji is a fixture)
 from tests.words import install, reading
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPE = TrainRecipe(
     unet=UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=()),

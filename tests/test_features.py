@@ -10,13 +10,8 @@ from torch import Tensor, nn
 
 from diffusion.evaluation import features
 from diffusion.evaluation.features import BATCH, CONTRACTS, efficientnet_lite0, extractor, find_weights, resize
-from diffusion.evaluation.worker import one_thread
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,9 @@ from diffusion.training.journal import Journal
 from diffusion.training.loop import metrics_images_of, train
 from diffusion.training.parallel import data_parallel, world_gather
 from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
-from tests.test_step import bits_of, one_thread  # noqa: F401  (a fixture)
+from tests.test_step import bits_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 RECIPE = TrainRecipe(
     unet=UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=()),

@@ -11,6 +11,8 @@ from diffusion.recipe import TrainRecipe, UNetRecipe
 from diffusion.training.parallel import data_parallel
 from diffusion.training.step import TrainState, build_state
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RECIPE = TrainRecipe(unet=UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=()), lr=0.01)
 
 
@@ -49,13 +51,8 @@ def tensors_of(state: TrainState) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("world", "skip_second"), [(2, False), (3, True)])
 def test_the_divided_step_is_the_step_of_one_process_bit_for_bit(world, skip_second, tmp_path):
     torch.multiprocessing.spawn(work, (world, tmp_path, skip_second), nprocs=world)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        alone = state_of_run()
-        take_steps(alone, skip_second=skip_second)
-    finally:
-        torch.set_num_threads(threads)
+    alone = state_of_run()
+    take_steps(alone, skip_second=skip_second)
     expected = tensors_of(alone)
     for rank in range(world):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -19,14 +19,8 @@ from diffusion.evaluation.stats import (
     frechet_to,
     t_quantile,
 )
-from diffusion.evaluation.worker import one_thread
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Small factorizations are many times slower with more threads, and worse beside other programs."""
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def normals(n: int, d: int, seed: int = 0) -> Tensor:
