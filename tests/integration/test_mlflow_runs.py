@@ -13,21 +13,6 @@ from diffusion.recipe import Recipe
 from tests.made_run import dataset_ref
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def tracking(home: Path) -> Tracking:
-    return Tracking(uri=f"sqlite:///{home}/mlflow.db", artifacts=str(home / "mlflow-artifacts"), experiment="smoke")
-
-
-@pytest.fixture
-def client(tracking: Tracking):
-    return connect(tracking)
-
-
 @pytest.fixture
 def dataset(home: Path):
     return dataset_ref(home / "dataset")

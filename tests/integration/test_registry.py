@@ -1,6 +1,5 @@
-"""Real MLflow on SQLite, and one real MLflow server: from an evaluation to a model that draws."""
+"""Real MLflow on SQLite, and one real MLflow server: from an evaluation to a model under an alias."""
 
-import json
 import os
 import shutil
 import signal
@@ -10,119 +9,21 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from diffusion.adapters.mlflow_registry import champion_report, register, resolve, signature_of
-from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, mlflow_environment, recorded
-from diffusion.data.images import decode_png
-from diffusion.evaluation.features import ExtractorIdentity
+from diffusion.adapters.mlflow_registry import champion_report, register, resolve
+from diffusion.adapters.mlflow_runs import Tracking, log_evaluation, mlflow_environment, recorded
 from diffusion.evaluation.gate import Verdict, verdict
-from diffusion.evaluation.report import (
-    Environment,
-    Frechet,
-    FrechetIdentity,
-    HeldOutLoss,
-    Report,
-    load_report,
-    publish_report,
-)
-from diffusion.recipe import PRESETS, GateRecipe, Recipe, SamplingRecipe
-from diffusion.serving.engine import Engine
-from diffusion.serving.receipt import read_receipt, receipt_of, stamp
-from diffusion.serving.request import GenerateRequest, RequestError
-from diffusion.serving.request import resolve as resolve_request
-from diffusion.store.bundle import export_bundle, load_bundle, verify_bundle
-from diffusion.store.refs import EvaluationRef, ModelRef, RunRef
-from tests.made_run import CLASSES, make_run
-from tests.random_bundle import published_model, random_spec, reading_bundle, reading_spec
-from tests.words import install
+from diffusion.evaluation.report import load_report
+from diffusion.recipe import GateRecipe
+from diffusion.serving.request import GenerateRequest
+from diffusion.store.bundle import verify_bundle
+from tests.registered_run import FIRST, endpoint_png, evaluated, sampling
 
-FIRST = Verdict(passed=True, reasons=("sane", "there was no champion to compare it with"))
 REFUSED = Verdict(passed=False, reasons=("Frechet distance 13 against the champion's 12: not lower",))
-EXTRACTOR = ExtractorIdentity(name="efficientnet-lite0", digest="9" * 64, resolution=32)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def tracking(home: Path) -> Tracking:
-    return Tracking(uri=f"sqlite:///{home}/mlflow.db", artifacts=str(home / "mlflow-artifacts"), experiment="smoke")
-
-
-@pytest.fixture(scope="module")
-def recipe(tiny_recipe: Recipe) -> Recipe:
-    return tiny_recipe
-
-
-@pytest.fixture(scope="module")
-def run(home: Path, tracking: Tracking, recipe: Recipe) -> RunRef:
-    """A finished run that MLflow knows."""
-    made = make_run(home / "run", recipe.train)
-    with recorded(tracking, "train", "c" * 64, recipe.train, made.dataset) as (run_id, log):
-        log({"images_seen": made.images_seen, "loss": 0.9})
-    return made.model_copy(update={"mlflow_run_id": run_id})
-
-
-def evaluated(store: Path, run: RunRef, sampling: SamplingRecipe, frechet: float, samples: int = 64) -> EvaluationRef:
-    """The bundle of a run and a report on it, with numbers of our choice."""
-    uri, digest = export_bundle(run, 0.1, store, sampling)
-    identity = FrechetIdentity(
-        dataset_digest=run.dataset.digest,
-        reference_pictures=48,
-        extractor=EXTRACTOR,
-        dimensions=1280,
-        samples=samples,
-        sampling=SamplingRecipe(),
-        batch_size=8,
-        seed=0,
-    )
-    report = Report(
-        bundle_digest=digest,
-        run_digest=run.digest,
-        recipe_digest=run.recipe_digest,
-        dataset_digest=run.dataset.digest,
-        classes=CLASSES,
-        images_seen=run.images_seen,
-        ema=0.1,
-        frechet=Frechet(
-            identity=identity, value=frechet, standard_error=0.1, blocks=16, confidence=0.95, low=0.0, high=99.0
-        ),
-        floor=None,
-        held_out=(HeldOutLoss(sigma=1.0, loss=0.4, standard_error=0.01, zero=1.0, pictures=8),),
-        seed=0,
-        problems=(),
-        environment=Environment(torch="2", device="cpu"),
-    )
-    pictures = [[np.full((32, 32, 3), 40 * label, np.uint8)] for label in range(3)]
-    return publish_report(report, store, run=run, bundle_uri=uri, drawn=pictures, real=pictures)
-
-
-def sampling(steps: int) -> SamplingRecipe:
-    return SamplingRecipe(steps=steps)
-
-
-@pytest.fixture(scope="module")
-def evaluation(home: Path, run: RunRef) -> EvaluationRef:
-    return evaluated(home / "store", run, sampling(3), 12.0)
-
-
-@pytest.fixture(scope="module")
-def champion(tracking: Tracking, evaluation: EvaluationRef, recipe: Recipe) -> ModelRef:
-    return register(tracking, evaluation, FIRST, "smoke", recipe.evaluate)
-
-
-@pytest.fixture
-def client(tracking: Tracking):
-    return connect(tracking)
 
 
 # Registering
@@ -155,9 +56,9 @@ def test_a_version_carries_its_lineage(champion, evaluation, run, client):
 
 
 def test_the_evaluation_is_a_run_below_the_training_run_and_logged_once(
-    champion, tracking, evaluation, run, client, recipe, tmp_path
+    champion, tracking, evaluation, run, client, tiny_recipe, tmp_path
 ):
-    logged = log_evaluation(tracking, evaluation, recipe.evaluate)
+    logged = log_evaluation(tracking, evaluation, tiny_recipe.evaluate)
     assert logged == client.get_model_version("smoke", "1").tags["evaluation_run"]
     found = client.get_run(logged)
     assert found.info.status == "FINISHED"
@@ -174,8 +75,8 @@ def test_the_evaluation_is_a_run_below_the_training_run_and_logged_once(
     assert metrics["frechet"] == 12.0
 
 
-def test_the_same_bundle_never_becomes_a_second_version(champion, tracking, evaluation, recipe, client):
-    again = register(tracking, evaluation, FIRST, "smoke", recipe.evaluate)
+def test_the_same_bundle_never_becomes_a_second_version(champion, tracking, evaluation, tiny_recipe, client):
+    again = register(tracking, evaluation, FIRST, "smoke", tiny_recipe.evaluate)
     assert again == champion
     versions = client.search_model_versions("name = 'smoke'")
     assert len([v for v in versions if v.tags["bundle_digest"] == evaluation.bundle_digest]) == 1
@@ -195,7 +96,7 @@ def test_the_logged_model_holds_the_bundle_and_no_pickle(champion, home):
 # Aliases
 
 
-def test_champion_moves_only_when_the_gate_passes(home, tracking, run, recipe, client):
+def test_champion_moves_only_when_the_gate_passes(home, tracking, run, tiny_recipe, client):
     store, name = home / "store", "aliases"
 
     def present() -> dict[str, str]:
@@ -207,7 +108,7 @@ def test_champion_moves_only_when_the_gate_passes(home, tracking, run, recipe, c
         evaluation = evaluated(store, run, sampling(steps), frechet)
         report = load_report(evaluation.uri, evaluation.digest)
         judged = verdict(report, champion_report(tracking, name), gate)
-        ref = register(tracking, evaluation, judged, name, recipe.evaluate)
+        ref = register(tracking, evaluation, judged, name, tiny_recipe.evaluate)
         assert ref.reasons == judged.reasons
         seen.append((judged.passed, ref.version, present()))
     assert seen == [
@@ -220,27 +121,27 @@ def test_champion_moves_only_when_the_gate_passes(home, tracking, run, recipe, c
     assert "The gate refused it" in client.get_model_version(name, "2").description
 
 
-def test_a_new_report_on_a_registered_bundle_replaces_the_one_it_is_judged_by(home, tracking, run, recipe):
+def test_a_new_report_on_a_registered_bundle_replaces_the_one_it_is_judged_by(home, tracking, run, tiny_recipe):
     store, name = home / "store", "judged"
     first = evaluated(store, run, sampling(8), 12.0)
-    register(tracking, first, FIRST, name, recipe.evaluate)
+    register(tracking, first, FIRST, name, tiny_recipe.evaluate)
     assert champion_report(tracking, name) == load_report(first.uri)
     second = evaluated(store, run, sampling(8), 12.5, samples=128)
     assert second.bundle_digest == first.bundle_digest
-    ref = register(tracking, second, FIRST, name, recipe.evaluate)
+    ref = register(tracking, second, FIRST, name, tiny_recipe.evaluate)
     assert ref.version == "1"
     assert champion_report(tracking, name).frechet.identity.samples == 128
 
 
-def test_without_a_champion_there_is_no_report(home, tracking, run, recipe):
+def test_without_a_champion_there_is_no_report(home, tracking, run, tiny_recipe):
     assert champion_report(tracking, "nobody") is None
-    register(tracking, evaluated(home / "store", run, sampling(9), 50.0), REFUSED, "refused", recipe.evaluate)
+    register(tracking, evaluated(home / "store", run, sampling(9), 50.0), REFUSED, "refused", tiny_recipe.evaluate)
     assert champion_report(tracking, "refused") is None
 
 
-def test_a_report_that_was_changed_in_mlflow_is_refused(home, tracking, run, recipe, client, tmp_path):
+def test_a_report_that_was_changed_in_mlflow_is_refused(home, tracking, run, tiny_recipe, client, tmp_path):
     evaluation = evaluated(home / "store", run, sampling(10), 12.0)
-    register(tracking, evaluation, FIRST, "changed", recipe.evaluate)
+    register(tracking, evaluation, FIRST, "changed", tiny_recipe.evaluate)
     changed = tmp_path / "report.json"
     changed.write_bytes(Path(evaluation.uri, "report.json").read_bytes().replace(b"12.0", b" 2.0"))
     client.log_artifact(client.get_model_version("changed", "1").tags["evaluation_run"], str(changed))
@@ -269,9 +170,9 @@ def test_where_the_bundle_is_not_in_the_store_it_is_fetched_and_verified(champio
         resolve(tracking, "smoke", "champion", tmp_path)
 
 
-def test_a_bundle_damaged_in_mlflow_is_not_taken(home, tracking, run, recipe, client, tmp_path):
+def test_a_bundle_damaged_in_mlflow_is_not_taken(home, tracking, run, tiny_recipe, client, tmp_path):
     evaluation = evaluated(home / "store", run, sampling(11), 12.0)
-    register(tracking, evaluation, FIRST, "damaged", recipe.evaluate)
+    register(tracking, evaluation, FIRST, "damaged", tiny_recipe.evaluate)
     location = client.get_logged_model(client.get_model_version("damaged", "1").source.removeprefix("models:/"))
     folder = Path(location.artifact_location.removeprefix("file://"), "artifacts", evaluation.bundle_digest[:16])
     weights = bytearray((folder / "weights.safetensors").read_bytes())
@@ -296,16 +197,16 @@ def test_what_is_not_there_is_refused_with_what_is(champion, tracking, home, nam
         resolve(tracking, name, which, home / "store")
 
 
-def test_reasons_longer_than_a_tag_are_cut_and_stay_readable(home, tracking, run, recipe):
+def test_reasons_longer_than_a_tag_are_cut_and_stay_readable(home, tracking, run, tiny_recipe):
     verbose = Verdict(passed=False, reasons=tuple(f"{i}: " + "\u00e4" * 600 for i in range(20)))
     evaluation = evaluated(home / "store", run, sampling(14), 12.0)
-    ref = register(tracking, evaluation, verbose, "verbose", recipe.evaluate)
+    ref = register(tracking, evaluation, verbose, "verbose", tiny_recipe.evaluate)
     assert ref.reasons == tuple(reason[:500] for reason in verbose.reasons[:8])
     assert resolve(tracking, "verbose", "1", home / "store").reasons == ref.reasons
 
 
-def test_a_champion_that_never_was_says_so(home, tracking, run, recipe):
-    register(tracking, evaluated(home / "store", run, sampling(12), 50.0), REFUSED, "hopeful", recipe.evaluate)
+def test_a_champion_that_never_was_says_so(home, tracking, run, tiny_recipe):
+    register(tracking, evaluated(home / "store", run, sampling(12), 50.0), REFUSED, "hopeful", tiny_recipe.evaluate)
     with pytest.raises(ValueError, match=r"aliases are: challenger \(version 1\).*No version has passed the gate"):
         resolve(tracking, "hopeful", "champion", home / "store")
 
@@ -320,133 +221,16 @@ def test_a_version_that_others_registered_is_refused(tracking, client, home):
         champion_report(tracking, "foreign")
 
 
-def test_a_run_that_this_mlflow_does_not_know_still_registers(home, tracking, run, recipe, client):
+def test_a_run_that_this_mlflow_does_not_know_still_registers(home, tracking, run, tiny_recipe, client):
     """The store recalls finished work although MLflow's database was made anew."""
     stranger = run.model_copy(update={"mlflow_run_id": "0" * 32})
     evaluation = evaluated(home / "store", stranger, sampling(13), 12.0)
-    ref = register(tracking, evaluation, FIRST, "stranger", recipe.evaluate)
+    ref = register(tracking, evaluation, FIRST, "stranger", tiny_recipe.evaluate)
     assert (ref.version, ref.aliases) == ("1", ("challenger", "champion"))
     assert champion_report(tracking, "stranger").run_digest == run.digest
     version = client.get_model_version("stranger", "1")
     assert version.run_id == version.tags["evaluation_run"]
     assert "mlflow.parentRunId" not in client.get_run(version.run_id).data.tags
-
-
-# MLflow's own way of loading and drawing
-
-
-@pytest.fixture(scope="module")
-def loaded(champion: ModelRef, tracking: Tracking, tmp_path_factory: pytest.TempPathFactory):
-    import mlflow
-
-    connect(tracking)
-    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
-    return mlflow.pyfunc.load_model("models:/smoke@champion")
-
-
-@cache
-def endpoint_engine(uri: str) -> Engine:
-    return Engine(load_bundle(uri), slots=8)
-
-
-def endpoint_png(model: ModelRef, request: GenerateRequest) -> bytes:
-    """What the endpoint sends for the first picture of a request."""
-    engine = endpoint_engine(model.uri)
-    bundle = engine.bundle
-    ((picture,),) = engine.generate([request])
-    resolved = resolve_request(request, bundle.spec)
-    identity = {"bundle_digest": bundle.digest, "model": model.name, "version": model.version}
-    return stamp(picture, receipt_of(picture, 0, resolved, bundle.spec, **identity))
-
-
-def test_predict_gives_the_bytes_of_the_endpoint(loaded, champion):
-    answer = loaded.predict(
-        pd.DataFrame({"label": ["flags", "food-drink", None], "seed": [7, 8, 9]}),
-        params={"steps": 4, "sampler": "ddim", "guidance": 3.0},
-    )
-    assert list(answer.columns) == ["png", "receipt"]
-    for png, label, seed in zip(answer["png"], ("flags", "food-drink", None), (7, 8, 9), strict=True):
-        guidance = None if label is None else 3.0
-        request = GenerateRequest(label=label, seed=seed, steps=4, sampler="ddim", guidance=guidance)
-        assert png == endpoint_png(champion, request)
-
-
-def test_by_default_the_model_decides_how_to_draw(loaded, champion):
-    answer = loaded.predict(pd.DataFrame({"label": ["flags"], "seed": [7]}))
-    assert answer["png"][0] == endpoint_png(champion, GenerateRequest(label="flags", seed=7))
-    receipt = read_receipt(answer["png"][0])
-    assert (receipt.model, receipt.version, receipt.bundle_digest) == ("smoke", "1", champion.digest)
-    sampling = PRESETS["smoke"]().evaluate.sampling
-    assert (receipt.steps, receipt.sampler, receipt.guidance) == (sampling.steps, sampling.sampler, sampling.guidance)
-    assert json.loads(answer["receipt"][0]) == receipt.model_dump(mode="json")
-    assert decode_png(answer["png"][0]).shape == (32, 32, 3)
-
-
-def test_a_picture_depends_on_its_own_row_only(loaded):
-    rows = pd.DataFrame({"label": ["flags", "food-drink", "flags"], "seed": [1, 1, 2]})
-    together = list(loaded.predict(rows)["png"])
-    assert together == [loaded.predict(rows.iloc[[i]])["png"].iloc[0] for i in range(3)]
-    assert len(set(together)) == 3
-
-
-def test_no_rows_give_no_pictures(loaded):
-    answer = loaded.predict(pd.DataFrame({"label": pd.Series([], dtype=str), "seed": pd.Series([], dtype="int64")}))
-    assert list(answer.columns) == ["png", "receipt"]
-    assert len(answer) == 0
-
-
-@pytest.mark.parametrize(
-    ("row", "params", "message"),
-    [
-        ({"label": "flag", "seed": 1}, {}, "did you mean 'flags'"),
-        ({"label": "flags", "seed": -1}, {}, "seed=-1"),
-        ({"label": "flags", "seed": 1}, {"steps": 1}, "steps=1"),
-        ({"label": "flags", "seed": 1}, {"sampler": "euler"}, "heun, ddim, dpmpp_2m, unipc"),
-    ],
-)
-def test_a_wrong_request_is_refused_as_the_endpoint_refuses_it(loaded, row, params, message):
-    with pytest.raises(RequestError, match=message):
-        loaded.predict(pd.DataFrame([row]), params=params)
-
-
-def test_a_fresh_process_loads_it_by_address_alone(champion, tracking, tmp_path):
-    """As the README says: nothing but the address of MLflow, and nothing appears in the working folder."""
-    code = (
-        "import mlflow, pandas\n"
-        f"model = mlflow.pyfunc.load_model('models:/{champion.name}@champion')\n"
-        "png = model.predict(pandas.DataFrame({'label': ['flags'], 'seed': [7]}))['png'][0]\n"
-        "import sys; sys.stdout.buffer.write(png)\n"
-    )
-    environment = os.environ | mlflow_environment() | {"MLFLOW_TRACKING_URI": tracking.uri}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout == endpoint_png(champion, GenerateRequest(label="flags", seed=7))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_registrys_model_takes_prompts_where_they_are_read(tmp_path, monkeypatch):
-    from diffusion.adapters.pyfunc_model import DiffusionModel
-
-    assert signature_of(reading_spec()).inputs.input_names() == ["label", "prompt", "seed"]
-    assert signature_of(random_spec("bf16", "4" * 64, 1)).inputs.input_names() == ["label", "seed"]
-    install(monkeypatch)
-    published = published_model(tmp_path, bundle=reading_bundle()).uri
-    model = DiffusionModel()
-    model.load_context(SimpleNamespace(artifacts={"bundle": published}))
-    rows = pd.DataFrame({"label": ["cat", None, None], "prompt": ["a flag", "a flag", None], "seed": [1, 2, 3]})
-    answer = model.predict(None, rows, {"steps": 2, "guidance": 3.0})
-    said = [json.loads(receipt) for receipt in answer["receipt"]]
-    assert [(r["label"], r.get("prompt"), r["guidance"]) for r in said] == [
-        ("cat", "a flag", 3.0),
-        (None, "a flag", 3.0),
-        (None, None, 1.0),
-    ]
-    wanted = GenerateRequest(prompt="a flag", seed=2, steps=2, guidance=3)
-    assert np.array_equal(decode_png(answer["png"][1]), model.engine.generate([wanted])[0][0])
-    assert [r["label"] for r in map(json.loads, model.predict(None, rows[["label", "seed"]][:1])["receipt"])] == ["cat"]
 
 
 # The same against a server
@@ -496,21 +280,21 @@ def _answers(url: str) -> bool:
         return False
 
 
-def test_all_of_it_works_unchanged_against_a_server(server, tmp_path, run, recipe, monkeypatch):
+def test_all_of_it_works_unchanged_against_a_server(server, tmp_path, run, tiny_recipe, monkeypatch):
     import mlflow
 
     working = tmp_path / "working"
     working.mkdir()
     monkeypatch.chdir(working)
     tracking = Tracking(uri=server, experiment="remote")
-    with recorded(tracking, "train", "e" * 64, recipe.train, run.dataset) as (run_id, log):
+    with recorded(tracking, "train", "e" * 64, tiny_recipe.train, run.dataset) as (run_id, log):
         log({"images_seen": 16, "loss": 0.9})
     trained = run.model_copy(update={"mlflow_run_id": run_id})
     store = tmp_path / "store"
     evaluation = evaluated(store, trained, sampling(3), 12.0)
-    ref = register(tracking, evaluation, FIRST, "remote", recipe.evaluate)
+    ref = register(tracking, evaluation, FIRST, "remote", tiny_recipe.evaluate)
     assert (ref.version, ref.aliases) == ("1", ("challenger", "champion"))
-    assert register(tracking, evaluation, FIRST, "remote", recipe.evaluate) == ref
+    assert register(tracking, evaluation, FIRST, "remote", tiny_recipe.evaluate) == ref
     assert champion_report(tracking, "remote") == load_report(evaluation.uri)
     shutil.rmtree(store)
     fetched = resolve(tracking, "remote", "champion", store)

@@ -1,0 +1,122 @@
+"""MLflow's own way of loading and drawing: the bytes of the endpoint, and its refusals."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from diffusion.adapters.mlflow_registry import signature_of
+from diffusion.adapters.mlflow_runs import Tracking, connect, mlflow_environment
+from diffusion.data.images import decode_png
+from diffusion.recipe import PRESETS
+from diffusion.serving.receipt import read_receipt
+from diffusion.serving.request import GenerateRequest, RequestError
+from diffusion.store.refs import ModelRef
+from tests.random_bundle import published_model, random_spec, reading_bundle, reading_spec
+from tests.registered_run import endpoint_png
+from tests.words import install
+
+
+@pytest.fixture(scope="module")
+def loaded(champion: ModelRef, tracking: Tracking, tmp_path_factory: pytest.TempPathFactory):
+    import mlflow
+
+    connect(tracking)
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    return mlflow.pyfunc.load_model("models:/smoke@champion")
+
+
+def test_predict_gives_the_bytes_of_the_endpoint(loaded, champion):
+    answer = loaded.predict(
+        pd.DataFrame({"label": ["flags", "food-drink", None], "seed": [7, 8, 9]}),
+        params={"steps": 4, "sampler": "ddim", "guidance": 3.0},
+    )
+    assert list(answer.columns) == ["png", "receipt"]
+    for png, label, seed in zip(answer["png"], ("flags", "food-drink", None), (7, 8, 9), strict=True):
+        guidance = None if label is None else 3.0
+        request = GenerateRequest(label=label, seed=seed, steps=4, sampler="ddim", guidance=guidance)
+        assert png == endpoint_png(champion, request)
+
+
+def test_by_default_the_model_decides_how_to_draw(loaded, champion):
+    answer = loaded.predict(pd.DataFrame({"label": ["flags"], "seed": [7]}))
+    assert answer["png"][0] == endpoint_png(champion, GenerateRequest(label="flags", seed=7))
+    receipt = read_receipt(answer["png"][0])
+    assert (receipt.model, receipt.version, receipt.bundle_digest) == ("smoke", "1", champion.digest)
+    sampling = PRESETS["smoke"]().evaluate.sampling
+    assert (receipt.steps, receipt.sampler, receipt.guidance) == (sampling.steps, sampling.sampler, sampling.guidance)
+    assert json.loads(answer["receipt"][0]) == receipt.model_dump(mode="json")
+    assert decode_png(answer["png"][0]).shape == (32, 32, 3)
+
+
+def test_a_picture_depends_on_its_own_row_only(loaded):
+    rows = pd.DataFrame({"label": ["flags", "food-drink", "flags"], "seed": [1, 1, 2]})
+    together = list(loaded.predict(rows)["png"])
+    assert together == [loaded.predict(rows.iloc[[i]])["png"].iloc[0] for i in range(3)]
+    assert len(set(together)) == 3
+
+
+def test_no_rows_give_no_pictures(loaded):
+    answer = loaded.predict(pd.DataFrame({"label": pd.Series([], dtype=str), "seed": pd.Series([], dtype="int64")}))
+    assert list(answer.columns) == ["png", "receipt"]
+    assert len(answer) == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "params", "message"),
+    [
+        ({"label": "flag", "seed": 1}, {}, "did you mean 'flags'"),
+        ({"label": "flags", "seed": -1}, {}, "seed=-1"),
+        ({"label": "flags", "seed": 1}, {"steps": 1}, "steps=1"),
+        ({"label": "flags", "seed": 1}, {"sampler": "euler"}, "heun, ddim, dpmpp_2m, unipc"),
+    ],
+)
+def test_a_wrong_request_is_refused_as_the_endpoint_refuses_it(loaded, row, params, message):
+    with pytest.raises(RequestError, match=message):
+        loaded.predict(pd.DataFrame([row]), params=params)
+
+
+def test_a_fresh_process_loads_it_by_address_alone(champion, tracking, tmp_path):
+    """As the README says: nothing but the address of MLflow, and nothing appears in the working folder."""
+    code = (
+        "import mlflow, pandas\n"
+        f"model = mlflow.pyfunc.load_model('models:/{champion.name}@champion')\n"
+        "png = model.predict(pandas.DataFrame({'label': ['flags'], 'seed': [7]}))['png'][0]\n"
+        "import sys; sys.stdout.buffer.write(png)\n"
+    )
+    environment = os.environ | mlflow_environment() | {"MLFLOW_TRACKING_URI": tracking.uri}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout == endpoint_png(champion, GenerateRequest(label="flags", seed=7))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_registrys_model_takes_prompts_where_they_are_read(tmp_path, monkeypatch):
+    from diffusion.adapters.pyfunc_model import DiffusionModel
+
+    assert signature_of(reading_spec()).inputs.input_names() == ["label", "prompt", "seed"]
+    assert signature_of(random_spec("bf16", "4" * 64, 1)).inputs.input_names() == ["label", "seed"]
+    install(monkeypatch)
+    published = published_model(tmp_path, bundle=reading_bundle()).uri
+    model = DiffusionModel()
+    model.load_context(SimpleNamespace(artifacts={"bundle": published}))
+    rows = pd.DataFrame({"label": ["cat", None, None], "prompt": ["a flag", "a flag", None], "seed": [1, 2, 3]})
+    answer = model.predict(None, rows, {"steps": 2, "guidance": 3.0})
+    said = [json.loads(receipt) for receipt in answer["receipt"]]
+    assert [(r["label"], r.get("prompt"), r["guidance"]) for r in said] == [
+        ("cat", "a flag", 3.0),
+        (None, "a flag", 3.0),
+        (None, None, 1.0),
+    ]
+    wanted = GenerateRequest(prompt="a flag", seed=2, steps=2, guidance=3)
+    assert np.array_equal(decode_png(answer["png"][1]), model.engine.generate([wanted])[0][0])
+    assert [r["label"] for r in map(json.loads, model.predict(None, rows[["label", "seed"]][:1])["receipt"])] == ["cat"]
