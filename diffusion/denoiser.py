@@ -121,6 +121,11 @@ def prediction_of(denoised: Tensor, x: Tensor, sigma: Tensor, precond: Precond) 
     return (denoised - precond.c_skip(sigma) * x) / c_out
 
 
+def linear(x: Tensor, sigma: Tensor, *, sigma_data: float) -> Tensor:
+    """The best linear D(x; sigma) where the pixels have standard deviation sigma_data: EDM's around F = 0.  sigma (B,)."""
+    return EDM(sigma_data).c_skip(_column(sigma, x)) * x
+
+
 def _alpha(sigma: Tensor) -> Tensor:
     return 1 / (1 + sigma**2).sqrt()
 

@@ -17,7 +17,7 @@ def log_uniform_sigma(u: Tensor, *, low: float, high: float) -> Tensor:
     return (low * (high / low) ** u.double()).to(u.dtype)
 
 
-def stratified(seed: int, index: Tensor, batch_size: int) -> Tensor:
+def stratified(seed: int, index: Tensor, batch_size: int, stream: Stream = Stream.SIGMA) -> Tensor:
     """u_i = (stratum_i + u) / B: every global batch of B positions has one u in each of B equal parts of (0, 1).
 
     index: (b,) int64 positions in the global order, any part of any batch.  Returns (b,) float64, each a function of its
@@ -26,10 +26,10 @@ def stratified(seed: int, index: Tensor, batch_size: int) -> Tensor:
     """
     first = index - index % batch_size
     # the second word of the first position, which no picture's own u uses
-    turn = (uniform(seed, Stream.SIGMA, first, (2,))[:, 1].double() * batch_size).long()
+    turn = (uniform(seed, stream, first, (2,))[:, 1].double() * batch_size).long()
     stratum = (index + turn) % batch_size
     # float64: in float32 the last stratum of a large batch would round up to 1
-    return (stratum + uniform(seed, Stream.SIGMA, index).double()) / batch_size
+    return (stratum + uniform(seed, stream, index).double()) / batch_size
 
 
 @lru_cache(maxsize=4)  # every step asks, and a chain's table takes as long as the rest of drawing

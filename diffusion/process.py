@@ -182,7 +182,7 @@ class Bound(NamedTuple):
     """-log2 P(x0) is at most `total`, in bits per value of the picture."""
 
     prior: Tensor  # (B,), L_T
-    transitions: Tensor  # (B, T - 1), L_{t-1} for t = 2 .. T
+    transitions: Tensor  # (B, T - 1), L_{t-1} for t = 2 .. T; of an estimate (B, K), each times (T - 1) / K
     decoder: Tensor  # (B,), L_0
 
     @property
@@ -190,25 +190,34 @@ class Bound(NamedTuple):
         return self.prior + self.transitions.sum(dim=1) + self.decoder
 
 
-@torch.no_grad()
 def variational_bound(
-    denoise: Denoise, x0: Tensor, noise: Callable[[int], Tensor], chain: Chain, variances: Tensor
+    denoise: Denoise, x0: Tensor, noise: Callable[[Tensor], Tensor], chain: Chain, variances: Tensor
 ) -> Bound:
     """L_T + sum_t L_{t-1} + L_0 in bits per value, at one draw of z_t for each t, from noise(t): T evaluations.
 
     x0 is a uint8 picture in [-1, 1].  variances (T,) are those of the reverse chain, the first the decoder's:
     `chain.betas` or `decodable(chain.posterior_variances)`.  It is the mean over the noise that is a bound.  [DDPM, Eq. 5]
     """
+    every = torch.arange(2, len(chain.betas) + 1, device=x0.device).expand(len(x0), -1)
+    return estimated_bound(denoise, x0, every, noise, chain, variances)
+
+
+@torch.no_grad()
+def estimated_bound(
+    denoise: Denoise, x0: Tensor, t: Tensor, noise: Callable[[Tensor], Tensor], chain: Chain, variances: Tensor
+) -> Bound:
+    """`variational_bound` from K of the T - 1 transitions of each picture, t (B, K): K + 1 evaluations.
+
+    Where each t is uniform over 2 .. T, together in whatever way, the mean over the draws is the full sum: an unbiased
+    estimate.  noise: steps (B,) -> (B, *shape).
+    """
     if not (variances > 0).all():
         raise ValueError("a variance is 0: pass `decodable(variances)`, which gives the decoder of z_1 a width")
-    batch, length = len(x0), len(chain.betas)
-
-    def at(t: int) -> Tensor:
-        return torch.full((batch,), t, device=x0.device)
-
-    nats = [transition_kl(denoise, x0, at(t), noise(t), chain, variances) for t in range(2, length + 1)]
-    decoder = decoder_nll(_denoised(denoise, x0, at(1), noise(1), chain), x0, variances[0].item())
-    transitions = torch.stack(nats, dim=1) if nats else decoder.new_zeros(batch, 0)
+    nats = [transition_kl(denoise, x0, now, noise(now), chain, variances) for now in t.unbind(dim=1)]
+    first = torch.ones(len(x0), dtype=torch.int64, device=x0.device)
+    decoder = decoder_nll(_denoised(denoise, x0, first, noise(first), chain), x0, variances[0].item())
+    share = (len(chain.betas) - 1) / max(1, len(nats))
+    transitions = torch.stack(nats, dim=1) * share if nats else decoder.new_zeros(len(x0), 0)
     bits = 1 / (math.prod(x0.shape[1:]) * math.log(2))
     return Bound(prior_kl(x0, chain) * bits, transitions * bits, decoder * bits)
 

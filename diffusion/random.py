@@ -27,6 +27,7 @@ class Stream(IntEnum):
     CHURN = 6  # noise of stochastic samplers
     HOLDOUT = 7  # noise of the held-out losses
     WEIGHTS = 8  # initial weights
+    BOUND = 9  # steps and noise of the held-out bound
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

@@ -166,7 +166,11 @@ class EvaluateRecipe(Frozen):
     loss_levels: tuple[float, ...] = Field(
         (0.1, 0.3, 1.0, 3.0, 10.0), min_length=1, description="sigma of the held-out losses"
     )
-    loss_pictures: int = Field(64, ge=1, description="Held-out pictures in those losses")
+    loss_pictures: int = Field(64, ge=1, description="Held-out pictures in those losses and in the bound")
+    bound_steps: int = Field(1_000, ge=0, le=100_000, description="T of the variational bound's chain; 0: no bound")
+    bound_draws: int = Field(8, ge=1, le=1_000, description="Of its T - 1 steps, drawn for each picture")
+    bound_sigma_min: Positive = Field(0.02, description="Its first noise level: the lowest that training knows well")
+    bound_sigma_max: Positive = Field(80.0, description="Its last noise level")
     grid_columns: int = Field(12, ge=1, le=32, description="Samples per class in the grid")
     seed: int = Field(0, ge=0, lt=2**32)
 
@@ -174,6 +178,12 @@ class EvaluateRecipe(Frozen):
     def _checks(self) -> "EvaluateRecipe":
         if min(self.loss_levels) <= 0:
             raise ValueError(f"loss_levels={self.loss_levels}: noise levels are above 0")
+        if self.bound_steps == 1:
+            raise ValueError("bound_steps=1: a chain has at least 2 steps; 0 measures no bound")
+        if self.bound_sigma_min >= self.bound_sigma_max:
+            raise ValueError(
+                f"bound_sigma_min={self.bound_sigma_min} must be below bound_sigma_max={self.bound_sigma_max}"
+            )
         return self
 
 

@@ -112,7 +112,7 @@ def evaluate(
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Measure the trained run: Frechet distance, held-out loss, a grid of samples."""
+    """Measure the trained run: Frechet distance, held-out loss, variational bound, a grid of samples."""
 
     def work(recipe: Recipe, site: Site) -> None:
         with prefect_ready():

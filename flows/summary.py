@@ -49,6 +49,10 @@ def measured(evaluation: EvaluationRef) -> None:
     for level in report.held_out:
         number = "not finite" if level.loss is None else f"{level.loss:.4g} ± {level.standard_error:.2g}"
         say(f"  held out   {number} at sigma {level.sigma:g}")
+    if report.bound is not None:
+        found = report.bound
+        number = "not finite" if found.value is None else f"{found.value:.4g} ± {found.standard_error or 0:.2g}"
+        say(f"  bound      {number} bits per value ({found.identity.pictures:,} held-out pictures)")
     for problem in report.problems:
         warn(f"problem    {problem}")
 

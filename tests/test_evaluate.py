@@ -60,13 +60,16 @@ def test_a_picture_does_not_depend_on_how_many_are_drawn():
 
 def test_tasks_hold_every_piece_of_work_once():
     plan = draws(COUNTS, RECIPE)
-    work = tasks(plan, RECIPE, real=tuple(range(300)), holdout=True)
+    work = tasks(plan, RECIPE, real=tuple(range(300)), holdout=9)
     assert [task.number for task in work] == list(range(len(work)))
     assert [draw for task in work for draw in task.draws] == plan
-    assert sorted(i for task in work for i in task.indices) == list(range(300))
+    for kind, pictures in (("real", 300), ("bound", 9)):
+        assert [i for task in work if task.kind == kind for i in task.indices] == list(range(pictures))
     assert [task.level for task in work if task.kind == "loss"] == [0, 1]
     assert max(len(task.draws) for task in work) == RECIPE.batch_size
-    assert {task.kind for task in tasks(plan, RECIPE, real=(), holdout=False)} == {"draw"}
+    assert {task.kind for task in tasks(plan, RECIPE, real=(), holdout=0)} == {"draw"}
+    unbound = RECIPE.model_copy(update={"bound_steps": 0})
+    assert {task.kind for task in tasks(plan, unbound, real=(), holdout=9)} == {"draw", "loss"}
 
 
 def test_evenly():
@@ -133,7 +136,7 @@ def test_again_is_the_same_report_from_kept_features(evaluated, run, tiny_recipe
         return in_process(setup, work)
 
     assert evaluate(run, tiny_recipe.evaluate, root, each=each) == evaluated[0]
-    assert set(kinds) == {"loss", "draw"}
+    assert set(kinds) == {"loss", "bound", "draw"}
     assert list((root / "features").iterdir()) == kept
 
 

@@ -10,12 +10,11 @@ from diffusion.evaluation.report import (
     Frechet,
     HeldOutLoss,
     class_grid,
-    digits,
     load_report,
     markdown,
     publish_report,
 )
-from diffusion.evaluation.stats import Distance, Floor
+from diffusion.evaluation.stats import Distance, Floor, digits
 from diffusion.recipe import digest_of
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import DatasetRef, RunRef

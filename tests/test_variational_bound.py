@@ -159,15 +159,15 @@ def test_the_bound_of_a_picture_is_the_mean_over_its_values():
         return ROUNDED.denoise(x.reshape(-1, 1), rows).view(x.shape)
 
     variances = decodable(chain.posterior_variances)
-    whole = variational_bound(denoise, x0, lambda t: drawn[t - 1], chain, variances)
+    whole = variational_bound(denoise, x0, lambda t: drawn[t[0] - 1], chain, variances)
     for t in range(2, 11):  # each from its own draw
         nats = transition_kl(denoise, x0, steps(t, 2), drawn[t - 1], chain, variances)
         torch.testing.assert_close(whole.transitions[:, t - 2], nats / (48 * math.log(2)))
-    alone = variational_bound(denoise, x0.reshape(96, 1), lambda t: drawn[t - 1].reshape(96, 1), chain, variances)
+    alone = variational_bound(denoise, x0.reshape(96, 1), lambda t: drawn[t[0] - 1].reshape(96, 1), chain, variances)
     for term, parts in zip(whole, alone, strict=True):
         torch.testing.assert_close(term, parts.unflatten(0, (2, 48)).mean(dim=1))
     with pytest.raises(ValueError, match="decodable"):
-        variational_bound(denoise, x0, lambda t: drawn[t - 1], chain, chain.posterior_variances)
+        variational_bound(denoise, x0, lambda t: drawn[t[0] - 1], chain, chain.posterior_variances)
 
 
 def test_a_condition_is_bound_beforehand():

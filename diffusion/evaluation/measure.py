@@ -13,6 +13,7 @@ import torch
 from diffusion.data import manifest
 from diffusion.data.stream import ShardReader
 from diffusion.evaluation import plan
+from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.features import find_weights, identity_of
 from diffusion.evaluation.plan import Draw, Task
 from diffusion.evaluation.reference import LIMIT, ReferenceIdentity, recall, remember
@@ -23,10 +24,9 @@ from diffusion.evaluation.report import (
     FrechetIdentity,
     HeldOutLoss,
     Report,
-    digits,
     publish_report,
 )
-from diffusion.evaluation.stats import Gaussian, floor, frechet_to
+from diffusion.evaluation.stats import Gaussian, digits, floor, frechet_to
 from diffusion.evaluation.worker import Result, Setup, Worker, one_thread
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.bundle import export_bundle
@@ -68,7 +68,7 @@ def evaluate(
         device=device,
     )
     known = recall(store_root, identity)
-    tasks = plan.tasks(drawn, recipe, real=() if known is not None else real, holdout=data.holdout > 0)
+    tasks = plan.tasks(drawn, recipe, real=() if known is not None else real, holdout=data.holdout)
     results = _collect(each(setup, tasks), tasks, progress)
     if known is None:
         known = _gathered([results[task.number] for task in tasks if task.kind == "real"], "features")
@@ -78,6 +78,7 @@ def evaluate(
     problems = sorted({result.problem for result in results.values() if result.problem})
     drawing = [results[task.number] for task in tasks if task.kind == "draw"]
     losses = [_level(recipe, task, results[task.number]) for task in tasks if task.kind == "loss"]
+    parts = [results[task.number].arrays for task in tasks if task.kind == "bound"]
     report = Report(
         bundle_digest=setup.bundle_digest,
         run_digest=run.digest,
@@ -89,6 +90,7 @@ def evaluate(
         frechet=None if problems else _distance(setup, drawing, real_features),
         floor=_floor(recipe, real_features, real_labels),
         held_out=tuple(losses),
+        bound=HeldOutBound.of(parts, recipe, data.digest) if parts else None,
         seed=recipe.seed,
         problems=tuple(problems),
         environment=Environment(torch=torch.__version__, device=device),

@@ -29,9 +29,9 @@ class Task(Frozen):
     """A piece of work that any worker can do, and whose result depends on nothing else."""
 
     number: int
-    kind: Literal["loss", "real", "draw"]
+    kind: Literal["loss", "bound", "real", "draw"]
     level: int = 0  # loss: which of recipe.loss_levels
-    indices: tuple[int, ...] = ()  # real: pictures of the training split
+    indices: tuple[int, ...] = ()  # bound: of the measured held-out pictures; real: of the training split
     draws: tuple[Draw, ...] = ()
 
 
@@ -51,8 +51,9 @@ def evenly(total: int, n: int) -> tuple[int, ...]:
     return tuple(i * total // n for i in range(n))
 
 
-def tasks(plan: list[Draw], recipe: EvaluateRecipe, *, real: tuple[int, ...], holdout: bool) -> list[Task]:
-    """Every piece of work.  real: the pictures of the training split whose features are not known yet.
+def tasks(plan: list[Draw], recipe: EvaluateRecipe, *, real: tuple[int, ...], holdout: int) -> list[Task]:
+    """Every piece of work.  real: the pictures of the training split whose features are not known yet.  holdout: how many
+    pictures the held-out split has.
 
     Real pictures come between the drawn ones, in proportion: counting drawn pictures then tells how far the work is.
     """
@@ -60,6 +61,9 @@ def tasks(plan: list[Draw], recipe: EvaluateRecipe, *, real: tuple[int, ...], ho
     levels = range(len(recipe.loss_levels) if holdout else 0)
     result = [Task(number=next(number), kind="loss", level=level) for level in levels]
     size = recipe.batch_size
+    measured = tuple(range(min(holdout, recipe.loss_pictures) if recipe.bound_steps else 0))
+    parts = [measured[i : i + size] for i in range(0, len(measured), size)]
+    result += [Task(number=next(number), kind="bound", indices=part) for part in parts]
     drawing = [{"kind": "draw", "draws": tuple(plan[i : i + size])} for i in range(0, len(plan), size)]
     reading = [{"kind": "real", "indices": real[i : i + REAL_PICTURES]} for i in range(0, len(real), REAL_PICTURES)]
     places = [(i / len(some), some[i]) for some in (drawing, reading) for i in range(len(some))]

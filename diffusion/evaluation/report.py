@@ -3,29 +3,24 @@
 Nothing in it depends on when, where or by how many workers it was made: the same model and recipe give the same bytes.
 """
 
-import math
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from diffusion.data.images import encode_png, grid
+from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.plot import loss_plot
-from diffusion.evaluation.stats import Distance, Floor, t_quantile
-from diffusion.recipe import Frozen, SamplingRecipe, canonical_json, digest_of
+from diffusion.evaluation.stats import CONFIDENCE, Distance, Floor, digits, t_quantile
+from diffusion.recipe import Frozen, SamplingRecipe, canonical_json, digest_of, unset
 from diffusion.store.publish import publishing, sha256_file
 from diffusion.store.refs import EvaluationRef, RunRef
 
 FILE = "report.json"
-CONFIDENCE = 0.95  # of the interval that a report states; the gate states its own
-
-
-def digits(value: float) -> float | None:
-    """A measured number as reports hold it: six significant digits, None where it is not finite."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 class FrechetIdentity(Frozen):
@@ -121,6 +116,7 @@ class Report(Frozen):
     frechet: Frechet | None
     floor: FloorFacts | None
     held_out: tuple[HeldOutLoss, ...]
+    bound: HeldOutBound | None = Field(None, exclude_if=unset, description="Absent: not measured")
     seed: int
     problems: tuple[str, ...]
     environment: Environment
@@ -139,6 +135,9 @@ class Report(Frozen):
         if self.floor:
             found["frechet_floor"] = self.floor.value
         found |= {f"held_out_loss_sigma_{level.sigma:g}": level.loss for level in self.held_out}
+        if self.bound:
+            found |= {"bound_bits": self.bound.value, "bound_bits_standard_error": self.bound.standard_error}
+            found |= {"bound_bits_low": self.bound.low, "bound_bits_high": self.bound.high}
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -206,6 +205,7 @@ def markdown(report: Report) -> str:
         "The first samples of each class, none chosen. `real.png` shows real training pictures in the same places.",
         *_distance(report),
         *_losses(report),
+        *_bound(report),
         _identity(report),
     ]
     return "\n\n".join(parts) + "\n"
@@ -268,6 +268,36 @@ def _losses(report: Report) -> list[str]:
     return ["## Held-out loss", "\n".join(rows), "![loss by noise level](loss.png)", notes]
 
 
+def _bound(report: Report) -> list[str]:
+    found = report.bound
+    if found is None:
+        why = "evaluate.bound_steps is 0" if report.held_out else "the dataset has no held-out pictures"
+        return ["## Variational bound", f"Not measured: {why}."]
+    chain, interval = found.identity, f"{_shown(found.low)} to {_shown(found.high)}"
+    rows = [
+        "| | bits per value | |",
+        "|---|---|---|",
+        f"| **this model** | **{_shown(found.value)}** ± {_shown(found.standard_error, 2)} (standard error) |"
+        f" {found.confidence:.0%} interval {interval}; {chain.pictures:,} held-out pictures |",
+        f"| its prior term | {_shown(found.prior, 2)} | what is left of a picture at sigma {chain.sigma_max:g} |",
+        *(
+            f"| its KL terms, sigma {part.sigma_from:.3g} to {part.sigma_to:.3g} | {_shown(part.bits, 3)} | |"
+            for part in found.profile
+        ),
+        f"| its decoder | {_shown(found.decoder, 3)} | from sigma {chain.sigma_min:g} to one of 256 values |",
+        f"| network that answers 0 | {_shown(found.zero)} | the same, as if pixels were independent and Gaussian |",
+    ]
+    notes = (
+        f"Lower is better; 8 bits store a value as it is. In the mean over these pictures -log2 P(picture given class) of"
+        f" the model as a chain of {chain.steps:,} ancestral steps, in equal steps of log-SNR and without guidance, is at"
+        f" most this: it is not of the sampler that draws the pictures above, and says how much the model knows rather than"
+        f" how they look. The KL terms are estimated without bias from {chain.draws:,} of {chain.steps - 1:,} steps for each"
+        f" picture. The standard error is over pictures and takes the steps for drawn independently; they are spread"
+        f" evenly, so that it errs to the safe side."
+    )
+    return ["## Variational bound", "\n".join(rows), notes]
+
+
 def _shown(value: float | None, figures: int = 4) -> str:
     return "not finite" if value is None else f"{value:.{figures}g}"
 
@@ -287,6 +317,8 @@ def _identity(report: Report) -> str:
         facts |= {"samples": identity.samples, "labels": identity.labels, "pictures drawn at once": identity.batch_size}
         facts |= {"reference": f"{identity.reference_pictures:,} pictures of the split {identity.reference_split}"}
         facts |= {"metric": identity.metric}
+    if report.bound:
+        facts |= {f"bound {name}": value for name, value in report.bound.identity.model_dump().items()}
     facts |= {"seed": report.seed, "torch": report.environment.torch, "device": report.environment.device}
     rows = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
     return "## Identity of the numbers\n\n" + "\n".join(rows)

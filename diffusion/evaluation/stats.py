@@ -16,6 +16,7 @@ from torch import Tensor
 from diffusion.random import Stream, bits
 
 BLOCKS = 32  # of the jackknife
+CONFIDENCE = 0.95  # of the interval that a report states; the gate states its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +140,11 @@ def _checked(features: Tensor) -> Tensor:
     if not features.isfinite().all():
         raise ValueError("the features are not all finite, so no distance between them exists")
     return features.double()
+
+
+def digits(value: float) -> float | None:
+    """A measured number as reports hold it: six significant digits, None where it is not finite."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def t_quantile(probability: float, degrees: int) -> float:

@@ -13,7 +13,8 @@ from torch import Tensor
 from diffusion.data import manifest
 from diffusion.data.images import to_model
 from diffusion.data.stream import ShardReader
-from diffusion.denoiser import EDM, Denoiser
+from diffusion.denoiser import Denoiser, linear
+from diffusion.evaluation.bound import held_out_bound
 from diffusion.evaluation.features import Extractor, ExtractorIdentity, extractor
 from diffusion.evaluation.plan import Draw, Task, evenly
 from diffusion.loss import denoising_loss, edm_weight
@@ -59,11 +60,13 @@ class Worker:
         self._readers: dict[str, ShardReader] = {}
 
     def __call__(self, task: Task) -> Result:
-        """loss: {"loss", "zero"} float64 (N,).  real: {"features"} float32 (N, D).  draw: {"features"} of the measured
-        pictures and {"pictures"} uint8 (N, H, W, 3), the shown ones."""
+        """loss: {"loss", "zero"} float64 (N,).  bound: see `held_out_bound`.  real: {"features"} float32 (N, D).  draw:
+        {"features"} of the measured pictures and {"pictures"} uint8 (N, H, W, 3), the shown ones."""
         with one_thread():
             if task.kind == "loss":
                 return Result(task.number, self._loss(task.level))
+            if task.kind == "bound":
+                return Result(task.number, self._bound(task.indices))
             if task.kind == "real":
                 images, _ = self._reader("train").gather(np.array(task.indices))
                 return Result(task.number, {"features": self._features(images.transpose(0, 2, 3, 1))})
@@ -79,12 +82,21 @@ class Worker:
         return self._readers[split]
 
     def _loss(self, level: int) -> dict[str, np.ndarray]:
-        reader, recipe = self._reader("holdout"), self.setup.recipe
-        chosen = np.array(evenly(len(reader), recipe.loss_pictures))
-        images, labels = torch.from_numpy(reader.gather(chosen)[0]), torch.from_numpy(reader.labels[chosen])
-        return held_out_loss(
-            self.bundle.denoiser, to_model(images), labels, level=level, recipe=recipe, device=self.setup.device
+        recipe, device = self.setup.recipe, self.setup.device
+        return held_out_loss(self.bundle.denoiser, *self._held_out(), level=level, recipe=recipe, device=device)
+
+    def _bound(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        recipe, device, picture = self.setup.recipe, self.setup.device, torch.tensor(indices)
+        x0, label = self._held_out()
+        return held_out_bound(
+            self.bundle.denoiser, x0[picture], label[picture], picture, pictures=len(x0), recipe=recipe, device=device
         )
+
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        """The held-out pictures that are measured, (N, 3, H, W) in [-1, 1], and their labels."""
+        reader = self._reader("holdout")
+        chosen = np.array(evenly(len(reader), self.setup.recipe.loss_pictures))
+        return to_model(torch.from_numpy(reader.gather(chosen)[0])), torch.from_numpy(reader.labels[chosen])
 
     def _drawn(self, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
         if self._engine is None:
@@ -124,18 +136,14 @@ def held_out_loss(
     sigma, losses, zeros = recipe.loss_levels[level], [], []
     index = (level << 32) + torch.arange(len(x0))
     weight = partial(edm_weight, sigma_data=denoiser.sigma_data)
+    nothing = partial(linear, sigma_data=denoiser.sigma_data)
     for part in torch.arange(len(x0)).split(recipe.batch_size):
         noise = normal(recipe.seed, Stream.HOLDOUT, index[part], tuple(x0.shape[1:])).to(device)
         operands = (x0[part].to(device), noise, torch.full((len(part),), sigma, device=device))
         cond = {"label": label[part].to(device)}
         losses.append(denoising_loss(denoiser, weight, *operands, cond))
-        zeros.append(denoising_loss(lambda x, s, label: _linear(denoiser, x, s), weight, *operands, cond))
+        zeros.append(denoising_loss(nothing, weight, *operands, {}))
     return {"loss": torch.cat(losses).double().cpu().numpy(), "zero": torch.cat(zeros).double().cpu().numpy()}
-
-
-def _linear(denoiser: Denoiser, x: Tensor, sigma: Tensor) -> Tensor:
-    """The best linear D(x; sigma) where pixels have standard deviation sigma_data."""
-    return EDM(denoiser.sigma_data).c_skip(sigma.view(-1, 1, 1, 1)) * x
 
 
 @contextmanager
