@@ -5,6 +5,7 @@ A preset is a function that returns a whole recipe; its docstring states command
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -15,6 +16,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 SamplerName = Literal["heun", "ddim", "dpmpp_2m", "unipc", "ddpm", "ddpm_beta", "dpmpp_2m_sde", "heun_churn"]
 PredictionName = Literal["edm", "epsilon", "v", "x0"]
 ChainName = Literal["linear", "cosine", "source-text"]
+GuidanceKind = Literal["classifier_free", "autoguidance"]
+Width = Annotated[float, Field(gt=0, lt=0.28)]  # relative, of an average of the weights
 
 
 class Frozen(BaseModel):
@@ -26,6 +29,11 @@ class Frozen(BaseModel):
 def unset(value: object) -> bool:
     """For `exclude_if`: a field that says nothing is not written, so values of before it existed keep their bytes."""
     return value is None
+
+
+def usual(default: object) -> Callable[[object], bool]:
+    """For `exclude_if`, likewise: a field is not written at the value that held before it existed."""
+    return lambda value: value == default
 
 
 def canonical_json(value: BaseModel | dict | list) -> bytes:
@@ -116,7 +124,7 @@ class TrainRecipe(Frozen):
 
     @model_validator(mode="after")
     def _checks(self) -> "TrainRecipe":
-        if len(set(self.ema)) != len(self.ema) or not all(0 < s < 0.29 for s in self.ema):
+        if len(set(self.ema)) != len(self.ema) or not all(0 < s < 0.28 for s in self.ema):
             # sqrt(1/12) = 0.2887 is the width of the flat average: nothing is wider  [EDM2, Sec. 3.1]
             raise ValueError(f"ema={self.ema}: relative widths are distinct and lie between 0 and 0.28")
         if (self.text_encoder == "none") != (self.unet.text_width == 0):
@@ -129,13 +137,29 @@ class TrainRecipe(Frozen):
         return self
 
 
+def checkpoints_of(recipe: TrainRecipe) -> tuple[int, ...]:
+    """images_seen at each checkpoint of a run, ascending: the first whole batch at or beyond each multiple of
+    checkpoint_images, and the end."""
+    batch, every = recipe.batch_size, recipe.checkpoint_images
+    end = math.ceil(recipe.images / batch) * batch
+    return tuple(sorted({math.ceil(images / batch) * batch for images in range(every, end + 1, every)} | {end}))
+
+
 class SamplingRecipe(Frozen):
     """How a picture is drawn when a request does not say."""
 
     sampler: SamplerName = "dpmpp_2m"
     steps: int = Field(24, ge=2, le=1_000)
-    guidance: Annotated[float, Field(ge=0, le=20)] = Field(2.5, description="1 = none; D = null + g (cond - null)")
+    guidance: Annotated[float, Field(ge=0, le=20)] = Field(2.5, description="1 = none; D = worse + g (D - worse)")
+    guidance_kind: GuidanceKind = Field(
+        "classifier_free",
+        exclude_if=usual("classifier_free"),
+        description="The worse answer is the null label's, or that of the model evaluate.guide_images  [Karras et al. 2024]",
+    )
     guidance_interval: tuple[float, float] = Field((0.0, 1e6), description="sigma range in which guidance acts")
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, exclude_if=usual(0.0), description="Share in which contrast is as without guidance  [Lin et al. 2024: phi]"
+    )
     spacing: Literal["karras", "exponential", "trailing", "leading", "linspace"] = Field(
         "karras", description="Of the noise levels; exponential: even in log-SNR; the last three: steps t of a chain"
     )
@@ -160,7 +184,17 @@ class EvaluateRecipe(Frozen):
     samples: int = Field(512, ge=16, le=100_000, description="Pictures drawn; labels follow the data's frequencies")
     batch_size: int = Field(32, ge=1, le=1_024, description="Pictures drawn together (fixed: part of the identity)")
     sampling: SamplingRecipe = SamplingRecipe()
-    ema: float = Field(0.1, gt=0, lt=0.29, description="Which of train.ema to evaluate, register and serve")
+    ema: Width = Field(
+        0.1,
+        description="Relative width of the average to evaluate, register and serve; one that train.ema lacks is put"
+        " together from the run's checkpoints",
+    )
+    guide_images: Annotated[int, Field(ge=1)] | None = Field(
+        None, exclude_if=unset, description="Autoguidance's worse model: the same run at this checkpoint"
+    )
+    guide_ema: Width | None = Field(
+        None, exclude_if=unset, description="Relative width of the worse model's average; none: that of ema"
+    )
     extractor: Literal["efficientnet-lite0", "inception-v3", "dinov2"] = "efficientnet-lite0"
     extractor_resolution: int = Field(96, ge=32, le=518, description="Side to which pictures are resized for it")
     loss_levels: tuple[float, ...] = Field(
@@ -183,6 +217,15 @@ class EvaluateRecipe(Frozen):
         if self.bound_sigma_min >= self.bound_sigma_max:
             raise ValueError(
                 f"bound_sigma_min={self.bound_sigma_min} must be below bound_sigma_max={self.bound_sigma_max}"
+            )
+        if self.guide_images is None and self.sampling.guidance_kind == "autoguidance":
+            raise ValueError(
+                "sampling.guidance_kind=autoguidance needs a worse model to lead away from: give the images of an early"
+                " checkpoint of the run as evaluate.guide_images"
+            )
+        if self.guide_images is None and self.guide_ema is not None:
+            raise ValueError(
+                f"guide_ema={self.guide_ema} is the average of a worse model: give evaluate.guide_images as well"
             )
         return self
 
@@ -217,8 +260,17 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _checks(self) -> "Recipe":
-        if self.evaluate.ema not in self.train.ema:
-            raise ValueError(f"evaluate.ema={self.evaluate.ema} is not one of train.ema={self.train.ema}")
+        evaluate, moments = self.evaluate, checkpoints_of(self.train)
+        if evaluate.guide_images not in (None, *moments):
+            raise ValueError(
+                f"evaluate.guide_images={evaluate.guide_images}: the run has checkpoints at"
+                f" {', '.join(map(str, moments))} images; give one of these"
+            )
+        if (evaluate.guide_images, evaluate.guide_ema or evaluate.ema) == (moments[-1], evaluate.ema):
+            raise ValueError(
+                f"evaluate.guide_images={evaluate.guide_images}: the worse model is the model itself; give an earlier"
+                f" checkpoint, or another evaluate.guide_ema"
+            )
         unet, resolution = self.train.unet, self.shard.resolution
         divisor = unet.stem * 2 ** (len(unet.multipliers) - 1)
         if resolution % divisor:

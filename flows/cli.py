@@ -10,7 +10,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from diffusion.recipe import PRESETS, Recipe, SamplerName
+from diffusion.recipe import PRESETS, GuidanceKind, Recipe, SamplerName
 from flows import recipes
 from flows.console import say, waiting
 from flows.foreground import guarded, prefect_ready, reported, stay
@@ -227,6 +227,9 @@ def sample(
     steps: Steps = None,
     sampler: SamplerOption = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="1 is none. [the model's]")] = None,
+    guidance_kind: Annotated[
+        str | None, typer.Option("--guidance-kind", help=f"{', '.join(get_args(GuidanceKind))}. [the model's]")
+    ] = None,
     out: Out = None,
     home: Home = None,
     debug: Debug = False,
@@ -236,7 +239,8 @@ def sample(
     def work(site: Site) -> None:
         from flows.sample import draw
 
-        options = {"n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
+        options = {"n": n, "seed": seed, "steps": steps, "sampler": sampler}
+        options |= {"guidance": guidance, "guidance_kind": guidance_kind}
         folder = draw(
             site, name, model, bundle=bundle, labels=label or [], prompts=prompt or [], out=out, options=options
         )

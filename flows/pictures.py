@@ -16,7 +16,7 @@ from diffusion.adapters.mlflow_registry import resolve as find_model
 from diffusion.data.images import encode_png, fit, grid, load, to_model, to_uint8
 from diffusion.data.sources import MAX_FILE_BYTES
 from diffusion.random import Stream
-from diffusion.sampler import Conversation, Noise, Query, run
+from diffusion.sampler import Conversation, Noise, run
 from diffusion.serving.engine import Engine
 from diffusion.serving.flight import noise_of, under
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, parse, resolve
@@ -44,7 +44,7 @@ class Model:
 
     def denoise(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
         """D(x; sigma), in the batch sizes that do not show in the picture."""
-        return self.engine.ladder.answer(self.bundle.denoiser, Query(x, sigma, cond))
+        return self.engine.denoise(x, sigma, **cond)
 
     @property
     def device(self) -> torch.device:

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Literal, get_args
 
-from diffusion.recipe import Recipe
+from diffusion.recipe import Recipe, checkpoints_of
 from flows.site import Site, ray_is_kept
 
 Until = Literal["register", "deploy"]
@@ -22,6 +22,7 @@ def check(recipe: Recipe, source: str, until: str, site: Site) -> None:
     from diffusion.data.sources import open_source  # they load torch: not for each start of the program
     from diffusion.evaluation.features import find_weights
     from diffusion.spacing import sampling_sigmas
+    from diffusion.store.averages import check_averages, wanted_by
     from diffusion.store.text_encoders import find_folder
 
     check_home(site)
@@ -30,6 +31,9 @@ def check(recipe: Recipe, source: str, until: str, site: Site) -> None:
             "shard.holdout=0 leaves no pictures to judge the model by, so it could not be registered: hold some out, as in"
             " `--set shard.holdout=0.05`"
         )
+    for average in wanted_by(recipe.evaluate, checkpoints_of(recipe.train)[-1]):
+        if average and average.sigma_rel not in recipe.train.ema:
+            check_averages(recipe.train, average)
     open_source(source)
     find_weights(recipe.evaluate.extractor)
     sampling_sigmas(recipe.evaluate.sampling, recipe.evaluate.sampling.steps)

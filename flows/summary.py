@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.evaluation.report import load_report
+from diffusion.evaluation.report import average, load_report
 from diffusion.store.bundle import SPEC_NAME, BundleSpec
 from diffusion.store.refs import EvaluationRef, ModelRef
 from flows.console import say, seconds, warn
@@ -39,6 +39,11 @@ def measured(evaluation: EvaluationRef) -> None:
     say(f"  samples    {evaluation.uri}/grid.png")
     say(f"  report     {evaluation.uri}/report.md")
     report = load_report(evaluation.uri, evaluation.digest)
+    if report.reconstruction is not None:
+        say(f"  model      {average(report.ema, report.reconstruction)}")
+    if report.guide is not None:
+        guide = report.guide
+        say(f"  guide      at {guide.checkpoint.images_seen:,} images, {average(guide.ema, guide.reconstruction)}")
     if report.frechet is not None:
         found = report.frechet
         interval = f"{found.confidence:.0%} interval {found.low:.4g} to {found.high:.4g}"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import torch
 
-from diffusion.recipe import TrainRecipe, digest_of
+from diffusion.recipe import TrainRecipe, checkpoints_of, digest_of
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.training import checkpoint
 from diffusion.training.step import build_state, train_step
@@ -21,9 +21,10 @@ def dataset_ref(folder: Path, resolution: int = 32) -> DatasetRef:
 
 
 def make_run(folder: Path, recipe: TrainRecipe, *, steps: int = 2) -> RunRef:
-    """Train `steps` steps on fixed noise pictures and save a checkpoint below `folder`."""
+    """Train `steps` steps on fixed noise pictures and save the recipe's checkpoints, and the last, below `folder`."""
     dataset = dataset_ref(folder / "dataset")
     state = build_state(recipe, resolution=dataset.resolution, classes=len(CLASSES), device="cpu")
+    facts = checkpoint.facts_of(recipe, dataset, world=1, device=torch.device("cpu"), text=state.text)
     generator = torch.Generator().manual_seed(0)
     for step in range(steps):
         index = torch.arange(recipe.batch_size) + step * recipe.batch_size
@@ -35,9 +36,9 @@ def make_run(folder: Path, recipe: TrainRecipe, *, steps: int = 2) -> RunRef:
             index=index,
         )
         train_step(state, batch, recipe)
-    facts = checkpoint.facts_of(recipe, dataset, world=1, device=torch.device("cpu"), text=state.text)
-    target = checkpoint.folder_of(folder / "checkpoints", state.images_seen)
-    digest = checkpoint.save(state, target, facts)
+        if state.images_seen in checkpoints_of(recipe) or step == steps - 1:
+            target = checkpoint.folder_of(folder / "checkpoints", state.images_seen)
+            digest = checkpoint.save(state, target, facts)
     return RunRef(
         uri=str(target),
         digest=digest,

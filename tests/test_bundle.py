@@ -8,11 +8,12 @@ import safetensors.torch
 import torch
 
 from diffusion.denoiser import denoiser_of, precond_of
-from diffusion.ema import PowerEMA
+from diffusion.ema import PowerEMA, Snapshot
 from diffusion.recipe import Recipe, SamplingRecipe, TrainRecipe, canonical_json, digest_of
 from diffusion.sampler import heun
 from diffusion.sampler import run as run_sampler
 from diffusion.schedule import karras_sigmas
+from diffusion.store.averages import read_average
 from diffusion.store.bundle import bundle_path, export_bundle, load_bundle, verify_bundle
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import RunRef
@@ -129,8 +130,8 @@ def test_another_average_or_other_sampling_is_another_model(run, exported, tmp_p
     assert len(digests) == 3
 
 
-def test_a_missing_average_is_an_error_that_names_those_there_are(run, tmp_path):
-    with pytest.raises(ValueError, match=r"no average of relative width 0\.2, only 0\.05, 0\.1.*raw weights are never"):
+def test_an_average_that_cannot_be_had_is_an_error_that_names_those_there_are(run, tmp_path):
+    with pytest.raises(ValueError, match=r"width 0\.2 cannot be put together from those of the widths 0\.05, 0\.1"):
         export_bundle(run, 0.2, tmp_path, SAMPLING)
 
 
@@ -201,6 +202,95 @@ def test_half_a_bundle_is_refused(bundle_copy):
     (bundle_copy / "weights.safetensors").unlink()
     with pytest.raises(ValueError, match=r"weights\.safetensors"):
         verify_bundle(bundle_copy)
+
+
+# An average that the run did not keep, and a worse model beside the model
+
+GUIDED = SAMPLING.model_copy(update={"guidance_kind": "autoguidance"})
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory, recipe: TrainRecipe) -> RunRef:
+    """Four checkpoints, at 8, 16, 24 and 32 images."""
+    often = recipe.model_copy(update={"images": 32, "checkpoint_images": 8})
+    return make_run(tmp_path_factory.mktemp("long"), often, steps=4)
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory: pytest.TempPathFactory, long_run: RunRef) -> Path:
+    """The average of width 0.07, which no checkpoint has, guided by that of 0.05 at 16 images."""
+    store = tmp_path_factory.mktemp("guided")
+    return Path(export_bundle(long_run, 0.07, store, GUIDED, Snapshot(16, 0.05))[0])
+
+
+def test_a_bundle_states_the_lineage_of_both_its_networks(long_run, guided):
+    spec, _ = verify_bundle(guided)
+    folders = sorted(Path(long_run.uri).parent.iterdir())
+    digests = [sha256_file(folder / "manifest.json") for folder in folders]
+    assert {c.images_seen: c.digest for c in spec.reconstruction.checkpoints} == {
+        int(folder.name): digest for folder, digest in zip(folders, digests, strict=True)
+    }
+    assert [c.images_seen for c in spec.reconstruction.checkpoints] == [8, 16, 24, 32]
+    assert spec.run_digest == digests[-1]
+    assert 0 < spec.reconstruction.error < 0.1
+    assert (spec.ema, spec.guide.ema, spec.guide.reconstruction) == (0.07, 0.05, None)
+    assert (spec.guide.checkpoint.images_seen, spec.guide.checkpoint.digest) == (16, digests[1])
+    assert {path.name: sha256_file(path) for path in guided.glob("*.safetensors")} == spec.weights
+    assert set(spec.weights) == {"weights.safetensors", "guide.safetensors"}
+
+
+def test_both_networks_come_back(long_run, guided):
+    bundle = load_bundle(guided)
+    guide = dict(bundle.guide.named_parameters())
+    kept = safetensors.torch.load_file(Path(long_run.uri).with_name("000000000016") / "ema-0.05.safetensors")
+    assert guide.keys() == kept.keys()
+    assert all(torch.equal(guide[name], kept[name]) for name in kept)
+    made = read_average(long_run, Snapshot(32, 0.07)).weights
+    assert all(torch.equal(value, made[name]) for name, value in bundle.denoiser.named_parameters())
+    assert not bundle.guide.training
+    assert not any(p.requires_grad for p in bundle.guide.parameters())
+
+
+def test_averages_put_together_and_guides_give_the_same_bytes_again(long_run, guided, tmp_path):
+    again = Path(export_bundle(long_run, 0.07, tmp_path, GUIDED, Snapshot(16, 0.05))[0])
+    assert sorted(path.name for path in again.iterdir()) == sorted(path.name for path in guided.iterdir())
+    assert all((again / path.name).read_bytes() == path.read_bytes() for path in guided.iterdir())
+
+
+def test_another_guide_or_none_is_another_model(long_run, guided, tmp_path):
+    digests = [
+        export_bundle(long_run, 0.07, tmp_path, GUIDED, Snapshot(16, 0.1))[1],
+        export_bundle(long_run, 0.07, tmp_path, GUIDED, Snapshot(24, 0.05))[1],
+        export_bundle(long_run, 0.07, tmp_path, SAMPLING, Snapshot(16, 0.05))[1],
+        export_bundle(long_run, 0.07, tmp_path, SAMPLING)[1],
+        verify_bundle(guided)[1],
+    ]
+    assert len(set(digests)) == 5
+
+
+def test_what_a_bundle_does_not_have_is_not_in_its_bytes(exported):
+    fields = json.loads((exported / "bundle.json").read_bytes())
+    assert not {"guide", "reconstruction"} & fields.keys()
+    assert not {"guidance_kind", "guidance_rescale"} & fields["sampling"].keys()
+    assert load_bundle(exported).guide is None
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_a_damaged_guide_is_found_by_name(guided, tmp_path, damage):
+    folder = Path(shutil.copytree(guided, tmp_path / "bundle"))
+    path = folder / "guide.safetensors"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    for read in (verify_bundle, load_bundle):
+        with pytest.raises(ValueError, match=r"guide\.safetensors"):
+            read(folder)
+
+
+def test_a_bundle_without_a_guide_cannot_be_told_to_use_one(run, tmp_path):
+    with pytest.raises(ValueError, match="autoguidance, and there is no guide: evaluate with guide_images"):
+        export_bundle(run, 0.1, tmp_path, GUIDED)
 
 
 # A model that reads captions

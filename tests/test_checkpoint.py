@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusion.ema import PowerEMA
 from diffusion.recipe import TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.refs import DatasetRef
 from diffusion.training import checkpoint
@@ -138,38 +137,6 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(trained: TrainS
     checkpoint.save(trained, newest, FACTS)
     assert checkpoint.latest(runs) == (newest, [])
     assert [path.name for path in runs.glob("*.damaged-*")] == [f"{newest.name}.damaged-1"]
-
-
-def test_an_average_that_was_never_kept_comes_from_the_checkpoints(tmp_path: Path, emoji):  # noqa: F811
-    """Against the average itself, kept by a state that is trained the same way."""
-    state, kept = fresh(), PowerEMA(fresh().net, (0.07,))
-    for _ in range(8):
-        train_step(state, emoji, RECIPE)
-        kept.update(state.net, state.images_seen, RECIPE.batch_size)
-        checkpoint.save(state, checkpoint.folder_of(tmp_path, state.images_seen), FACTS)
-    weights, error = checkpoint.post_hoc_average(tmp_path, 0.07)
-    true, stored = kept.state_dict(0.07), state.ema.state_dict(0.05)
-    assert weights.keys() == true.keys()
-
-    def distance(a: dict[str, torch.Tensor]) -> float:
-        return sum((a[name] - value).square().sum().item() for name, value in true.items()) ** 0.5
-
-    assert error < 0.05
-    assert distance(weights) < 0.25 * distance(stored)  # the nearest that was kept
-    earlier, _ = checkpoint.post_hoc_average(tmp_path, 0.05, images_seen=24)
-    first = load_file(checkpoint.folder_of(tmp_path, 24) / "ema-0.05.safetensors")
-    for name, value in first.items():
-        torch.testing.assert_close(earlier[name], value, rtol=1e-4, atol=1e-5)
-
-
-def test_averages_of_several_runs_are_not_mixed(runs: Path, emoji):  # noqa: F811
-    recipe = RECIPE.model_copy(update={"seed": 1})
-    other = build_state(recipe, resolution=16, classes=3, device="cpu")
-    train_step(other, emoji, recipe)
-    facts = FACTS.model_copy(update={"recipe": recipe})
-    checkpoint.save(other, checkpoint.folder_of(runs, 36), facts)
-    with pytest.raises(ValueError, match="several runs"):
-        checkpoint.post_hoc_average(runs, 0.07)
 
 
 def test_a_folder_without_manifest_or_an_edited_one_is_damaged(runs: Path):

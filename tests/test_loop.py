@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from diffusion.data.ingest import shard_dataset
 from diffusion.data.order import Order
 from diffusion.data.stream import Batch, ShardReader, batches
-from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe
+from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe, checkpoints_of
 from diffusion.store.refs import DatasetRef
 from diffusion.training import checkpoint
 from diffusion.training.journal import Journal
@@ -96,7 +96,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(dataset: DatasetRef, tmp_path: Pat
 def test_hooks_come_at_multiples_and_at_the_end(dataset: DatasetRef):
     saved: list[int] = []
     records = run(dataset, state := fresh(), on_checkpoint=lambda state: saved.append(state.images_seen))
-    assert saved == [48, 84, 120]  # the first steps at or beyond 40, 80, 120
+    assert saved == [48, 84, 120] == list(checkpoints_of(RECIPE))  # the first steps at or beyond 40, 80, 120
     assert state.images_seen == 120
     assert metrics_images_of(RECIPE) == 12
     assert [record["images_seen"] for record in records] == list(range(12, 121, 12))

@@ -135,8 +135,11 @@ def create_app(engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_tes
             "prompts": spec.text is not None,
             "resolution": spec.resolution,
             "parameters": spec.parameters,
+            "guidance_kinds": spec.guidance_kinds,
             "limits": limits.model_dump(include={"max_n", "max_steps", "queue", "timeout_s"}),
-            "defaults": spec.sampling.model_dump(include={"sampler", "steps", "guidance"}),
+            "defaults": {
+                name: getattr(spec.sampling, name) for name in ("sampler", "steps", "guidance", "guidance_kind")
+            },
         }
         return {"object": "list", "data": [card]}
 

@@ -194,6 +194,7 @@ def signature_of(spec: BundleSpec) -> "ModelSignature":
     from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
 
     sampling = spec.sampling
+    kind = [ParamSpec("guidance_kind", "string", sampling.guidance_kind)] if spec.guide else []
     asked = [ColSpec("string", name, required=False) for name in ("label", *(["prompt"] if spec.text else []))]
     return ModelSignature(
         Schema([*asked, ColSpec("long", "seed")]),
@@ -203,6 +204,7 @@ def signature_of(spec: BundleSpec) -> "ModelSignature":
                 ParamSpec("steps", "long", sampling.steps),
                 ParamSpec("sampler", "string", sampling.sampler),
                 ParamSpec("guidance", "double", sampling.guidance),
+                *kind,
             ]
         ),
     )
@@ -239,7 +241,8 @@ def _model_ref(client: "MlflowClient", name: str, version: str, folder: Path, sp
 
 def _description(evaluation: EvaluationRef, verdict: Verdict, spec: BundleSpec) -> str:
     """What a person wants to know of a version, in Markdown."""
-    run = evaluation.run
+    run, guide = evaluation.run, spec.guide
+    behind = f", from itself after {guide.checkpoint.images_seen:,} images" if guide else ""
     metrics = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(evaluation.metrics.items()))
     reasons = "".join(f"- {reason}\n" for reason in verdict.reasons)
     return (
@@ -247,7 +250,8 @@ def _description(evaluation: EvaluationRef, verdict: Verdict, spec: BundleSpec) 
         f" ({', '.join(spec.classes)}){', and from prompts' if spec.text else ''}.\n\n"
         f"{spec.parameters / 1e6:.2f} M parameters, average of relative width {spec.ema:g} after"
         f" {spec.images_seen:,} images seen of {run.dataset.images:,} pictures (dataset {spec.dataset_digest[:12]}).\n"
-        f"By default {spec.sampling.sampler}, {spec.sampling.steps} steps, guidance {spec.sampling.guidance:g}.\n\n"
+        f"By default {spec.sampling.sampler}, {spec.sampling.steps} steps, guidance {spec.sampling.guidance:g}"
+        f" ({spec.sampling.guidance_kind}{behind}).\n\n"
         f"The gate {'passed' if verdict.passed else 'refused'} it:\n{reasons}\n"
         f"| metric | value |\n|---|---|\n{metrics}"
     )

@@ -38,11 +38,12 @@ img { width: 128px; height: 128px; image-rendering: pixelated; margin: .25rem; }
 <script>
 const at = id => document.getElementById(id);
 const url = location.origin + "/v1/images/generations";
+let autoguided = false;  // guidance then needs neither class nor prompt
 const number = id => at(id).value === "" ? undefined : Number(at(id).value);
 function body() {
   const label = at("label").value || null, prompt = at("prompt").value || undefined;
   return JSON.stringify({label, prompt, n: number("n"), seed: number("seed"), steps: number("steps"),
-    guidance: label === null && prompt === undefined ? undefined : number("guidance")});
+    guidance: label === null && prompt === undefined && !autoguided ? undefined : number("guidance")});
 }
 function show() {
   const quoted = body().replaceAll("'", "'\\\\''");
@@ -74,6 +75,7 @@ fetch("/v1/models").then(answer => answer.json()).then(value => {
   const model = value.data[0];
   at("model").textContent = `${model.id}, version ${model.version}, ${model.resolution} x ${model.resolution} pixels`;
   at("label").append(...model.classes.map(name => new Option(name, name)), new Option("(none)", ""));
+  autoguided = model.defaults.guidance_kind === "autoguidance";
   at("described").hidden = !model.prompts;
   at("n").max = model.limits.max_n;
   at("steps").max = model.limits.max_steps;

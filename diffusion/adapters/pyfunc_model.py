@@ -3,7 +3,8 @@
     mlflow.pyfunc.load_model("models:/demo@champion").predict(pandas.DataFrame({"label": ["flags"], "seed": [7]}))
 
 gives a DataFrame with the columns `png` (bytes, as from the endpoint) and `receipt` (JSON), one row per row asked.  A
-model that reads prompts takes a column `prompt` as well.  The parameters steps, sampler and guidance hold for all rows.
+model that reads prompts takes a column `prompt` as well.  The parameters steps, sampler, guidance and, of a model with a
+guide, guidance_kind hold for all rows.
 The package `diffusion` must be installed.
 """
 
@@ -46,6 +47,8 @@ class DiffusionModel(mlflow.pyfunc.PythonModel):
     def _request(self, row: dict, params: dict) -> GenerateRequest:
         label, prompt = (None if pd.isna(row.get(name)) else row[name] for name in ("label", "prompt"))
         guidance = params.get("guidance")
+        kind = params.get("guidance_kind") or self.engine.bundle.spec.sampling.guidance_kind
+        nothing = (label, prompt) == (None, None) and kind == "classifier_free"
         return parse(
             GenerateRequest,
             {
@@ -55,7 +58,8 @@ class DiffusionModel(mlflow.pyfunc.PythonModel):
                 "steps": params.get("steps"),
                 "sampler": params.get("sampler"),
                 # a default that strengthens what is asked for says nothing where nothing is
-                "guidance": None if guidance is None or (label, prompt) == (None, None) else float(guidance),
+                "guidance": None if guidance is None or nothing else float(guidance),
+                "guidance_kind": kind,
             },
         )
 

@@ -29,7 +29,8 @@ from diffusion.evaluation.report import (
 from diffusion.evaluation.stats import Gaussian, digits, floor, frechet_to
 from diffusion.evaluation.worker import Result, Setup, Worker, one_thread
 from diffusion.recipe import EvaluateRecipe
-from diffusion.store.bundle import export_bundle
+from diffusion.store.averages import wanted_by
+from diffusion.store.bundle import export_bundle, verify_bundle
 from diffusion.store.refs import EvaluationRef, RunRef
 
 Progress = Callable[[int, int], None]  # pictures drawn, pictures to draw
@@ -51,7 +52,8 @@ def evaluate(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> EvaluationRef:
-    """Export the bundle of `recipe.ema`, draw with it, measure, publish the report below store_root/evaluations.
+    """Export the bundle of the averages `wanted_by` the recipe, draw with it, measure, publish the report below
+    store_root/evaluations.
 
     The same run and recipe give the same report, byte for byte, on any number of workers.
     """
@@ -79,6 +81,7 @@ def evaluate(
     drawing = [results[task.number] for task in tasks if task.kind == "draw"]
     losses = [_level(recipe, task, results[task.number]) for task in tasks if task.kind == "loss"]
     parts = [results[task.number].arrays for task in tasks if task.kind == "bound"]
+    spec, _ = verify_bundle(setup.bundle_uri, setup.bundle_digest)
     report = Report(
         bundle_digest=setup.bundle_digest,
         run_digest=run.digest,
@@ -87,6 +90,8 @@ def evaluate(
         classes=data.classes,
         images_seen=run.images_seen,
         ema=recipe.ema,
+        reconstruction=spec.reconstruction,
+        guide=spec.guide,
         frechet=None if problems else _distance(setup, drawing, real_features),
         floor=_floor(recipe, real_features, real_labels),
         held_out=tuple(losses),
@@ -108,7 +113,8 @@ def evaluate(
 def _setup(run: RunRef, recipe: EvaluateRecipe, store_root: Path, device: str) -> Setup:
     weights = find_weights(recipe.extractor)  # before the bundle is exported: what cannot be measured fails first
     identity = identity_of(recipe.extractor, resolution=recipe.extractor_resolution, weights=weights)
-    bundle_uri, bundle_digest = export_bundle(run, recipe.ema, store_root, recipe.sampling)
+    model, guide = wanted_by(recipe, run.images_seen)
+    bundle_uri, bundle_digest = export_bundle(run, model.sigma_rel, store_root, recipe.sampling, guide)
     return Setup(
         bundle_uri=bundle_uri,
         bundle_digest=bundle_digest,

@@ -17,6 +17,8 @@ from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.plot import loss_plot
 from diffusion.evaluation.stats import CONFIDENCE, Distance, Floor, digits, t_quantile
 from diffusion.recipe import Frozen, SamplingRecipe, canonical_json, digest_of, unset
+from diffusion.store.averages import Reconstruction
+from diffusion.store.bundle import Guide
 from diffusion.store.publish import publishing, sha256_file
 from diffusion.store.refs import EvaluationRef, RunRef
 
@@ -113,6 +115,8 @@ class Report(Frozen):
     classes: tuple[str, ...]
     images_seen: int
     ema: float
+    reconstruction: Reconstruction | None = Field(None, exclude_if=unset)  # of that average, where the run kept others
+    guide: Guide | None = Field(None, exclude_if=unset)
     frechet: Frechet | None
     floor: FloorFacts | None
     held_out: tuple[HeldOutLoss, ...]
@@ -212,11 +216,25 @@ def markdown(report: Report) -> str:
 
 
 def _summary(report: Report) -> str:
-    """The training run in one sentence."""
-    return (
+    """The training run and what of it this is."""
+    said = (
         f"{report.images_seen:,} images seen in training on dataset `{report.dataset_digest[:12]}`"
-        f" ({len(report.classes)} classes); average of relative width {report.ema:g}."
+        f" ({len(report.classes)} classes); {average(report.ema, report.reconstruction)}."
     )
+    if guide := report.guide:
+        said += (
+            f" Its guide is the same run at {guide.checkpoint.images_seen:,} images,"
+            f" {average(guide.ema, guide.reconstruction)}."
+        )
+    return said
+
+
+def average(width: float, made: Reconstruction | None) -> str:
+    """Which average of the weights, in words."""
+    name = f"average of relative width {width:g}"
+    if made is None:
+        return name
+    return f"{name}, put together from {len(made.checkpoints)} checkpoints ({made.error:.2%} of its profile is missed)"
 
 
 def _distance(report: Report) -> list[str]:
@@ -310,6 +328,12 @@ def _identity(report: Report) -> str:
         "dataset": report.dataset_digest,
         "average (EMA) width": report.ema,
     }
+    for what, made in (("average", report.reconstruction), ("guide", report.guide and report.guide.reconstruction)):
+        facts |= {
+            f"{what} from the checkpoint at {c.images_seen:,}": c.digest for c in (made.checkpoints if made else ())
+        }
+    if report.guide:
+        facts["guide"] = report.guide.checkpoint.digest
     if report.frechet:
         identity = report.frechet.identity
         facts |= {f"extractor {name}": value for name, value in identity.extractor.model_dump().items()}

@@ -4,7 +4,8 @@ A request becomes a ticket.  Its pictures wait in one queue, take slots as they 
 their samplers' queries.  Each tick gathers the open queries of all of them - any sampler, any steps, guided or not - asks
 the network in proven batch sizes, and hands each conversation its answer.  So a picture is a function of the model and
 its request alone: noise comes from (seed, number of the picture), arithmetic outside the network is elementwise, and
-inside it the ladder keeps rows independent of the batch.
+inside it the ladder keeps rows independent of the batch.  A bundle with a guide has two networks, each with a ladder of
+its own; a tick deals the rows out to them.
 """
 
 import math
@@ -15,9 +16,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 
 import torch
+from torch import Tensor
 
+from diffusion.guidance import by_model
 from diffusion.random import Stream, normal, uniform
-from diffusion.sampler import Query
+from diffusion.sampler import Denoise, Query
 from diffusion.serving.flight import Flight, gather
 from diffusion.serving.ladder import Ladder, prove
 from diffusion.serving.receipt import pixels_sha256
@@ -41,11 +44,8 @@ class Engine:
         self.bundle = bundle
         self.slots, self.queue, self.timeout_s = slots, queue, timeout_s
         self.device = next(bundle.denoiser.parameters()).device
-        self.ladder: Ladder = prove(
-            bundle.denoiser,
-            lambda rows, trial: trial_query(bundle.spec, rows, trial, self.device),
-            largest=min(_LARGEST_CALL.get(self.device.type, 64), 2 ** (2 * slots - 1).bit_length()),
-        )
+        self.ladder = self._proven(bundle.denoiser)
+        self.guide_ladder = self._proven(bundle.guide) if bundle.guide else None
         self._wake = threading.Condition()  # guards the queue, the flights and the worker
         self._ticking = threading.Lock()  # one tick at a time, whoever drives
         self._queue: deque[Ticket] = deque()
@@ -140,6 +140,17 @@ class Engine:
         with self._wake:
             return {"slots": self.slots, "drawing": self._flying(), "waiting": self._waiting()}
 
+    def denoise(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
+        """D(x; sigma) of every row, with the bits it would have alone; by the guide where its column `model` is 1."""
+
+        def asking(denoiser: Denoise, ladder: Ladder) -> Denoise:
+            return lambda x, sigma, **cond: ladder.answer(denoiser, Query(x, sigma, cond))
+
+        model = asking(self.bundle.denoiser, self.ladder)
+        if self.bundle.guide is None:
+            return model(x, sigma, **cond)
+        return by_model(model, asking(self.bundle.guide, self.guide_ladder))(x, sigma, **cond)
+
     def tick(self) -> int:
         """Admit, gather, ask, answer: one evaluation for every picture in a slot.  Returns the rows asked, 0 if idle."""
         with self._ticking, torch.no_grad():
@@ -151,7 +162,8 @@ class Engine:
                 return 0
             rows = [len(flight.query.x) for flight in flights]
             try:
-                answer = self.ladder.answer(self.bundle.denoiser, gather([flight.query for flight in flights]))
+                x, sigma, cond = gather([flight.query for flight in flights])
+                answer = self.denoise(x, sigma, **cond)
                 finite = answer.isfinite().flatten(1).all(1).cpu().split(rows)
             except Exception as error:  # the call was everyone's, so its failure is too; later requests get their own
                 for flight in flights:
@@ -162,6 +174,13 @@ class Engine:
             with self._wake:
                 self._flights = asking
             return sum(rows)
+
+    def _proven(self, denoiser: Denoise) -> Ladder:
+        return prove(
+            denoiser,
+            lambda rows, trial: trial_query(self.bundle.spec, rows, trial, self.device),
+            largest=min(_LARGEST_CALL.get(self.device.type, 64), 2 ** (2 * self.slots - 1).bit_length()),
+        )
 
     def _work(self) -> None:
         while True:

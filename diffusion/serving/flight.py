@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.data.images import to_uint8
-from diffusion.guidance import Cond, classifier_free, conditioned
+from diffusion.guidance import MODEL, Cond, autoguided, classifier_free, conditioned
 from diffusion.random import Stream, normal
 from diffusion.sampler import SAMPLERS, Conversation, Noise, Query
 from diffusion.serving.request import ResolvedRequest
@@ -43,16 +43,23 @@ def under(
     cond = condition(bundle, request.label_index, request.prompt, rows, device)
     if not request.guided:
         return conditioned(conversation, cond)
+    recipe = bundle.spec.sampling
+    where, rescale = recipe.guidance_interval, recipe.guidance_rescale
+    if request.guidance_kind == "autoguidance":
+        return autoguided(conversation, cond, request.guidance, where, rescale=rescale)
     null = condition(bundle, len(bundle.spec.classes), None, rows, device)
-    return classifier_free(conversation, cond, null, request.guidance, bundle.spec.sampling.guidance_interval)
+    return classifier_free(conversation, cond, null, request.guidance, where, rescale=rescale)
 
 
 def condition(bundle: Bundle, label: int, prompt: str | None, rows: int, device: torch.device) -> Cond:
     """The same class and prompt for each of `rows` pictures.  label: the number of classes for none.
 
-    Where the model reads prompts, rows without one have the same columns, so that all can be asked together.
+    Rows of all requests have the same columns, so that all can be asked together: where the model reads prompts also those
+    without one, and where it has a guide all say that the model itself is asked.
     """
     cond = {"label": torch.full((rows,), label, device=device)}
+    if bundle.guide is not None:
+        cond[MODEL] = torch.zeros(rows, dtype=torch.int64, device=device)
     if bundle.encoder is None:
         return cond
     text = bundle.encoder([prompt or ""])._asdict()

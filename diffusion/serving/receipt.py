@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from diffusion.data.images import decode_png, encode_png, png_text
-from diffusion.recipe import Frozen, SamplerName, canonical_json, unset
+from diffusion.recipe import Frozen, GuidanceKind, SamplerName, canonical_json, unset, usual
 from diffusion.serving.request import ResolvedRequest
 from diffusion.store.bundle import BundleSpec
 
@@ -32,6 +32,7 @@ class Receipt(Frozen):
     sampler: SamplerName
     steps: int
     guidance: float
+    guidance_kind: GuidanceKind = Field("classifier_free", exclude_if=usual("classifier_free"))
     pixels_sha256: str  # of the (H, W, 3) uint8 pixels in row order
 
 
@@ -64,6 +65,7 @@ def receipt_of(
         sampler=request.sampler,
         steps=request.steps,
         guidance=request.guidance,
+        guidance_kind=request.guidance_kind,
         pixels_sha256=pixels_sha256(picture),
     )
 

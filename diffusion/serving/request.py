@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, AliasChoices, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from diffusion.recipe import Frozen, SamplerName, ServeRecipe
+from diffusion.recipe import Frozen, GuidanceKind, SamplerName, ServeRecipe
 from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import BundleSpec
 
@@ -59,6 +59,9 @@ class GenerateRequest(Frozen):
     guidance: Annotated[float, Field(strict=True)] | None = Field(
         None, ge=0, le=20, description="1 is none, more is more typical of class and prompt; null: the model's own"
     )
+    guidance_kind: GuidanceKind | None = Field(
+        None, description="Guided away from no class and prompt, or from a worse model; null: the model's own"
+    )
 
 
 class ResolvedRequest(Frozen):
@@ -72,11 +75,13 @@ class ResolvedRequest(Frozen):
     sampler: SamplerName
     steps: int = Field(ge=2)
     guidance: float = Field(ge=0)
+    guidance_kind: GuidanceKind
 
     @property
     def guided(self) -> bool:
-        """Whether a picture asks the network about class and prompt and about neither, two rows instead of one."""
-        return (self.label, self.prompt) != (None, None) and self.guidance != 1
+        """Whether a picture asks for two answers, what it wants and what it is led away from: two rows instead of one."""
+        nothing = (self.label, self.prompt) == (None, None)
+        return self.guidance != 1 and not (nothing and self.guidance_kind == "classifier_free")
 
 
 def parse(model: type[Model], data: Mapping[str, Any], limits: ServeRecipe | None = None) -> Model:
@@ -124,7 +129,16 @@ def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | No
             param="prompt",
             allowed=[None],
         )
-    nothing = request.label is None and request.prompt is None
+    kind = request.guidance_kind or spec.sampling.guidance_kind
+    if kind not in spec.guidance_kinds:
+        raise RequestError(
+            f"guidance_kind={kind}: this model has no worse model beside it to be guided away from, as one evaluated with"
+            f" evaluate.guide_images has; leave guidance_kind out",
+            param="guidance_kind",
+            allowed=list(spec.guidance_kinds),
+        )
+    # both of autoguidance's models are asked for the same, be it nothing
+    nothing = request.label is None and request.prompt is None and kind == "classifier_free"
     if nothing and request.guidance not in (None, 1):
         kinds = "a class" if spec.text is None else "a class or a prompt"
         raise RequestError(
@@ -155,6 +169,7 @@ def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | No
         sampler=request.sampler or spec.sampling.sampler,
         steps=steps,
         guidance=1.0 if nothing else guidance,
+        guidance_kind=kind,
     )
 
 

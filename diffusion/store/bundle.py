@@ -2,10 +2,9 @@
 is the model's digest.  There is no pickle in it, and no raw weights."""
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -14,29 +13,36 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from diffusion.denoiser import Denoiser, denoiser_of
+from diffusion.ema import Snapshot
 from diffusion.recipe import (
     Frozen,
+    GuidanceKind,
     PredictionName,
     SamplingRecipe,
-    TrainRecipe,
     UNetRecipe,
     canonical_json,
-    digest_of,
     unset,
 )
-from diffusion.store.publish import publish, read_checked, sha256_file, staging
+from diffusion.store.averages import Average, Digest, Reconstruction, Source, read_average, read_recipe
+from diffusion.store.publish import publish, sha256_file, staging
 from diffusion.store.refs import RunRef
 from diffusion.store.text_encoders import encoder_named
 from diffusion.text import TextEncoder, TextIdentity
 
 SPEC_NAME = "bundle.json"
 WEIGHTS_NAME = "weights.safetensors"
-_DAMAGED = (
-    "A published checkpoint never changes, so this copy is damaged: delete its folder and run `diffusion train` again, it"
-    " goes on from the one before it."
-)
+GUIDE_NAME = "guide.safetensors"
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+class Guide(Frozen):
+    """The second network of a bundle, which autoguidance leads away from: the same run, less trained or averaged else."""
+
+    checkpoint: Source
+    ema: float = Field(gt=0, description="Relative width of the average that the weights are")
+    reconstruction: Reconstruction | None = Field(
+        None, exclude_if=unset, description="Absent: the run kept that average"
+    )
+    weights_sha256: Digest
 
 
 class BundleSpec(Frozen):
@@ -51,6 +57,10 @@ class BundleSpec(Frozen):
     prediction: PredictionName = "edm"
     precision: Literal["bf16", "fp32"]
     ema: float = Field(gt=0, description="Relative width of the average that the weights are")
+    reconstruction: Reconstruction | None = Field(
+        None, exclude_if=unset, description="Absent: the run kept that average"
+    )
+    guide: Guide | None = Field(None, exclude_if=unset, description="A worse model, for autoguidance")
     sampling: SamplingRecipe = Field(description="How a picture is drawn when a request does not say")
     parameters: int = Field(ge=1, description="Numbers in the weights")
     images_seen: int = Field(ge=1)
@@ -66,17 +76,30 @@ class BundleSpec(Frozen):
                 f"text={self.text} and unet.text_width={self.unet.text_width}: a network that reads captions is of use"
                 f" only with the encoder it was trained on, so its checkpoint must name it: train again"
             )
+        if self.sampling.guidance_kind not in self.guidance_kinds:
+            raise ValueError("sampling.guidance_kind=autoguidance, and there is no guide: evaluate with guide_images")
         return self
+
+    @property
+    def guidance_kinds(self) -> tuple[GuidanceKind, ...]:
+        """What a request may choose from."""
+        return ("classifier_free", "autoguidance") if self.guide else ("classifier_free",)
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """File of each network's weights -> sha256, the model's first."""
+        return {WEIGHTS_NAME: self.weights_sha256} | ({GUIDE_NAME: self.guide.weights_sha256} if self.guide else {})
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle in memory.  Its denoiser is in eval mode and asks for no gradients."""
+    """A verified bundle in memory.  Its denoisers are in eval mode and ask for no gradients."""
 
     spec: BundleSpec
     digest: str
     denoiser: Denoiser
     encoder: TextEncoder | None = None  # of spec.text
+    guide: Denoiser | None = None  # of spec.guide
 
 
 def bundle_path(store_root: Path, digest: str) -> Path:
@@ -84,15 +107,27 @@ def bundle_path(store_root: Path, digest: str) -> Path:
     return Path(store_root) / "bundles" / digest[:16]
 
 
-def export_bundle(run: RunRef, ema_sigma_rel: float, store_root: Path, sampling: SamplingRecipe) -> tuple[str, str]:
-    """Publish the bundle of one average of a finished run.  Returns (folder, digest).
+def export_bundle(
+    run: RunRef, ema_sigma_rel: float, store_root: Path, sampling: SamplingRecipe, guide: Snapshot | None = None
+) -> tuple[str, str]:
+    """Publish the bundle of one average of a finished run, with that of `guide` beside it.  Returns (folder, digest).
 
-    The same run, width and sampling give the same bytes.  Raises ValueError for a checkpoint that is damaged, or not
-    this run's, or has no average of that width: raw weights are never served.
+    The same run, averages and sampling give the same bytes.  Raises ValueError for a checkpoint that is damaged, or not
+    this run's, or an average that `read_average` cannot give: raw weights are never served.
     """
-    recipe, text, weights = _read_average(run, ema_sigma_rel)
-    # contiguous: the file knows no memory formats, and equal weights are to give equal bytes
-    data = safetensors.torch.save({name: weight.float().contiguous() for name, weight in weights.items()})
+    recipe, text = read_recipe(run)
+    model = read_average(run, Snapshot(run.images_seen, ema_sigma_rel))
+    data = {WEIGHTS_NAME: _packed(model)}
+    second = None
+    if guide is not None:
+        worse = read_average(run, guide)
+        data[GUIDE_NAME] = _packed(worse)
+        second = Guide(
+            checkpoint=worse.checkpoint,
+            ema=guide.sigma_rel,
+            reconstruction=worse.reconstruction,
+            weights_sha256=hashlib.sha256(data[GUIDE_NAME]).hexdigest(),
+        )
     spec = BundleSpec(
         classes=run.dataset.classes,
         resolution=run.dataset.resolution,
@@ -102,17 +137,20 @@ def export_bundle(run: RunRef, ema_sigma_rel: float, store_root: Path, sampling:
         prediction=recipe.prediction,
         precision=recipe.precision,
         ema=ema_sigma_rel,
+        reconstruction=model.reconstruction,
+        guide=second,
         sampling=sampling,
-        parameters=sum(weight.numel() for weight in weights.values()),
+        parameters=sum(weight.numel() for weight in model.weights.values()),
         images_seen=run.images_seen,
         run_digest=run.digest,
         dataset_digest=run.dataset.digest,
         recipe_digest=run.recipe_digest,
-        weights_sha256=hashlib.sha256(data).hexdigest(),
+        weights_sha256=hashlib.sha256(data[WEIGHTS_NAME]).hexdigest(),
     )
-    _fill(_build(spec), weights, source=run.uri)
     with staging(Path(store_root) / "bundles") as folder:
-        (folder / WEIGHTS_NAME).write_bytes(data)
+        for name, content in data.items():
+            _network(spec, content, source=run.uri)
+            (folder / name).write_bytes(content)
         (folder / SPEC_NAME).write_bytes(canonical_json(spec))
         return publish_bundle(folder, store_root)
 
@@ -137,35 +175,30 @@ def verify_bundle(uri: str | Path, digest: str | None = None) -> tuple[BundleSpe
     digest: the one it must have, if known.  Raises ValueError saying which file is missing or wrong.
     """
     spec, actual = _read_spec(Path(uri), digest)
-    path = Path(uri, WEIGHTS_NAME)
-    _check_weights(path, spec, sha256_file(path))
+    for name, expected in spec.weights.items():
+        _check_weights(Path(uri, name), expected, sha256_file(Path(uri, name)))
     return spec, actual
 
 
 def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: str | None = None) -> Bundle:
-    """Read a bundle, verifying it as `verify_bundle` does, and put its denoiser and its text encoder on `device`.
+    """Read a bundle, verifying it as `verify_bundle` does, and put its denoisers and its text encoder on `device`.
 
     Raises ValueError where that encoder is not installed here, or another is.
     """
     spec, actual = _read_spec(Path(uri), digest)
-    path = Path(uri, WEIGHTS_NAME)
-    data = path.read_bytes()  # hashed and parsed from the same bytes: nothing can change between
-    _check_weights(path, spec, hashlib.sha256(data).hexdigest())
-    denoiser = _build(spec)
-    try:
-        weights = safetensors.torch.load(data)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}. Export the bundle again.") from error
-    _fill(denoiser, weights, source=str(path))
-    denoiser = denoiser.to(device).eval().requires_grad_(False)
-    return Bundle(spec, actual, denoiser, encoder_named(spec.text, str(device)) if spec.text else None)
+    denoisers = []
+    for name, expected in spec.weights.items():
+        path = Path(uri, name)
+        data = path.read_bytes()  # hashed and parsed from the same bytes: nothing can change between
+        _check_weights(path, expected, hashlib.sha256(data).hexdigest())
+        denoisers.append(_network(spec, data, source=str(path)).to(device).eval().requires_grad_(False))
+    encoder = encoder_named(spec.text, str(device)) if spec.text else None
+    return Bundle(spec, actual, denoisers[0], encoder, *denoisers[1:])
 
 
 def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
     path = folder / SPEC_NAME
-    for name in (SPEC_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} is no bundle: it has no {name}. `diffusion evaluate` exports one.")
+    _check_there(folder, SPEC_NAME)
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if expected is not None and digest != expected:
@@ -180,48 +213,32 @@ def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
     # only what the file says: one written before a field existed has that field's default, and the digest it always had
     if canonical_json(spec.model_dump(mode="json", exclude_unset=True)) != data:
         raise ValueError(f"{path} is not in canonical form, so its digest identifies nothing: it was edited by hand")
+    _check_there(folder, *spec.weights)
     return spec, digest
 
 
-def _check_weights(path: Path, spec: BundleSpec, actual: str) -> None:
-    if actual != spec.weights_sha256:
+def _check_there(folder: Path, *names: str) -> None:
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is no bundle: it has no {name}. `diffusion evaluate` exports one.")
+
+
+def _check_weights(path: Path, expected: str, actual: str) -> None:
+    if actual != expected:
         raise ValueError(
-            f"{path}: sha256 {actual[:12]}, {SPEC_NAME} says {spec.weights_sha256[:12]}. A published bundle never"
+            f"{path}: sha256 {actual[:12]}, {SPEC_NAME} says {expected[:12]}. A published bundle never"
             f" changes, so this copy is damaged: delete its folder and run `diffusion evaluate` again."
         )
 
 
-def _read_average(run: RunRef, ema_sigma_rel: float) -> tuple[TrainRecipe, TextIdentity | None, dict[str, Tensor]]:
-    """The recipe, the text encoder and one average out of a run's checkpoint.
-
-    What is read of it is verified, the rest is left alone.
-    """
-    folder = Path(run.uri)
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} is no checkpoint: it has no {path.name}. Run `diffusion train` again.")
-    manifest = json.loads(read_checked(path, run.digest, _DAMAGED))
-    name = manifest["ema"].get(repr(ema_sigma_rel))
-    if name is None:
-        raise ValueError(
-            f"{folder} has no average of relative width {ema_sigma_rel}, only {', '.join(manifest['ema']) or 'none'};"
-            f" raw weights are never served. Choose one of these with `--set evaluate.ema=...`."
-        )
-    facts = json.loads(read_checked(folder / "state.json", manifest["files"]["state.json"]["sha256"], _DAMAGED))
-    recipe = TrainRecipe.model_validate_json(canonical_json(facts["recipe"]))
-    made = (digest_of(facts["recipe"]), facts["dataset"]["digest"], facts["images_seen"])
-    if made != (run.recipe_digest, run.dataset.digest, run.images_seen):
-        raise ValueError(f"{folder} was made from another recipe, dataset or length than the reference to it says")
-    text = TextIdentity.model_validate(facts["text"]) if "text" in facts else None
-    return (
-        recipe,
-        text,
-        safetensors.torch.load(read_checked(folder / name, manifest["files"][name]["sha256"], _DAMAGED)),
-    )
+def _packed(average: Average) -> bytes:
+    # contiguous: the file knows no memory formats, and equal weights are to give equal bytes
+    return safetensors.torch.save({name: weight.float().contiguous() for name, weight in average.weights.items()})
 
 
-def _build(spec: BundleSpec) -> Denoiser:
-    return denoiser_of(
+def _network(spec: BundleSpec, data: bytes, *, source: str) -> Denoiser:
+    """The denoiser of the specification with these weights, a safetensors file's bytes."""
+    denoiser = denoiser_of(
         spec.unet,
         resolution=spec.resolution,
         classes=len(spec.classes),
@@ -229,6 +246,12 @@ def _build(spec: BundleSpec) -> Denoiser:
         precision=spec.precision,
         prediction=spec.prediction,
     )
+    try:
+        weights = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise ValueError(f"{source} is not a safetensors file: {error}. Export the bundle again.") from error
+    _fill(denoiser, weights, source=source)
+    return denoiser
 
 
 @torch.no_grad()

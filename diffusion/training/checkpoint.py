@@ -8,15 +8,15 @@ loss that learns one), `optimizer.safetensors` (`<parameter>.exp_avg`, ...), `st
 import hashlib
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion.ema import Snapshot, combine, post_hoc_coefficients
 from diffusion.recipe import Frozen, TrainRecipe, canonical_json, digest_of, unset
+from diffusion.store.averages import MANIFEST_NAME, STATE_NAME, File, Manifest
 from diffusion.store.publish import publishing, sha256_file
 from diffusion.store.refs import DatasetRef
 from diffusion.text import TextIdentity
@@ -25,11 +25,7 @@ from diffusion.training.step import TrainState
 WEIGHTS_NAME = "weights.safetensors"
 UNCERTAINTY_NAME = "uncertainty.safetensors"
 OPTIMIZER_NAME = "optimizer.safetensors"
-STATE_NAME = "state.json"
-MANIFEST_NAME = "manifest.json"
 _NAME_DIGITS = 12  # of images_seen in a folder's name: names sort as numbers
-
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class DamagedCheckpoint(ValueError):
@@ -51,23 +47,6 @@ class Facts(Frozen):
     def surroundings(self) -> dict[str, Any]:
         """What must be equal for a resumed run to have the same bits, not only the same numbers up to rounding."""
         return self.model_dump(include={"world", "threads", "device", "torch"})
-
-
-class File(Frozen):
-    bytes: int
-    sha256: Digest
-
-
-class Manifest(Frozen):
-    """manifest.json: every file with its digest, and which file holds which average."""
-
-    format: Literal[1] = 1
-    images_seen: int
-    recipe_digest: Digest
-    dataset_digest: Digest
-    weights: str
-    ema: dict[str, str] = Field(description="Relative width as Python writes it -> file name")
-    files: dict[str, File]
 
 
 def facts_of(
@@ -164,7 +143,7 @@ def verify(folder: Path) -> Manifest:
 def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint below `checkpoints`, or None, and why each newer one cannot be used."""
     damaged = []
-    for folder in reversed(_folders(checkpoints)):
+    for folder in sorted(Path(checkpoints).glob("[0-9]" * _NAME_DIGITS), reverse=True):
         try:
             verify(folder)
         except DamagedCheckpoint as error:
@@ -172,34 +151,6 @@ def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
         else:
             return folder, damaged
     return None, damaged
-
-
-def post_hoc_average(
-    checkpoints: Path, sigma_rel: float, *, images_seen: int | None = None
-) -> tuple[dict[str, Tensor], float]:
-    """The average of any relative width, though the run kept others: from all averages in its checkpoints.
-
-    images_seen: the moment it is of (default: the last checkpoint's).  Returns (name -> weight, float32, error); the error
-    is that of `post_hoc_coefficients`, and falls with more checkpoints.  Raises DamagedCheckpoint, or ValueError for
-    checkpoints of several runs.
-    """
-    manifests = {folder: verify(folder) for folder in _folders(checkpoints)}
-    if len({(m.recipe_digest, m.dataset_digest) for m in manifests.values()}) > 1:
-        raise ValueError(f"{checkpoints} has checkpoints of several runs: averages of different networks do not add up")
-    stored = [
-        (Snapshot(manifest.images_seen, float(width)), folder / name)
-        for folder, manifest in manifests.items()
-        for width, name in manifest.ema.items()
-    ]
-    last = max((m.images_seen for m in manifests.values()), default=0)
-    target = Snapshot(last if images_seen is None else images_seen, sigma_rel)
-    coefficients, error = post_hoc_coefficients([snapshot for snapshot, _ in stored], target)
-    return combine((load_file(path) for _, path in stored), coefficients), error
-
-
-def _folders(checkpoints: Path) -> list[Path]:
-    """Checkpoints below a run's `checkpoints` folder, oldest first."""
-    return sorted(Path(checkpoints).glob("[0-9]" * _NAME_DIGITS))
 
 
 def read_facts(folder: Path) -> Facts:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.recipe import TrainRecipe
+from diffusion.recipe import TrainRecipe, checkpoints_of
 from diffusion.training.step import (
     LEVELS,
     Batch,
@@ -17,7 +17,6 @@ from diffusion.training.step import (
     StepResult,
     TrainState,
     device_of,
-    end_of,
     raise_if_not_finite,
     train_step,
 )
@@ -55,12 +54,13 @@ def train(
 
     batches: this process's share of each global batch, from position state.images_seen on.
     on_metrics, on_checkpoint: called on every process, at the first step that reaches a multiple of `metrics_images`
-    (default `metrics_images_of`) or recipe.checkpoint_images, and at the end.  A checkpoint is preceded by metrics, so
+    (default `metrics_images_of`), and at `checkpoints_of` the recipe.  A checkpoint is preceded by metrics, so
     that records never span one and a resumed run repeats exactly those of the run it replays.
     Raises NonFiniteLoss, on every process, naming the pictures of all.
     """
     every = metrics_images or metrics_images_of(recipe)
-    end = end_of(recipe)
+    moments = checkpoints_of(recipe)
+    end = moments[-1]
     window = _Window()
     unread: tuple[StepResult, Batch, int] | None = None
     on_cpu = device_of(state).type == "cpu"
@@ -75,7 +75,7 @@ def train(
                 raise_if_not_finite(*unread)
             window.results.append(result)
             unread = None if on_cpu else (result, batch, before)
-            to_save = _reached(before, state.images_seen, recipe.checkpoint_images) or state.images_seen >= end
+            to_save = state.images_seen in moments
             to_log = to_save or _reached(before, state.images_seen, every)
             if to_log and unread:
                 raise_if_not_finite(*unread)

@@ -17,7 +17,7 @@ from diffusion.density import density_of, stratified
 from diffusion.ema import PowerEMA
 from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of
 from diffusion.random import Stream, normal, uniform
-from diffusion.recipe import TrainRecipe
+from diffusion.recipe import TrainRecipe, checkpoints_of
 from diffusion.store.text_encoders import encoder_of
 from diffusion.text import TextEncoder, TextIdentity
 from diffusion.training.optimizer import Optimizers, optimizer_of
@@ -100,7 +100,7 @@ class NonFiniteLoss(FloatingPointError):
 
 def end_of(recipe: TrainRecipe) -> int:
     """images_seen at the end of a run: recipe.images rounded up to whole batches."""
-    return math.ceil(recipe.images / recipe.batch_size) * recipe.batch_size
+    return checkpoints_of(recipe)[-1]
 
 
 def lr_at(recipe: TrainRecipe, images_seen: float) -> float:
