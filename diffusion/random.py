@@ -27,6 +27,7 @@ class Stream(IntEnum):
     CHURN = 6  # noise of stochastic samplers
     HOLDOUT = 7  # noise of the held-out losses
     WEIGHTS = 8  # initial weights
+    CAPTION = 12  # which pictures' captions an evaluation draws from
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

@@ -29,7 +29,7 @@ from diffusion.evaluation.report import (
 from diffusion.evaluation.stats import Gaussian, floor, frechet_to
 from diffusion.evaluation.worker import Result, Setup, Worker, one_thread
 from diffusion.recipe import EvaluateRecipe
-from diffusion.store.bundle import export_bundle
+from diffusion.store.bundle import export_bundle, verify_bundle
 from diffusion.store.refs import EvaluationRef, RunRef
 
 Progress = Callable[[int, int], None]  # pictures drawn, pictures to draw
@@ -58,7 +58,9 @@ def evaluate(
     store_root = Path(store_root)
     data = manifest.load(run.dataset.uri, digest=run.dataset.digest)
     setup = _setup(run, recipe, store_root, device)
-    drawn = plan.draws(data.train_counts, recipe)
+    text = verify_bundle(setup.bundle_uri, setup.bundle_digest)[0].text
+    labels = ShardReader(run.dataset.uri, digest=data.digest, cache_mib=0).labels
+    drawn = plan.draws(data.train_counts, recipe, labels if text else None)
     real = plan.evenly(data.images, LIMIT)
     identity = ReferenceIdentity(
         dataset_digest=data.digest,
@@ -74,7 +76,7 @@ def evaluate(
         known = _gathered([results[task.number] for task in tasks if task.kind == "real"], "features")
         remember(store_root, identity, known)
     real_features = torch.from_numpy(known)
-    real_labels = torch.from_numpy(ShardReader(run.dataset.uri, digest=data.digest, cache_mib=0).labels[list(real)])
+    real_labels = torch.from_numpy(labels[list(real)])
     problems = sorted({result.problem for result in results.values() if result.problem})
     drawing = [results[task.number] for task in tasks if task.kind == "draw"]
     losses = [_level(recipe, task, results[task.number]) for task in tasks if task.kind == "loss"]
@@ -86,7 +88,8 @@ def evaluate(
         classes=data.classes,
         images_seen=run.images_seen,
         ema=recipe.ema,
-        frechet=None if problems else _distance(setup, drawing, real_features),
+        text=text,
+        frechet=None if problems else _distance(setup, drawing, real_features, captions=text is not None),
         floor=_floor(recipe, real_features, real_labels),
         held_out=tuple(losses),
         seed=recipe.seed,
@@ -141,7 +144,7 @@ def _gathered(results: list[Result], name: str) -> np.ndarray:
     return np.concatenate([result.arrays[name] for result in results if name in result.arrays])
 
 
-def _distance(setup: Setup, results: list[Result], real: torch.Tensor) -> Frechet:
+def _distance(setup: Setup, results: list[Result], real: torch.Tensor, *, captions: bool) -> Frechet:
     """The Frechet distance of the drawn pictures, by `results` of the drawing tasks, from the real ones."""
     recipe = setup.recipe
     with one_thread():
@@ -152,6 +155,7 @@ def _distance(setup: Setup, results: list[Result], real: torch.Tensor) -> Freche
         extractor=setup.extractor,
         dimensions=real.shape[1],
         samples=recipe.samples,
+        captions="of training pictures of the class" if captions else None,
         sampling=recipe.sampling,
         batch_size=recipe.batch_size,
         seed=recipe.seed,

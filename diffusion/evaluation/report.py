@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from diffusion.data.images import encode_png, grid
 from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.plot import loss_plot
 from diffusion.evaluation.stats import Distance, Floor, t_quantile
-from diffusion.recipe import Frozen, SamplingRecipe, canonical_json, digest_of
+from diffusion.recipe import Frozen, SamplingRecipe, canonical_json, digest_of, unset
 from diffusion.store.publish import publishing, sha256_file
 from diffusion.store.refs import EvaluationRef, RunRef
+from diffusion.text import TextIdentity
 
 FILE = "report.json"
 CONFIDENCE = 0.95  # of the interval that a report states; the gate states its own
@@ -39,6 +41,9 @@ class FrechetIdentity(Frozen):
     dimensions: int  # numbers per picture
     samples: int
     labels: Literal["in the frequencies of the data"] = "in the frequencies of the data"
+    captions: Literal["of training pictures of the class"] | None = Field(
+        None, exclude_if=unset
+    )  # None: read by nothing
     sampling: SamplingRecipe
     batch_size: int
     seed: int
@@ -118,6 +123,7 @@ class Report(Frozen):
     classes: tuple[str, ...]
     images_seen: int
     ema: float
+    text: TextIdentity | None = Field(None, exclude_if=unset)  # what read the captions, if anything did
     frechet: Frechet | None
     floor: FloorFacts | None
     held_out: tuple[HeldOutLoss, ...]
@@ -204,6 +210,7 @@ def markdown(report: Report) -> str:
         _summary(report),
         "![one row of samples per class](grid.png)",
         "The first samples of each class, none chosen. `real.png` shows real training pictures in the same places.",
+        *_captions(report),
         *_distance(report),
         *_losses(report),
         _identity(report),
@@ -217,6 +224,15 @@ def _summary(report: Report) -> str:
         f"{report.images_seen:,} images seen in training on dataset `{report.dataset_digest[:12]}`"
         f" ({len(report.classes)} classes); average of relative width {report.ema:g}."
     )
+
+
+def _captions(report: Report) -> list[str]:
+    if report.text is None:
+        return []
+    return [
+        "The model reads captions: each sample was drawn with that of a training picture of its class, and each held-out"
+        " loss is under the picture's own."
+    ]
 
 
 def _distance(report: Report) -> list[str]:
@@ -280,11 +296,15 @@ def _identity(report: Report) -> str:
         "dataset": report.dataset_digest,
         "average (EMA) width": report.ema,
     }
+    if report.text:
+        facts |= {"text encoder": report.text}
     if report.frechet:
         identity = report.frechet.identity
         facts |= {f"extractor {name}": value for name, value in identity.extractor.model_dump().items()}
         facts |= {f"sampling {name}": value for name, value in identity.sampling.model_dump().items()}
         facts |= {"samples": identity.samples, "labels": identity.labels, "pictures drawn at once": identity.batch_size}
+        if identity.captions:
+            facts |= {"captions": identity.captions}
         facts |= {"reference": f"{identity.reference_pictures:,} pictures of the split {identity.reference_split}"}
         facts |= {"metric": identity.metric}
     facts |= {"seed": report.seed, "torch": report.environment.torch, "device": report.environment.device}

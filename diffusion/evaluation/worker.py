@@ -16,12 +16,13 @@ from diffusion.data.stream import ShardReader
 from diffusion.denoiser import EDM, Denoiser
 from diffusion.evaluation.features import Extractor, ExtractorIdentity, extractor
 from diffusion.evaluation.plan import Draw, Task, evenly
+from diffusion.guidance import Cond
 from diffusion.loss import denoising_loss, edm_weight
 from diffusion.random import Stream, normal
 from diffusion.recipe import EvaluateRecipe, Frozen
 from diffusion.serving.engine import Engine
 from diffusion.serving.ladder import NotReproducible
-from diffusion.serving.request import GenerateRequest
+from diffusion.serving.request import GenerateRequest, prompt_of
 from diffusion.serving.ticket import DrawingFailed
 from diffusion.store.bundle import load_bundle
 
@@ -81,21 +82,32 @@ class Worker:
     def _loss(self, level: int) -> dict[str, np.ndarray]:
         reader, recipe = self._reader("holdout"), self.setup.recipe
         chosen = np.array(evenly(len(reader), recipe.loss_pictures))
-        images, labels = torch.from_numpy(reader.gather(chosen)[0]), torch.from_numpy(reader.labels[chosen])
-        return held_out_loss(
-            self.bundle.denoiser, to_model(images), labels, level=level, recipe=recipe, device=self.setup.device
-        )
+        images, captions = reader.gather(chosen)
+        cond = {"label": torch.from_numpy(reader.labels[chosen])}
+        if self.bundle.encoder is not None:
+            cond |= self.bundle.encoder(captions)._asdict()
+        x0 = to_model(torch.from_numpy(images))
+        return held_out_loss(self.bundle.denoiser, x0, cond, level=level, recipe=recipe, device=self.setup.device)
 
     def _drawn(self, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
         if self._engine is None:
             self._engine = Engine(self.bundle, slots=self.setup.recipe.batch_size)
-        requests = [GenerateRequest(label=self.bundle.spec.classes[draw.label], seed=draw.seed) for draw in draws]
+        requests = [
+            GenerateRequest(label=self.bundle.spec.classes[draw.label], prompt=self._prompt(draw), seed=draw.seed)
+            for draw in draws
+        ]
         pictures = np.stack([answer[0] for answer in self._engine.generate(requests)])
         measured, shown = (np.array([getattr(draw, what) for draw in draws]) for what in ("measured", "shown"))
         result = {"pictures": pictures[shown]}
         if measured.any():
             result["features"] = self._features(pictures[measured])
         return result
+
+    def _prompt(self, draw: Draw) -> str | None:
+        if draw.captioned is None:
+            return None
+        _, (caption,) = self._reader("train").gather(np.array([draw.captioned]))
+        return prompt_of(caption)
 
     def _features(self, pictures: np.ndarray) -> np.ndarray:
         if self._extractor is None:
@@ -114,12 +126,12 @@ class Worker:
 
 @torch.no_grad()
 def held_out_loss(
-    denoiser: Denoiser, x0: Tensor, label: Tensor, *, level: int, recipe: EvaluateRecipe, device: str = "cpu"
+    denoiser: Denoiser, x0: Tensor, cond: Cond, *, level: int, recipe: EvaluateRecipe, device: str = "cpu"
 ) -> dict[str, np.ndarray]:
     """The loss of each picture at noise level `level` of the recipe, and that of the best linear denoiser, which under EDM
     is a network that answers 0.  Both have EDM's weight, whatever the denoiser predicts and was trained with.
 
-    x0 (N, 3, H, W), label (N,).  The noise is a function of recipe.seed, the level and the picture's number.
+    x0 (N, 3, H, W), cond: a row for each.  The noise is a function of recipe.seed, the level and the picture's number.
     """
     sigma, losses, zeros = recipe.loss_levels[level], [], []
     index = (level << 32) + torch.arange(len(x0))
@@ -127,9 +139,9 @@ def held_out_loss(
     for part in torch.arange(len(x0)).split(recipe.batch_size):
         noise = normal(recipe.seed, Stream.HOLDOUT, index[part], tuple(x0.shape[1:])).to(device)
         operands = (x0[part].to(device), noise, torch.full((len(part),), sigma, device=device))
-        cond = {"label": label[part].to(device)}
-        losses.append(denoising_loss(denoiser, weight, *operands, cond))
-        zeros.append(denoising_loss(lambda x, s, label: _linear(denoiser, x, s), weight, *operands, cond))
+        rows = {name: value[part].to(device) for name, value in cond.items()}
+        losses.append(denoising_loss(denoiser, weight, *operands, rows))
+        zeros.append(denoising_loss(lambda x, s, **_: _linear(denoiser, x, s), weight, *operands, rows))
     return {"loss": torch.cat(losses).double().cpu().numpy(), "zero": torch.cat(zeros).double().cpu().numpy()}
 
 
