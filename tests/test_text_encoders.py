@@ -12,6 +12,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
+from diffusion.data.sources import open_source
+from diffusion.recipe import PRESETS
 from diffusion.store import text_encoders
 from diffusion.store.text_encoders import MINILM_SHA256, find_folder, from_transformers, minilm, text_encoder
 from diffusion.text import TextEncoder
@@ -64,6 +66,15 @@ def test_the_identity_names_encoder_files_and_length(encoder, package):
     longer = text_encoder("minilm", tokens=32).identity
     assert identity != longer
     assert identity.digest == longer.digest
+
+
+def test_the_preset_reads_every_caption_of_its_pictures_to_the_end(package):
+    tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    captions = [item.caption for item in open_source("embedded").items]
+    longest = max(len(tokenizer.encode(caption).ids) for caption in captions)
+    assert longest <= PRESETS["emoji-text"]().train.text_tokens < 2 * longest
 
 
 @pytest.mark.parametrize("name", sorted(MINILM_SHA256))
