@@ -51,7 +51,7 @@ lock:
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
 	echo 'torch==$(TORCH)' > "$$folder/wanted.txt" && \
 	$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-		print("\n".join(p["dependencies"] + p["optional-dependencies"]["test"]))' >> "$$folder/wanted.txt" && \
+		o = p["optional-dependencies"]; print("\n".join(p["dependencies"] + o["text"] + o["test"]))' >> "$$folder/wanted.txt" && \
 	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$$folder/wanted.txt" && \
 	"$$folder/bin/python" -m pip freeze | sed -E '/^(nvidia-|cuda-|triton==)/d; s/\+(cpu|cu[0-9]+|rocm[0-9.]+)$$//' \
 		> requirements.lock.new && mv requirements.lock.new requirements.lock && wc -l requirements.lock

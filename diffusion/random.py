@@ -28,6 +28,7 @@ class Stream(IntEnum):
     HOLDOUT = 7  # noise of the held-out losses
     WEIGHTS = 8  # initial weights
     BOUND = 9  # steps and noise of the held-out bound
+    CAPTION = 12  # which pictures' captions an evaluation draws from
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

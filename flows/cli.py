@@ -304,9 +304,16 @@ def restore(
 def edit(
     picture: Picture,
     label: Annotated[str | None, typer.Option("--label", help="Class to change it towards. [none]")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What it is to show, in words, if the model reads them. [none]")
+    ] = None,
     from_label: Annotated[
         str | None,
         typer.Option("--from-label", help="Its own class: change that and keep the rest. [noise it instead]"),
+    ] = None,
+    from_prompt: Annotated[
+        str | None,
+        typer.Option("--from-prompt", help="What it shows now: change that and keep the rest. [noise it instead]"),
     ] = None,
     strength: Annotated[float, typer.Option("--strength", help="Above 0, little, to 1, all.")] = 0.6,
     mask: Annotated[
@@ -318,23 +325,23 @@ def edit(
     name: RegisteredName = "demo",
     model: Which = "champion",
     bundle: BundleFolder = None,
-    n: Annotated[int, typer.Option("--n", help="Results, each from other noise; 1 with --from-label.")] = 1,
+    n: Annotated[int, typer.Option("--n", help="Results, each from other noise; 1 with --from-...")] = 1,
     seed: Seed = None,
     steps: Steps = None,
     sampler: SamplerOption = None,
     guidance: Annotated[
-        float | None, typer.Option("--guidance", help="Towards --label; 1 is none. [the model's]")
+        float | None, typer.Option("--guidance", help="Towards --label and --prompt; 1 is none. [the model's]")
     ] = None,
     out: Out = None,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Change a picture towards a class: by its own class and back as another, or by noise, more with more strength."""
+    """Change a picture towards a class or words: from what it is to what you ask, or by noise, more with more strength."""
 
     def work(site: Site) -> None:
         from flows.edit import edit as flow
 
-        options = {"label": label, "n": n, "seed": seed, "steps": steps, "sampler": sampler, "guidance": guidance}
+        options = {"label": label, "prompt": prompt, "n": n, "seed": seed, "steps": steps, "guidance": guidance}
         folder = flow(
             site,
             name,
@@ -342,11 +349,12 @@ def edit(
             picture,
             strength=strength,
             from_label=from_label,
+            from_prompt=from_prompt,
             bundle=bundle,
             mask=mask,
             coarse=coarse,
             out=out,
-            options=options,
+            options=options | {"sampler": sampler},
         )
         say(f"  strip      {folder}/strip.png")
 

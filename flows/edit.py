@@ -1,5 +1,7 @@
-"""edit: a picture changed towards a class, by noising it or by carrying it to noise under its own class and back."""
+"""edit: a picture changed towards a class or a prompt, by noising it or by carrying it to noise under its own and back."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -9,6 +11,7 @@ from diffusion.operators import Mask
 from diffusion.random import Stream
 from diffusion.restore import null_space
 from diffusion.sampler import SAMPLERS, Conversation
+from diffusion.serving.request import RequestError
 from flows.console import say
 from flows.pictures import answered, fitted, folder, in_model, mask_of, open_model, parsed, read, settled, written
 from flows.site import Site
@@ -22,30 +25,36 @@ def edit(
     *,
     strength: float,
     from_label: str | None = None,
+    from_prompt: str | None = None,
     bundle: Path | None = None,
     mask: Path | None = None,
     coarse: int | None = None,
     out: Path | None = None,
     options: dict[str, object],
 ) -> Path:
-    """Edit the picture towards `options["label"]` into `out`, beside a strip before | after.  Returns the folder.
+    """Edit the picture towards `options`' label and prompt into `out`, beside a strip before | after.  Returns the folder.
 
-    strength: share of the steps that are gone, above 0 and up to 1.  from_label: the picture's own class, which makes it
-    an inversion; without it the picture is noised (SDEdit), `options["n"]` times.  mask: white where it may change.
-    coarse: side of the blocks whose means stay the picture's until the noise is as large as a picture.  options: fields
-    of a GenerateRequest, None for the model's own.  Raises ValueError.
+    strength: share of the steps that are gone, above 0 and up to 1.  from_label, from_prompt: what the picture is, which
+    makes it an inversion; without either the picture is noised (SDEdit), `options["n"]` times.  mask: white where it may
+    change.  coarse: side of the blocks whose means stay the picture's until the noise is as large as a picture.  options:
+    fields of a GenerateRequest, None for the model's own.  Raises ValueError.
     """
     check_strength(strength)  # before the model is loaded
     target = folder(site, out, "edited", picture.stem)
     asked, image = parsed(**options), read(picture)
-    if from_label is not None and asked.n != 1:
-        raise ValueError(f"--n {asked.n} with --from-label: inversion draws nothing at random, so there is one result")
+    with _of_the_origin():
+        own = parsed(label=from_label, prompt=from_prompt, seed=asked.seed, guidance=1.0)
+    inverts = (from_label, from_prompt) != (None, None)
+    if inverts and asked.n != 1:
+        given = "--from-label" if from_prompt is None else "--from-prompt"
+        raise ValueError(f"--n {asked.n} with {given}: inversion draws nothing at random, so there is one result")
     model = open_model(site, name, which, bundle)
     request = settled(asked, model)
-    if from_label is not None and SAMPLERS[request.sampler].stochastic:
+    if inverts and SAMPLERS[request.sampler].stochastic:
         known = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.stochastic)
         raise ValueError(f"--sampler {request.sampler} adds noise, and inversion must not: give one of {known}")
-    origin = settled(asked.model_copy(update={"label": from_label, "guidance": 1.0}), model)
+    with _of_the_origin():
+        origin = settled(own, model)
     sigmas = model.sigmas(request.steps)
     if coarse is not None and (coarse < 2 or model.resolution % coarse):
         raise ValueError(f"--coarse {coarse}: give a divisor of the model's {model.resolution} pixels, such as 8")
@@ -63,16 +72,25 @@ def edit(
         return model.under(conversation, request)
 
     def converse() -> Conversation:
-        if from_label is None:
+        if not inverts:
             noise = model.noise(Stream.INITIAL, request)(0)
             return wanted(sdedit(solver, reference, noise, sigmas, strength=strength))
         levels = levels_of(sigmas, strength)
         return by_condition(solver, reference, levels, before=lambda c: model.under(c, origin), after=wanted)
 
     x0 = answered("edit", converse, model)
-    facts = {"command": "edit", "strength": strength, "from_label": from_label, "coarse": coarse}
-    facts["sampler"] = request.sampler
+    facts = {"command": "edit", "strength": strength, "coarse": coarse, "sampler": request.sampler}
+    facts |= {"from_label": from_label, "from_prompt": from_prompt}
     saved = written(x0, reference, request, facts, out=target, model=model)
     change = (saved - reference).square().mean().sqrt()
     say(f"  changed    by {float(change):.2g} root mean square (white - black is 2)")
     return target
+
+
+@contextmanager
+def _of_the_origin() -> Iterator[None]:
+    """A mistake in what the picture is said to be names the options that said it."""
+    try:
+        yield
+    except RequestError as error:
+        raise ValueError(f"--from-label, --from-prompt: {error}") from error

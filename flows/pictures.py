@@ -64,7 +64,7 @@ class Model:
         return noise_of(request, stream, range(request.n), self.bundle, self.device)
 
     def under(self, conversation: Conversation, request: ResolvedRequest) -> Conversation:
-        """The conversation asked for the request's class, with its guidance."""
+        """The conversation asked for the request's class and prompt, with its guidance."""
         return under(conversation, request, request.n, self.bundle, self.device)
 
 
@@ -164,7 +164,7 @@ def written(
     """
     pictures = list(to_uint8(x0.cpu()).numpy())
     out.mkdir(parents=True, exist_ok=True)
-    settings = request.model_dump(include={"label", "seed", "steps", "guidance"})
+    settings = request.model_dump(include={"label", "prompt", "seed", "steps", "guidance"})
     made_by = {"model": model.name, "version": model.version, "bundle_digest": model.bundle.digest}
     for i, picture in enumerate(pictures):
         text = json.dumps({**facts, **settings, "image": i, **made_by}, sort_keys=True)

@@ -10,11 +10,11 @@ from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.recipe import SamplingRecipe, UNetRecipe, canonical_json
 from diffusion.store.bundle import Bundle, BundleSpec, publish_bundle
 from diffusion.store.refs import ModelRef
-from tests.words import WIDTH, words
+from diffusion.text import TextEncoder
+from tests.words import words
 
 CLASSES = ("cat", "dog", "Straße & Co")
 UNET = UNetRecipe(channels=32, multipliers=(1, 2), blocks=(1, 1), attention=(8,))
-READING = UNET.model_copy(update={"text_width": WIDTH})
 RESOLUTION = 16
 
 
@@ -54,17 +54,18 @@ def random_bundle(precision: str = "bf16", seed: int = 0) -> Bundle:
     return Bundle(random_spec(precision, "4" * 64, count), "5" * 64, denoiser)
 
 
-def reading_spec(precision: str = "bf16", parameters: int = 1) -> BundleSpec:
-    """The same of a model that reads prompts, with the encoder `words`."""
-    changed = {"unet": READING, "text": words().identity}
+def reading_spec(precision: str = "bf16", parameters: int = 1, encoder: TextEncoder = words()) -> BundleSpec:
+    """The same of a model that reads prompts with this encoder."""
+    unet = UNET.model_copy(update={"text_width": encoder.identity.width})
+    changed = {"unet": unet, "text": encoder.identity}
     return BundleSpec(**dict(random_spec(precision, "4" * 64, parameters)) | changed)
 
 
-def reading_bundle(precision: str = "bf16") -> Bundle:
+def reading_bundle(precision: str = "bf16", encoder: TextEncoder = words()) -> Bundle:
     """A random bundle that reads prompts."""
-    denoiser = random_denoiser(precision, unet=READING)
+    denoiser = random_denoiser(precision, unet=reading_spec(encoder=encoder).unet)
     count = sum(parameter.numel() for parameter in denoiser.parameters())
-    return Bundle(reading_spec(precision, count), "6" * 64, denoiser, words())
+    return Bundle(reading_spec(precision, count, encoder), "6" * 64, denoiser, encoder)
 
 
 def published_model(store_root: Path, *, seed: int = 0, version: str = "1", bundle: Bundle | None = None) -> ModelRef:

@@ -37,7 +37,9 @@ def measure(recipe: EvaluateRecipe, x0: torch.Tensor, denoiser=None, *, size: in
     """All pictures, `size` at a time."""
     n = len(x0)
     return [
-        held_out_bound(denoiser or Linear(), x0[some], torch.zeros(len(some)).long(), some, pictures=n, recipe=recipe)
+        held_out_bound(
+            denoiser or Linear(), x0[some], {"label": torch.zeros(len(some))}, some, pictures=n, recipe=recipe
+        )
         for some in torch.arange(n).split(size or n)
     ]
 

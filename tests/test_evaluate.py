@@ -90,7 +90,9 @@ def test_the_loss_of_a_network_that_answers_0_is_1_where_the_data_says_so():
     x0 = 0.5 * torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     recipe = RECIPE.model_copy(update={"loss_levels": (0.05, 0.5, 20.0)})
     for level in range(3):
-        found = held_out_loss(AnswersZero(), x0, torch.zeros(24, dtype=torch.int64), level=level, recipe=recipe)
+        found = held_out_loss(
+            AnswersZero(), x0, {"label": torch.zeros(24, dtype=torch.int64)}, level=level, recipe=recipe
+        )
         error = found["loss"].std(ddof=1) / np.sqrt(24)
         assert abs(found["loss"].mean() - 1) < 4 * error < 0.05
         assert np.array_equal(found["loss"], found["zero"])
@@ -103,7 +105,7 @@ def test_the_loss_of_a_perfect_answer_is_0():
         def forward(self, x, sigma, label):
             return torch.zeros_like(x)
 
-    found = held_out_loss(Knows(), torch.zeros(3, 3, 8, 8), torch.zeros(3).long(), level=0, recipe=RECIPE)
+    found = held_out_loss(Knows(), torch.zeros(3, 3, 8, 8), {"label": torch.zeros(3).long()}, level=0, recipe=RECIPE)
     assert not found["loss"].any()
     assert found["zero"].all()
 
@@ -119,6 +121,8 @@ def test_a_report_has_every_number(evaluated, run, tiny_recipe):
     assert report.floor.value < report.frechet.value  # the pictures are noise
     assert [level.sigma for level in report.held_out] == list(tiny_recipe.evaluate.loss_levels)
     assert all(0 < level.loss < 5 for level in report.held_out)
+    assert report.text is None
+    assert "caption" not in Path(ref.uri, "report.json").read_text()
     assert set(ref.metrics) >= {"frechet", "frechet_floor", "held_out_loss_sigma_0.1"}
     assert verdict(report, None, tiny_recipe.gate).passed
     assert not verdict(report, None, GateRecipe(max_loss=1e-3)).passed

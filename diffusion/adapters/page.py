@@ -13,9 +13,12 @@ form { display: flex; flex-wrap: wrap; gap: .75rem; align-items: end; }
 label { display: grid; font-size: .85rem; }
 input, select, button { font: inherit; padding: .3rem .5rem; }
 input { width: 7rem; }
+#described { flex-basis: 100%; }
+#prompt { width: auto; }
 pre { background: #f4f4f4; padding: .75rem; overflow-x: auto; white-space: pre-wrap; }
 img { width: 128px; height: 128px; image-rendering: pixelated; margin: .25rem; }
 [role=alert] { color: #a00; }
+[role=alert], pre { overflow-wrap: anywhere; }
 [hidden] { display: none; }
 </style>
 </head>
@@ -23,8 +26,8 @@ img { width: 128px; height: 128px; image-rendering: pixelated; margin: .25rem; }
 <h1>Draw a picture</h1>
 <p id="model">...</p>
 <form id="form">
+<label id="described" hidden>what the picture shows, in words <input id="prompt" placeholder="a red heart"></label>
 <label>class <select id="label"></select></label>
-<label id="described" hidden>prompt <input id="prompt" maxlength="300"></label>
 <label>seed <input id="seed" type="number" min="0" max="4294967295" placeholder="random"></label>
 <label>pictures <input id="n" type="number" min="1" value="4"></label>
 <label>steps <input id="steps" type="number" min="2"></label>
@@ -61,7 +64,7 @@ at("form").addEventListener("submit", async event => {
     at("pictures").replaceChildren(...value.data.map(item => {
       const image = new Image();
       image.src = "data:image/png;base64," + item.b64_json;
-      const about = item.receipt.prompt ?? item.receipt.label ?? "no class";
+      const about = [item.receipt.label, item.receipt.prompt].filter(Boolean).join(", ") || "no class";
       image.alt = `${about}, seed ${item.receipt.seed}, picture ${item.receipt.image}`;
       image.title = image.alt;
       return image;
@@ -74,7 +77,8 @@ at("form").addEventListener("submit", async event => {
 fetch("/v1/models").then(answer => answer.json()).then(value => {
   const model = value.data[0];
   at("model").textContent = `${model.id}, version ${model.version}, ${model.resolution} x ${model.resolution} pixels`;
-  at("label").append(...model.classes.map(name => new Option(name, name)), new Option("(none)", ""));
+  const classes = model.classes.map(name => new Option(name, name)), none = new Option("(none)", "");
+  at("label").append(...model.prompts ? [none, ...classes] : [...classes, none]);
   autoguided = model.defaults.guidance_kind === "autoguidance";
   at("described").hidden = !model.prompts;
   at("n").max = model.limits.max_n;

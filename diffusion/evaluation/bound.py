@@ -16,6 +16,7 @@ from torch import Tensor
 from diffusion.denoiser import Denoiser, linear
 from diffusion.density import stratified
 from diffusion.evaluation.stats import CONFIDENCE, digits, t_quantile
+from diffusion.guidance import Cond
 from diffusion.process import Bound, Chain, estimated_bound
 from diffusion.random import Stream, normal
 from diffusion.recipe import EvaluateRecipe, Frozen
@@ -51,7 +52,7 @@ def steps_of(recipe: EvaluateRecipe, picture: Tensor, pictures: int) -> Tensor:
 def held_out_bound(
     denoiser: Denoiser,
     x0: Tensor,
-    label: Tensor,
+    cond: Cond,
     picture: Tensor,
     *,
     pictures: int,
@@ -60,8 +61,8 @@ def held_out_bound(
 ) -> dict[str, np.ndarray]:
     """An estimate of the bound of each picture (B,), number `picture` of so many, and that of the best linear denoiser.
 
-    {"t"} (B, K), {"prior", "transitions", "decoder"} as `Bound`'s, {"zero"} the linear one's total.  Steps and noise are
-    functions of recipe.seed and the picture's number.
+    cond: a row for each.  Returns {"t"} (B, K), {"prior", "transitions", "decoder"} as `Bound`'s, {"zero"} the linear
+    one's total.  Steps and noise are functions of recipe.seed and the picture's number.
     """
     chain, t = chain_of(recipe), steps_of(recipe, picture, pictures).to(device)
     x0 = x0.to(device)
@@ -72,7 +73,7 @@ def held_out_bound(
     def estimated(denoise: Denoise) -> Bound:
         return estimated_bound(denoise, x0, t, noise, chain, variances_of(chain))
 
-    found = estimated(partial(denoiser, label=label.to(device)))
+    found = estimated(partial(denoiser, **{name: value.to(device) for name, value in cond.items()}))
     arrays = found._asdict() | {"t": t, "zero": estimated(partial(linear, sigma_data=denoiser.sigma_data)).total}
     return {name: value.cpu().numpy() for name, value in arrays.items()}
 

@@ -60,7 +60,9 @@ def evaluate(
     store_root = Path(store_root)
     data = manifest.load(run.dataset.uri, digest=run.dataset.digest)
     setup = _setup(run, recipe, store_root, device)
-    drawn = plan.draws(data.train_counts, recipe)
+    spec, _ = verify_bundle(setup.bundle_uri, setup.bundle_digest)
+    labels = ShardReader(run.dataset.uri, digest=data.digest, cache_mib=0).labels
+    drawn = plan.draws(data.train_counts, recipe, labels if spec.text else None)
     real = plan.evenly(data.images, LIMIT)
     identity = ReferenceIdentity(
         dataset_digest=data.digest,
@@ -76,12 +78,11 @@ def evaluate(
         known = _gathered([results[task.number] for task in tasks if task.kind == "real"], "features")
         remember(store_root, identity, known)
     real_features = torch.from_numpy(known)
-    real_labels = torch.from_numpy(ShardReader(run.dataset.uri, digest=data.digest, cache_mib=0).labels[list(real)])
+    real_labels = torch.from_numpy(labels[list(real)])
     problems = sorted({result.problem for result in results.values() if result.problem})
     drawing = [results[task.number] for task in tasks if task.kind == "draw"]
     losses = [_level(recipe, task, results[task.number]) for task in tasks if task.kind == "loss"]
     parts = [results[task.number].arrays for task in tasks if task.kind == "bound"]
-    spec, _ = verify_bundle(setup.bundle_uri, setup.bundle_digest)
     report = Report(
         bundle_digest=setup.bundle_digest,
         run_digest=run.digest,
@@ -92,7 +93,8 @@ def evaluate(
         ema=recipe.ema,
         reconstruction=spec.reconstruction,
         guide=spec.guide,
-        frechet=None if problems else _distance(setup, drawing, real_features),
+        text=spec.text,
+        frechet=None if problems else _distance(setup, drawing, real_features, captions=spec.text is not None),
         floor=_floor(recipe, real_features, real_labels),
         held_out=tuple(losses),
         bound=HeldOutBound.of(parts, recipe, data.digest) if parts else None,
@@ -149,7 +151,7 @@ def _gathered(results: list[Result], name: str) -> np.ndarray:
     return np.concatenate([result.arrays[name] for result in results if name in result.arrays])
 
 
-def _distance(setup: Setup, results: list[Result], real: torch.Tensor) -> Frechet:
+def _distance(setup: Setup, results: list[Result], real: torch.Tensor, *, captions: bool) -> Frechet:
     """The Frechet distance of the drawn pictures, by `results` of the drawing tasks, from the real ones."""
     recipe = setup.recipe
     with one_thread():
@@ -160,6 +162,7 @@ def _distance(setup: Setup, results: list[Result], real: torch.Tensor) -> Freche
         extractor=setup.extractor,
         dimensions=real.shape[1],
         samples=recipe.samples,
+        captions="of training pictures of the class" if captions else None,
         sampling=recipe.sampling,
         batch_size=recipe.batch_size,
         seed=recipe.seed,

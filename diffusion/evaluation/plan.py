@@ -3,6 +3,7 @@
 from itertools import count
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from diffusion.evaluation.stats import allocate
@@ -15,7 +16,7 @@ REAL_PICTURES = 128  # real pictures per task
 class Draw(NamedTuple):
     """One picture to draw.  It depends on class, ordinal and the recipe's seed, so more samples only add pictures.
 
-    `label` and `seed` are also what the endpoint needs to draw the same picture again.
+    `label`, `seed` and the caption are also what the endpoint needs to draw the same picture again.
     """
 
     label: int
@@ -23,6 +24,7 @@ class Draw(NamedTuple):
     seed: int
     measured: bool  # counts in the Frechet distance
     shown: bool  # stands in the grid
+    captioned: int | None = None  # training picture whose caption is the prompt; None: there is no prompt
 
 
 class Task(Frozen):
@@ -35,14 +37,27 @@ class Task(Frozen):
     draws: tuple[Draw, ...] = ()
 
 
-def draws(class_counts: tuple[int, ...], recipe: EvaluateRecipe) -> list[Draw]:
-    """All pictures to draw, by class: `recipe.samples` in the data's class frequencies, and what else the grid needs."""
+def draws(class_counts: tuple[int, ...], recipe: EvaluateRecipe, captioned: np.ndarray | None = None) -> list[Draw]:
+    """All pictures to draw, by class: `recipe.samples` in the data's class frequencies, and what else the grid needs.
+
+    captioned: the label of each training picture, where the model reads captions.  Each picture is then drawn with the
+    caption of a training picture of its class, each caption once before any comes again.
+    """
     plan = []
     for label, measured in enumerate(allocate(list(class_counts), recipe.samples)):
         ordinals = torch.arange(max(measured, recipe.grid_columns))
         seeds = bits(recipe.seed, Stream.INITIAL, (label << 32) + ordinals, 1).flatten().tolist()
-        plan += [Draw(label, i, seed, i < measured, i < recipe.grid_columns) for i, seed in enumerate(seeds)]
+        members = [] if captioned is None else _shuffled(np.flatnonzero(captioned == label), recipe.seed)
+        captions = [members[i % len(members)] if members else None for i in ordinals.tolist()]
+        shown = recipe.grid_columns
+        plan += [Draw(label, i, seed, i < measured, i < shown, captions[i]) for i, seed in enumerate(seeds)]
     return plan
+
+
+def _shuffled(pictures: np.ndarray, seed: int) -> list[int]:
+    """The pictures in an order that depends on the seed alone."""
+    keys = bits(seed, Stream.CAPTION, torch.from_numpy(pictures), 1)[:, 0]
+    return pictures[keys.argsort(stable=True).numpy()].tolist()
 
 
 def evenly(total: int, n: int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from diffusion.store.averages import Reconstruction
 from diffusion.store.bundle import Guide
 from diffusion.store.publish import publishing, sha256_file
 from diffusion.store.refs import EvaluationRef, RunRef
+from diffusion.text import TextIdentity
 
 FILE = "report.json"
 
@@ -36,6 +37,9 @@ class FrechetIdentity(Frozen):
     dimensions: int  # numbers per picture
     samples: int
     labels: Literal["in the frequencies of the data"] = "in the frequencies of the data"
+    captions: Literal["of training pictures of the class"] | None = Field(
+        None, exclude_if=unset
+    )  # None: read by nothing
     sampling: SamplingRecipe
     batch_size: int
     seed: int
@@ -117,6 +121,7 @@ class Report(Frozen):
     ema: float
     reconstruction: Reconstruction | None = Field(None, exclude_if=unset)  # of that average, where the run kept others
     guide: Guide | None = Field(None, exclude_if=unset)
+    text: TextIdentity | None = Field(None, exclude_if=unset)  # what read the captions, if anything did
     frechet: Frechet | None
     floor: FloorFacts | None
     held_out: tuple[HeldOutLoss, ...]
@@ -207,6 +212,7 @@ def markdown(report: Report) -> str:
         _summary(report),
         "![one row of samples per class](grid.png)",
         "The first samples of each class, none chosen. `real.png` shows real training pictures in the same places.",
+        *_captions(report),
         *_distance(report),
         *_losses(report),
         *_bound(report),
@@ -235,6 +241,15 @@ def average(width: float, made: Reconstruction | None) -> str:
     if made is None:
         return name
     return f"{name}, put together from {len(made.checkpoints)} checkpoints ({made.error:.2%} of its profile is missed)"
+
+
+def _captions(report: Report) -> list[str]:
+    if report.text is None:
+        return []
+    return [
+        "The model reads captions: each sample was drawn with that of a training picture of its class, and each held-out"
+        " loss is under the picture's own."
+    ]
 
 
 def _distance(report: Report) -> list[str]:
@@ -328,6 +343,8 @@ def _identity(report: Report) -> str:
         "dataset": report.dataset_digest,
         "average (EMA) width": report.ema,
     }
+    if report.text:
+        facts |= {"text encoder": report.text}
     for what, made in (("average", report.reconstruction), ("guide", report.guide and report.guide.reconstruction)):
         facts |= {
             f"{what} from the checkpoint at {c.images_seen:,}": c.digest for c in (made.checkpoints if made else ())
@@ -339,6 +356,8 @@ def _identity(report: Report) -> str:
         facts |= {f"extractor {name}": value for name, value in identity.extractor.model_dump().items()}
         facts |= {f"sampling {name}": value for name, value in identity.sampling.model_dump().items()}
         facts |= {"samples": identity.samples, "labels": identity.labels, "pictures drawn at once": identity.batch_size}
+        if identity.captions:
+            facts |= {"captions": identity.captions}
         facts |= {"reference": f"{identity.reference_pictures:,} pictures of the split {identity.reference_split}"}
         facts |= {"metric": identity.metric}
     if report.bound:

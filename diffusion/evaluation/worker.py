@@ -17,12 +17,13 @@ from diffusion.denoiser import Denoiser, linear
 from diffusion.evaluation.bound import held_out_bound
 from diffusion.evaluation.features import Extractor, ExtractorIdentity, extractor
 from diffusion.evaluation.plan import Draw, Task, evenly
+from diffusion.guidance import Cond
 from diffusion.loss import denoising_loss, edm_weight
 from diffusion.random import Stream, normal
 from diffusion.recipe import EvaluateRecipe, Frozen
 from diffusion.serving.engine import Engine
 from diffusion.serving.ladder import NotReproducible
-from diffusion.serving.request import GenerateRequest
+from diffusion.serving.request import GenerateRequest, prompt_of
 from diffusion.serving.ticket import DrawingFailed
 from diffusion.store.bundle import load_bundle
 
@@ -87,27 +88,41 @@ class Worker:
 
     def _bound(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         recipe, device, picture = self.setup.recipe, self.setup.device, torch.tensor(indices)
-        x0, label = self._held_out()
+        x0, cond = self._held_out()
+        rows = {name: value[picture] for name, value in cond.items()}
         return held_out_bound(
-            self.bundle.denoiser, x0[picture], label[picture], picture, pictures=len(x0), recipe=recipe, device=device
+            self.bundle.denoiser, x0[picture], rows, picture, pictures=len(x0), recipe=recipe, device=device
         )
 
-    def _held_out(self) -> tuple[Tensor, Tensor]:
-        """The held-out pictures that are measured, (N, 3, H, W) in [-1, 1], and their labels."""
+    def _held_out(self) -> tuple[Tensor, Cond]:
+        """The held-out pictures that are measured, (N, 3, H, W) in [-1, 1], and the condition of each."""
         reader = self._reader("holdout")
         chosen = np.array(evenly(len(reader), self.setup.recipe.loss_pictures))
-        return to_model(torch.from_numpy(reader.gather(chosen)[0])), torch.from_numpy(reader.labels[chosen])
+        images, captions = reader.gather(chosen)
+        cond = {"label": torch.from_numpy(reader.labels[chosen])}
+        if self.bundle.encoder is not None:
+            cond |= self.bundle.encoder(captions)._asdict()
+        return to_model(torch.from_numpy(images)), cond
 
     def _drawn(self, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
         if self._engine is None:
             self._engine = Engine(self.bundle, slots=self.setup.recipe.batch_size)
-        requests = [GenerateRequest(label=self.bundle.spec.classes[draw.label], seed=draw.seed) for draw in draws]
+        requests = [
+            GenerateRequest(label=self.bundle.spec.classes[draw.label], prompt=self._prompt(draw), seed=draw.seed)
+            for draw in draws
+        ]
         pictures = np.stack([answer[0] for answer in self._engine.generate(requests)])
         measured, shown = (np.array([getattr(draw, what) for draw in draws]) for what in ("measured", "shown"))
         result = {"pictures": pictures[shown]}
         if measured.any():
             result["features"] = self._features(pictures[measured])
         return result
+
+    def _prompt(self, draw: Draw) -> str | None:
+        if draw.captioned is None:
+            return None
+        _, (caption,) = self._reader("train").gather(np.array([draw.captioned]))
+        return prompt_of(caption)
 
     def _features(self, pictures: np.ndarray) -> np.ndarray:
         if self._extractor is None:
@@ -126,12 +141,12 @@ class Worker:
 
 @torch.no_grad()
 def held_out_loss(
-    denoiser: Denoiser, x0: Tensor, label: Tensor, *, level: int, recipe: EvaluateRecipe, device: str = "cpu"
+    denoiser: Denoiser, x0: Tensor, cond: Cond, *, level: int, recipe: EvaluateRecipe, device: str = "cpu"
 ) -> dict[str, np.ndarray]:
     """The loss of each picture at noise level `level` of the recipe, and that of the best linear denoiser, which under EDM
     is a network that answers 0.  Both have EDM's weight, whatever the denoiser predicts and was trained with.
 
-    x0 (N, 3, H, W), label (N,).  The noise is a function of recipe.seed, the level and the picture's number.
+    x0 (N, 3, H, W), cond: a row for each.  The noise is a function of recipe.seed, the level and the picture's number.
     """
     sigma, losses, zeros = recipe.loss_levels[level], [], []
     index = (level << 32) + torch.arange(len(x0))
@@ -140,8 +155,8 @@ def held_out_loss(
     for part in torch.arange(len(x0)).split(recipe.batch_size):
         noise = normal(recipe.seed, Stream.HOLDOUT, index[part], tuple(x0.shape[1:])).to(device)
         operands = (x0[part].to(device), noise, torch.full((len(part),), sigma, device=device))
-        cond = {"label": label[part].to(device)}
-        losses.append(denoising_loss(denoiser, weight, *operands, cond))
+        rows = {name: value[part].to(device) for name, value in cond.items()}
+        losses.append(denoising_loss(denoiser, weight, *operands, rows))
         zeros.append(denoising_loss(nothing, weight, *operands, {}))
     return {"loss": torch.cat(losses).double().cpu().numpy(), "zero": torch.cat(zeros).double().cpu().numpy()}
 

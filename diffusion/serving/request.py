@@ -31,6 +31,12 @@ def _caption(text: str) -> str:
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidator(_caption)]
 
 
+def prompt_of(caption: str) -> str | None:
+    """A caption of somebody's data as a prompt: one line of at most MAX_PROMPT characters, None where it has no words."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in caption).split())
+    return line[:MAX_PROMPT].rstrip() or None
+
+
 class RequestError(ValueError):
     """A request that cannot be served as asked.  `param` is the field, `allowed` the values it may have (a list, or
     {"minimum": ..., "maximum": ...}), both JSON values or None; the message says all of it in words."""

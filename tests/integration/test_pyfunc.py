@@ -18,9 +18,9 @@ from diffusion.recipe import PRESETS
 from diffusion.serving.receipt import read_receipt
 from diffusion.serving.request import GenerateRequest, RequestError
 from diffusion.store.refs import ModelRef
+from diffusion.store.text_encoders import text_encoder
 from tests.random_bundle import published_model, random_spec, reading_bundle, reading_spec
 from tests.registered_run import endpoint_png
-from tests.words import install
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +100,12 @@ def test_a_fresh_process_loads_it_by_address_alone(champion, tracking, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_registrys_model_takes_prompts_where_they_are_read(tmp_path, monkeypatch):
+def test_the_registrys_model_takes_prompts_where_they_are_read(tmp_path):
     from diffusion.adapters.pyfunc_model import DiffusionModel
 
     assert signature_of(reading_spec()).inputs.input_names() == ["label", "prompt", "seed"]
     assert signature_of(random_spec("bf16", "4" * 64, 1)).inputs.input_names() == ["label", "seed"]
-    install(monkeypatch)
-    published = published_model(tmp_path, bundle=reading_bundle()).uri
+    published = published_model(tmp_path, bundle=reading_bundle(encoder=text_encoder("minilm", tokens=20))).uri
     model = DiffusionModel()
     model.load_context(SimpleNamespace(artifacts={"bundle": published}))
     rows = pd.DataFrame({"label": ["cat", None, None], "prompt": ["a flag", "a flag", None], "seed": [1, 2, 3]})

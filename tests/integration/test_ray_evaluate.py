@@ -10,6 +10,7 @@ from diffusion.adapters.ray_evaluate import evaluate_run
 from diffusion.evaluation.measure import evaluate
 from diffusion.store.refs import RunRef
 from tests.evaluated_run import make_run
+from tests.words import reading
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -56,6 +57,14 @@ def test_any_number_of_actors_and_none_give_the_same_bytes(run, tiny_recipe, tmp
         assert features[0] == features[1]
         assert seen == sorted(seen)
         assert seen[-1][0] == seen[-1][1]
+
+
+def test_captions_are_read_alike_in_every_process(emoji_folder, tiny_recipe, tmp_path):
+    recipe = tiny_recipe.model_copy(update={"train": reading(tiny_recipe.train, tokens=20, width=384)})
+    run = make_run(emoji_folder, recipe, tmp_path / "run")
+    plain = evaluate(run, recipe.evaluate, tmp_path / "plain")
+    actors = evaluate_run(run, recipe.evaluate, tmp_path / "ray", actors=2)
+    assert content(actors.uri) == content(plain.uri)
 
 
 def test_as_many_actors_as_cpus_do_not_wait_for_each_other(run, tiny_recipe, tmp_path):

@@ -15,9 +15,11 @@ from diffusion.adapters.ray_train import TrainingFailed, train_run
 from diffusion.data.ingest import shard_dataset
 from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.refs import DatasetRef, RunRef
+from diffusion.store.text_encoders import text_encoder
 from diffusion.training import checkpoint
 from diffusion.training.step import NonFiniteLoss
 from tests.test_loop import CLOCKS, vector
+from tests.words import reading
 
 RECIPE = TrainRecipe(
     unet=UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=()),
@@ -183,6 +185,16 @@ def test_one_worker_comes_to_the_same_weights_as_two(ray_local: None, dataset: D
     assert (one - two).norm() < 0.05 * moved  # bf16; the same comparison in fp32 is tests/test_loop.py's
     for a, b in zip(*map(numbers, runs), strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
+
+
+def test_every_worker_reads_the_captions_of_its_pictures(ray_local: None, dataset: DatasetRef, tmp_path: Path):
+    recipe = RECIPE.model_copy(update={"optimizer": "adamw", "precision": "fp32", "images": 96})
+    told = reading(recipe, tokens=20, width=384)
+    runs = [train_run(told, dataset, tmp_path / str(workers), workers=workers) for workers in (1, 2)]
+    for a, b in zip(*map(numbers, runs), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
+    facts = [checkpoint.read_facts(Path(run.uri)) for run in runs]
+    assert facts[0].text == facts[1].text == text_encoder("minilm", tokens=20).identity
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed: RunRef, dataset: DatasetRef):
