@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def gamma_of_sigma_rel(sigma_rel: float) -> float:
-    """Exponent gamma of the averaging profile t^gamma whose relative width is sigma_rel, in (0, 0.288).  [EDM2, Eq. 126]
+    """Exponent gamma of the averaging profile t^gamma whose relative width is sigma_rel, in (0, 0.288).  [EDM2, Alg. 2]
 
     sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), the largest root of a cubic.
     """
@@ -18,7 +18,7 @@ def gamma_of_sigma_rel(sigma_rel: float) -> float:
 
 
 def decay(images_seen: int, batch_size: int, gamma: float) -> float:
-    """Weight of the old average when the clock moves from images_seen - batch_size to images_seen.  [EDM2, Eq. 127]"""
+    """Weight of the old average when the clock moves from images_seen - batch_size to images_seen.  [EDM2, Sec. 3.1]"""
     return (1 - batch_size / images_seen) ** (gamma + 1)
 
 
@@ -69,7 +69,7 @@ def post_hoc_coefficients(snapshots: Sequence[Snapshot], target: Snapshot) -> tu
     on [0, t] - exactly so for what `PowerEMA` keeps, w being the weights after each step, held until the next.  The
     coefficients c make sum c_i p_i the least-squares approximation of the target's profile; `error` is the root mean square
     of what is left, relative to the target's.  The result then differs from the true average by at most
-    error ||p_target|| ||w - constant||.  [EDM2, Sec. 3.2 and App. C.3]
+    error ||p_target|| ||w - constant||.  [EDM2, Sec. 3.2 and Alg. 3]
 
     Unlike the paper's our coefficients sum to 1, as profiles do: weights that stand still come out unchanged, where a
     dozen snapshots would otherwise shrink them by a percent.
@@ -103,7 +103,7 @@ def combine(averages: Iterable[dict[str, Tensor]], coefficients: Iterable[float]
 
 def _profile_products(t: np.ndarray, gamma: np.ndarray) -> np.ndarray:
     """<p_i, p_j> of power profiles that end at t_i: with t_i <= t_j,
-    (gamma_i + 1) (gamma_j + 1) / (gamma_i + gamma_j + 1) (t_i / t_j)^gamma_j / t_j.  Returns (n, n).  [EDM2, App. C.3]
+    (gamma_i + 1) (gamma_j + 1) / (gamma_i + gamma_j + 1) (t_i / t_j)^gamma_j / t_j.  Returns (n, n).  [EDM2, Alg. 3]
     """
     earlier = t[:, None] <= t[None, :]
     last = np.where(earlier, t[None, :], t[:, None])

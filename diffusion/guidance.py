@@ -104,7 +104,7 @@ class Guidance:
     def combine(self, wanted: Tensor, unwanted: Tensor) -> Tensor:
         """unwanted + scale (wanted - unwanted), and of that a share with the standard deviation of `wanted`.
 
-        [Lin et al. 2024, Eq. 15 and 16], per picture.  The paper rescales the network's output, v; we rescale D, all that a
+        [Lin et al. 2024, Sec. 3.4], per picture.  The paper rescales the network's output, v; we rescale D, all that a
         conversation sees and what contrast is a property of.  At pure noise, where the paper starts, v = -x0: the same.
         """
         guided = unwanted + self.scale * (wanted - unwanted)

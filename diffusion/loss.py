@@ -44,7 +44,7 @@ def simple_weight(sigma: Tensor) -> Tensor:
 
 
 def p2_weight(sigma: Tensor, *, gamma: float = 1.0, k: float = 1.0) -> Tensor:
-    """L_simple divided by (k + SNR)^gamma: less for the last, imperceptible noise.  [P2: Choi et al. 2022, Sec. 3.2]
+    """L_simple divided by (k + SNR)^gamma: less for the last, imperceptible noise.  [P2: Choi et al. 2022]
 
     With k = gamma = 1 it is 1 / (1 + sigma^2).
     """
@@ -76,7 +76,7 @@ class Uncertainty(nn.Module):
     """u(sigma), the logarithm of the loss to be expected at a noise level: one linear layer over Fourier features.
 
     Learned beside the network and of no use after it.  It starts at 0, where `uncertain` changes no gradient of the
-    network.  [EDM2, App. B; Kendall et al. 2018]
+    network.  [EDM2, Eq. 21; Kendall et al. 2018]
     """
 
     def __init__(self, features: int = 32) -> None:
@@ -95,5 +95,5 @@ class Uncertainty(nn.Module):
 
 
 def uncertain(losses: Tensor, u: Tensor) -> Tensor:
-    """loss / e^u + u, least at u = ln E[loss]: every noise level then pulls with the same force.  [EDM2, App. B]"""
+    """loss / e^u + u, least at u = ln E[loss]: every noise level then pulls with the same force.  [EDM2, Eq. 21]"""
     return losses * (-u).exp() + u

@@ -22,7 +22,7 @@ def null_space(
     y: Tensor,
     interval: tuple[float, float] = (0.0, float("inf")),
 ) -> Conversation:
-    """Each answer D becomes A+ y + (I - A+ A) D where sigma lies in the closed interval.  [DDNM, Eq. 13]
+    """Each answer D becomes A+ y + (I - A+ A) D where sigma lies in the closed interval.  [DDNM]
 
     So A D = y at every step and, since samplers end in D, of the result: the measurement is satisfied exactly, and the
     model decides what A does not see.  It is not a draw from p(x0 given y): D knows of y only through x (tests/
@@ -86,7 +86,7 @@ def ddnm_plus(
 
 
 def time_travel(solver: Solver, x: Tensor, sigmas: Tensor, noise: Noise, *, length: int, repeats: int) -> Conversation:
-    """Go each stretch of `length` steps `repeats` times, with fresh noise back up.  [DDNM, Alg. 2; RePaint, Alg. 1]
+    """Go each stretch of `length` steps `repeats` times, with fresh noise back up.  [DDNM; RePaint, Alg. 1]
 
     What the model filled in and what is known come to agree: each return forgets the details and keeps the whole.  The
     cost is `repeats` times the evaluations; repeats = 1 is the solver itself.  A multistep solver starts anew in each

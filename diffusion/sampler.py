@@ -115,7 +115,7 @@ def dpmpp_2m(x: Tensor, sigmas: Tensor, noise: Noise | None = None, *, eta: floa
 
 
 def unipc(x: Tensor, sigmas: Tensor) -> Conversation:
-    """Predictor and corrector, UniPC-2 with B(h) = e^h - 1: third order for one evaluation a step.  [UniPC, Alg. 1 and 2]
+    """Predictor and corrector, UniPC-2 with B(h) = e^h - 1: third order for one evaluation a step.  [UniPC, Theorem 3.1]
 
     The predictor is `dpmpp_2m`.  Once the denoiser has answered at its end, the same step is taken again from its start
     with T of the parabola through three answers; the denoiser is not asked again at the corrected place.

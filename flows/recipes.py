@@ -36,7 +36,11 @@ def merged(preset: str, *, file: Path | None = None, settings: Iterable[str] = (
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise ValueError("\n".join(_explained(problem, given) for problem in error.errors())) from None
+        problems = error.errors()
+    # of a list whose one item is wrong pydantic says as well that it is empty
+    places = [problem["loc"] for problem in problems]
+    wrong = [p for p in problems if not any(place[: len(p["loc"])] == p["loc"] != place for place in places)]
+    raise ValueError("\n".join(_explained(problem, given) for problem in wrong))
 
 
 def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -124,18 +128,22 @@ def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _parse(key: str, text: str) -> Any:
-    """Text for text fields; else JSON, with the brackets of a list optional; pydantic has the last word."""
+    """Text for text fields; else JSON, with the brackets of a list optional; pydantic has the last word.
+
+    A list that is no JSON is given on item by item, so that the wrong item is named and not the list.
+    """
     field = dict(keys()).get(key)
     if field is None or field.annotation is str:
         return text
-    if get_origin(field.annotation) is tuple and not text.startswith("["):
+    many = get_origin(field.annotation) is tuple
+    if many and not text.startswith("["):
         text = f"[{text}]"
     if text == "none" and type(None) in get_args(field.annotation):
         return None
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text
+        return [item.strip() for item in text.removeprefix("[").removesuffix("]").split(",")] if many else text
 
 
 def _put(values: dict, key: str, value: Any) -> None:
@@ -157,7 +165,8 @@ def _explained(problem: dict, given: dict[str, str]) -> str:
     known = dict(keys())
     path = [str(part) for part in problem["loc"]]
     key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), None)
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
+    message = message.replace("Tuple", "List").replace("tuple", "list")
     if key is None:  # a rule about several keys: its message begins with the first one's name
         return ".".join([*path, message])
     about = known[key].description

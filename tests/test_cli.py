@@ -94,6 +94,13 @@ def test_values_are_typed(setting: str, path: tuple[str, ...], value: object) ->
         ("evaluate.ema=0.2", "evaluate.ema=0.2 is not one of train.ema"),
         ("shard.resolution=100", "multiple of 8"),
         ("train.lr=NaN", "train.lr=NaN"),
+        ("evaluate.loss_levels=[nan]", "evaluate.loss_levels=[nan]: Input should be a finite number. Allowed: list of"),
+        ("evaluate.loss_levels=[NaN]", "evaluate.loss_levels=[NaN]: Input should be a finite number. Allowed: list of"),
+        ("evaluate.loss_levels=1,inf", "evaluate.loss_levels=1,inf: Input should be a finite number"),
+        ("evaluate.loss_levels=1,x", "evaluate.loss_levels=1,x: Input should be a valid number, unable to parse"),
+        ("evaluate.loss_levels=[]", "evaluate.loss_levels=[]: List should have at least 1 item. Allowed"),
+        ("evaluate.bound_steps=1", "evaluate.bound_steps=1: a chain has at least 2 steps; 0 measures no bound"),
+        ("evaluate.bound_sigma_min=90", "bound_sigma_min=90.0 must be below bound_sigma_max=80.0"),
         ("train.images", "--set key=value"),
     ],
 )
@@ -102,6 +109,7 @@ def test_a_wrong_setting_is_refused_by_name(setting: str, says: str) -> None:
     assert code == 2
     assert out == ""
     assert says in err
+    assert len(err.splitlines()) == 1
     assert "Traceback" not in err
 
 

@@ -133,7 +133,7 @@ def test_a_model_that_is_not_there_is_refused():
 
 @pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
 def test_rescaling_gives_the_guided_answer_the_contrast_of_the_wanted_one(share):
-    """Of each picture, mixed in the share asked for.  [Lin et al. 2024, Eq. 15 and 16]"""
+    """Of each picture, mixed in the share asked for.  [Lin et al. 2024, Sec. 3.4]"""
     generator = torch.Generator().manual_seed(0)
     wanted, unwanted = torch.randn(2, 5, 3, 8, 8, generator=generator, dtype=torch.float64)
     plain = Guidance(4.0).combine(wanted, unwanted)

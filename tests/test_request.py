@@ -1,9 +1,10 @@
+import json
 from typing import get_args
 
 import pytest
 
 from diffusion.recipe import SamplerName, ServeRecipe
-from diffusion.serving.request import GenerateRequest, RequestError, parse, resolve
+from diffusion.serving.request import GenerateRequest, RequestError, once_each, parse, resolve
 from tests.random_bundle import CLASSES, random_spec, reading_spec
 
 SPEC, READS = random_spec("bf16", "4" * 64, 1), reading_spec()
@@ -32,6 +33,9 @@ SPEC, READS = random_spec("bf16", "4" * 64, 1), reading_spec()
         ({"prompt": "x" * 301}, "prompt", "at most 300", None),
         ({"prompt": "a\nb"}, "prompt", r"without '\n'", None),
         ({"prompt": "a\ud800"}, "prompt", r"\ud800", None),
+        ({"prompt": "\u200d \u200c"}, "prompt", "has words", None),
+        ({"prompt": "a\u202eb"}, "prompt", r"without '\u202e'", None),  # turns the direction of what follows
+        ({"prompt": "a\u200bb"}, "prompt", r"without '\u200b'", None),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_what_is_allowed(data, param, value, allowed):
@@ -52,6 +56,15 @@ def test_what_is_allowed_is_what_this_server_allows(data, allowed):
         parse(GenerateRequest, data, ServeRecipe(max_n=4, max_steps=6))
     assert caught.value.allowed == allowed
     assert f"allowed: {allowed['minimum']} to {allowed['maximum']}" in str(caught.value)
+
+
+def test_a_name_given_twice_is_refused_and_not_decided():
+    assert json.loads('{"n": 1, "label": "cat"}', object_pairs_hook=once_each) == {"n": 1, "label": "cat"}
+    for body, name in (('{"seed": 1, "n": 2, "seed": 1}', "seed"), ('{"\\ud800": 1, "\\ud800": 2}', "?")):
+        with pytest.raises(RequestError, match="is given twice: give it once") as caught:
+            json.loads(body, object_pairs_hook=once_each)
+        assert caught.value.param == name
+        str(caught.value).encode()
 
 
 def test_a_long_value_is_not_repeated_in_full():
@@ -115,7 +128,17 @@ def test_a_models_own_steps_obey_the_limit_too():
         resolve(GenerateRequest(), SPEC, ServeRecipe(max_steps=4))
 
 
-@pytest.mark.parametrize("prompt", ["a red flag", "x" * 300, "un drapeau rouge, très beau", "\U0001f600 \u7b11\u8138"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red flag",
+        "x" * 300,
+        "un drapeau rouge, très beau",
+        "\U0001f600 \u7b11\u8138",
+        "\u0645\u06cc\u200c\u062e\u0646\u062f\u062f",  # Persian, "laughs": the joiner keeps its two parts apart
+        "\U0001f469\u200d\U0001f680",  # a woman astronaut: without the joiner a woman and a rocket
+    ],
+)
 def test_a_prompt_is_taken_as_it_is(prompt):
     assert resolve(parse(GenerateRequest, {"prompt": prompt}), READS).prompt == prompt
 

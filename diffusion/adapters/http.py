@@ -24,7 +24,7 @@ from diffusion.adapters.page import PAGE
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import Receipt, headers, receipt_of, stamp
-from diffusion.serving.request import GenerateRequest, RequestError, ResolvedRequest, parse, resolve
+from diffusion.serving.request import GenerateRequest, RequestError, ResolvedRequest, once_each, parse, resolve
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, Picture, QueueFull, Ticket
 from diffusion.store.refs import ModelRef
 
@@ -167,7 +167,7 @@ def create_app(engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_tes
 
 
 async def _json_object(request: Request) -> dict[str, Any]:
-    """The body as a JSON object.  Raises ApiError 400, 413 or 415."""
+    """The body as a JSON object.  Raises ApiError 400, 413 or 415, and RequestError for a name that is there twice."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         # this also keeps other sites' forms out: a browser asks before it sends this type across origins
@@ -178,7 +178,9 @@ async def _json_object(request: Request) -> dict[str, Any]:
         if len(body) > MAX_BODY_BYTES:
             raise ApiError(413, f"the body is longer than {MAX_BODY_BYTES} bytes")
     try:
-        value = json.loads(body.decode(), parse_constant=_no_constant)
+        value = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=once_each)
+    except RequestError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -15,13 +15,15 @@ from diffusion.store.bundle import BundleSpec
 Whole = Annotated[int, Field(strict=True)]  # true is not 1, "3" is not 3
 Model = TypeVar("Model", bound=Frozen)
 MAX_PROMPT = 300  # characters
+JOINERS = "\u200c\u200d"  # invisible, but part of how Persian and Hindi are spelt, and of emoji of several parts
 
 
 def _caption(text: str) -> str:
-    if not text.strip():
+    seen = text.translate(dict.fromkeys(map(ord, JOINERS)))
+    if not seen.strip():
         raise PydanticCustomError("empty_prompt", "a prompt has words; null draws without one")
-    if not text.isprintable():
-        unprintable = next(repr(letter) for letter in text if not letter.isprintable())
+    if not seen.isprintable():
+        unprintable = next(repr(letter) for letter in seen if not letter.isprintable())
         raise PydanticCustomError(
             "unprintable_prompt", f"a prompt is one line of printable characters, without {unprintable}"
         )
@@ -88,6 +90,17 @@ class ResolvedRequest(Frozen):
         """Whether a picture asks for two answers, what it wants and what it is led away from: two rows instead of one."""
         nothing = (self.label, self.prompt) == (None, None)
         return self.guidance != 1 and not (nothing and self.guidance_kind == "classifier_free")
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ, for `object_pairs_hook`.  Raises RequestError: of two values of one name parsers
+    take the first or the last, so what was meant cannot be known."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise RequestError(f"{_shown(name)} is given twice: give it once", param=_printable(name))
+        found[name] = value
+    return found
 
 
 def parse(model: type[Model], data: Mapping[str, Any], limits: ServeRecipe | None = None) -> Model:

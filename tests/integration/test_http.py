@@ -171,6 +171,8 @@ def test_wrong_fields(client, body, status, param, said):
     ("content", "kind", "status"),
     [
         (b"{", "application/json", 400),
+        (b'{"seed": 1, "seed": 2}', "application/json", 422),
+        (b'{"\\ud800": 1, "\\ud800": 2}', "application/json", 422),
         (b"[]", "application/json", 400),
         (b'{"\\ud800": 1}', "application/json", 422),
         (b'{"label": "\\ud800"}', "application/json", 422),
