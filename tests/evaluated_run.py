@@ -8,29 +8,34 @@ from diffusion.data.ingest import shard_dataset
 from diffusion.data.order import Order
 from diffusion.data.stream import ShardReader, read_batch
 from diffusion.evaluation.worker import one_thread
-from diffusion.recipe import Recipe, digest_of
+from diffusion.recipe import Recipe, checkpoints_of, digest_of
 from diffusion.store.refs import RunRef
 from diffusion.training import checkpoint
 from diffusion.training.step import build_state, train_step
 
 
 def make_run(source: Path, recipe: Recipe, root: Path, *, poison: bool = False) -> RunRef:
-    """Shard `source` below `root`, train two steps, save.  poison: spoil the average's weights, as a diverged run's."""
+    """Shard `source` below `root`, train two steps, save the recipe's checkpoints and the last.
+
+    poison: spoil the average's weights, as a diverged run's.
+    """
     dataset, train = shard_dataset(source, recipe.shard, root), recipe.train
     reader = ShardReader(dataset.uri, digest=dataset.digest)
     order = Order(reader.counts, seed=train.seed, window=train.window, streams=train.streams)
     state = build_state(train, resolution=dataset.resolution, classes=len(dataset.classes), device="cpu")
-    with one_thread():
-        for start in (0, train.batch_size):
-            train_step(state, read_batch(reader, order, start, start + train.batch_size), train)
-    if poison:
-        with torch.no_grad():
-            for average in state.ema.averages.values():
-                for weight in average:
-                    weight.fill_(torch.nan)
-    folder = checkpoint.folder_of(root / f"checkpoints{'-poisoned' if poison else ''}", state.images_seen)
+    checkpoints = root / f"checkpoints-{digest_of(train)[:8]}{'-poisoned' if poison else ''}"
     facts = checkpoint.facts_of(train, dataset, world=1, device=torch.device("cpu"), text=state.text)
-    digest = checkpoint.save(state, folder, facts)
+    for start in (0, train.batch_size):
+        with one_thread():
+            train_step(state, read_batch(reader, order, start, start + train.batch_size), train)
+        if start and poison:
+            with torch.no_grad():
+                for average in state.ema.averages.values():
+                    for weight in average:
+                        weight.fill_(torch.nan)
+        if start or state.images_seen in checkpoints_of(train):
+            folder = checkpoint.folder_of(checkpoints, state.images_seen)
+            digest = checkpoint.save(state, folder, facts)
     return RunRef(
         uri=str(folder),
         digest=digest,

@@ -7,8 +7,9 @@ import safetensors.torch
 import torch
 
 from diffusion.denoiser import Denoiser, denoiser_of
-from diffusion.recipe import SamplingRecipe, UNetRecipe, canonical_json
-from diffusion.store.bundle import Bundle, BundleSpec, publish_bundle
+from diffusion.recipe import GuidanceKind, SamplingRecipe, UNetRecipe, canonical_json
+from diffusion.store.averages import Source
+from diffusion.store.bundle import Bundle, BundleSpec, Guide, publish_bundle
 from diffusion.store.refs import ModelRef
 from diffusion.text import TextEncoder
 from tests.words import words
@@ -54,6 +55,15 @@ def random_bundle(precision: str = "bf16", seed: int = 0) -> Bundle:
     return Bundle(random_spec(precision, "4" * 64, count), "5" * 64, denoiser)
 
 
+def guided_bundle(precision: str = "bf16", kind: GuidanceKind = "autoguidance") -> Bundle:
+    """The same with a guide, random as well, away from which requests are led that do not say."""
+    bundle = random_bundle(precision)
+    guide = Guide(checkpoint=Source(images_seen=1, digest="7" * 64), ema=0.05, weights_sha256="8" * 64)
+    sampling = bundle.spec.sampling.model_copy(update={"guidance_kind": kind})
+    spec = bundle.spec.model_copy(update={"guide": guide, "sampling": sampling})
+    return Bundle(spec, "9" * 64, bundle.denoiser, guide=random_denoiser(precision, seed=1))
+
+
 def reading_spec(precision: str = "bf16", parameters: int = 1, encoder: TextEncoder = words()) -> BundleSpec:
     """The same of a model that reads prompts with this encoder."""
     unet = UNET.model_copy(update={"text_width": encoder.identity.width})
@@ -71,12 +81,13 @@ def reading_bundle(precision: str = "bf16", encoder: TextEncoder = words()) -> B
 def published_model(store_root: Path, *, seed: int = 0, version: str = "1", bundle: Bundle | None = None) -> ModelRef:
     """A random bundle, or that one, published below `store_root`, as a registered version would refer to it."""
     bundle = bundle or random_bundle(seed=seed)
-    weights = {name: parameter.contiguous() for name, parameter in bundle.denoiser.named_parameters()}
-    data = safetensors.torch.save(weights)
-    spec = bundle.spec.model_copy(update={"weights_sha256": hashlib.sha256(data).hexdigest()})
-    folder = store_root / f"staged-{seed}"
+    spec, folder = bundle.spec, store_root / f"staged-{seed}"
     folder.mkdir(parents=True)
-    (folder / "weights.safetensors").write_bytes(data)
+    sha256 = _written(bundle.denoiser, folder / "weights.safetensors")
+    spec = spec.model_copy(update={"weights_sha256": sha256})
+    if bundle.guide is not None:
+        guide = {"weights_sha256": _written(bundle.guide, folder / "guide.safetensors")}
+        spec = spec.model_copy(update={"guide": spec.guide.model_copy(update=guide)})
     (folder / "bundle.json").write_bytes(canonical_json(spec))
     uri, digest = publish_bundle(folder, store_root)
     return ModelRef(
@@ -88,3 +99,10 @@ def published_model(store_root: Path, *, seed: int = 0, version: str = "1", bund
         run_digest=spec.run_digest,
         dataset_digest=spec.dataset_digest,
     )
+
+
+def _written(denoiser: Denoiser, path: Path) -> str:
+    """Write its weights.  Returns their sha256."""
+    data = safetensors.torch.save({name: parameter.contiguous() for name, parameter in denoiser.named_parameters()})
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()

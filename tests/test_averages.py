@@ -12,10 +12,12 @@ from diffusion.recipe import EvaluateRecipe, Recipe, TrainRecipe, canonical_json
 from diffusion.store.averages import MAX_ERROR, Manifest, check_averages, read_average, wanted_by
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import RunRef
+from flows.preflight import check
+from flows.site import Site
 from tests.made_run import make_run
 
 MOMENTS = tuple(range(8, 65, 8))
-TRUE = (0.04, 0.07, 0.12)  # kept by a run that is the same but for this
+TRUE = (0.07, 0.12)  # kept by a run that is the same but for this
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +91,17 @@ def test_a_width_far_from_those_kept_is_refused_with_what_to_do(run, recipe):
     says = r"width 0\.27 cannot be .* 0\.05, 0\.1 that the run keeps at 8, 16, .*at most 10%.*checkpoint_images=2\)"
     with pytest.raises(ValueError, match=says):
         read_average(run, Snapshot(64, 0.27))
-    with pytest.raises(ValueError, match=says):  # before there is a run
+    with pytest.raises(ValueError, match=says):
         check_averages(recipe, Snapshot(64, 0.27))
+
+
+@pytest.mark.parametrize("setting", [{"ema": 0.27}, {"guide_images": 32, "guide_ema": 0.27}])
+def test_it_is_refused_before_anything_is_done(tiny_recipe, emoji_folder, tmp_path, setting):
+    evaluate = EvaluateRecipe(**dict(tiny_recipe.evaluate) | setting)
+    site = Site(home=tmp_path, gpu=False)
+    check(tiny_recipe, str(emoji_folder), "register", site)
+    with pytest.raises(ValueError, match=r"relative width 0\.27 cannot be put together"):
+        check(tiny_recipe.model_copy(update={"evaluate": evaluate}), str(emoji_folder), "register", site)
 
 
 def test_two_widths_and_more_checkpoints_make_it_better():

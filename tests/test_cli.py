@@ -64,6 +64,8 @@ def test_every_key_can_be_set_to_its_own_value() -> None:
         ("train.decay=none", ("train", "decay"), "none"),
         ("gate.max_frechet=12.5", ("gate", "max_frechet"), 12.5),
         ("gate.max_frechet=none", ("gate", "max_frechet"), None),
+        ("evaluate.guide_images=10016", ("evaluate", "guide_images"), 10_016),
+        ("evaluate.guide_images=none", ("evaluate", "guide_images"), None),
         ("name=1984", ("name",), "1984"),
     ],
 )
@@ -91,7 +93,8 @@ def test_values_are_typed(setting: str, path: tuple[str, ...], value: object) ->
         ("shard.background=white", "shard.background=white"),
         ("train.ema=0.5", "train.ema=(0.5,): relative widths"),
         ("train.unet.blocks=1", "train.unet.blocks=(1,) and multipliers"),
-        ("evaluate.ema=0.2", "evaluate.ema=0.2 is not one of train.ema"),
+        ("evaluate.ema=0.3", "evaluate.ema=0.3: Input should be less than 0.28"),
+        ("evaluate.guide_images=5", "evaluate.guide_images=5: the run has checkpoints at 10016, 20000"),
         ("shard.resolution=100", "multiple of 8"),
         ("train.lr=NaN", "train.lr=NaN"),
         ("evaluate.loss_levels=[nan]", "evaluate.loss_levels=[nan]: Input should be a finite number. Allowed: list of"),

@@ -171,6 +171,27 @@ def test_a_diverged_model_gets_a_report_and_is_refused(emoji_folder, tiny_recipe
     assert len(found.reasons) >= 2 + len(report.held_out)
 
 
+def test_any_average_and_a_guide_are_measured_without_training_again(emoji_folder, tiny_recipe, root):
+    train = tiny_recipe.train.model_copy(update={"checkpoint_images": 8})
+    run = make_run(emoji_folder, tiny_recipe.model_copy(update={"train": train}), root)
+    autoguided = tiny_recipe.evaluate.sampling.model_copy(update={"guidance_kind": "autoguidance"})
+    changes = {"ema": 0.07, "guide_images": 8, "guide_ema": 0.05, "sampling": autoguided}
+    recipe = EvaluateRecipe(**dict(tiny_recipe.evaluate) | changes)
+    ref = evaluate(run, recipe, root)
+    report, said = load_report(ref.uri, ref.digest), Path(ref.uri, "report.md").read_text()
+    spec = load_bundle(ref.bundle_uri, digest=ref.bundle_digest).spec
+    assert (report.reconstruction, report.guide) == (spec.reconstruction, spec.guide)
+    assert [source.images_seen for source in report.reconstruction.checkpoints] == [8, run.images_seen]
+    assert report.frechet.identity.sampling.guidance_kind == "autoguidance"
+    error = f"{report.reconstruction.error:.2%} of its profile is missed"
+    assert f"average of relative width 0.07, put together from 2 checkpoints ({error})" in said
+    assert "Its guide is the same run at 8 images, average of relative width 0.05." in said
+    assert all(source.digest in said for source in (*report.reconstruction.checkpoints, report.guide.checkpoint))
+    assert evaluate(run, recipe, root) == ref
+    plain = evaluate(run, tiny_recipe.evaluate, root)
+    assert not {"reconstruction", "guide"} & load_report(plain.uri).model_dump().keys()
+
+
 def test_kept_features_are_never_another_identitys(tmp_path):
     extractor = ExtractorIdentity(name="efficientnet-lite0", digest="e" * 64, resolution=64)
     identity = reference.ReferenceIdentity(

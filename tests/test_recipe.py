@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from diffusion.recipe import PRESETS, Recipe, SamplerName, TrainRecipe, canonical_json, digest_of
+from diffusion.recipe import PRESETS, Recipe, SamplerName, TrainRecipe, canonical_json, checkpoints_of, digest_of
 from diffusion.sampler import SAMPLERS
 
 
@@ -49,7 +49,14 @@ def test_a_wrong_key_or_value_is_refused_by_name(change, word):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"evaluate": {"ema": 0.2}}, "train.ema"),
+        ({"evaluate": {"ema": 0.28}}, "ema"),
+        ({"evaluate": {"guide_images": 10_000}}, "guide_images=10000: .* at 10016, 20000, 30016, 33024 images"),
+        ({"evaluate": {"guide_images": 33_024}}, "the worse model is the model itself"),
+        ({"evaluate": {"guide_images": 33_024, "guide_ema": 0.1}}, "the worse model is the model itself"),
+        ({"evaluate": {"guide_ema": 0.05}}, "give evaluate.guide_images"),
+        ({"evaluate": {"sampling": {"guidance_kind": "autoguidance"}}}, "checkpoint .* evaluate.guide_images"),
+        ({"evaluate": {"sampling": {"guidance_kind": "cfg"}}}, "'classifier_free' or 'autoguidance'"),
+        ({"evaluate": {"sampling": {"guidance_rescale": 1.1}}}, "guidance_rescale"),
         ({"evaluate": {"loss_levels": ()}}, "loss_levels"),
         ({"evaluate": {"loss_levels": (-1.0,)}}, "loss_levels"),
         ({"evaluate": {"sampling": {"guidance_interval": (5.0, 1.0)}}}, "lowest sigma first"),
@@ -68,6 +75,24 @@ def test_a_wrong_key_or_value_is_refused_by_name(change, word):
 def test_parts_that_do_not_fit_each_other_are_refused(change, word):
     with pytest.raises(ValidationError, match=word):
         Recipe.model_validate(change)
+
+
+def test_checkpoints_are_whole_batches_and_end_with_the_run():
+    recipe = TrainRecipe(images=100, batch_size=12, checkpoint_images=40)
+    assert checkpoints_of(recipe) == (48, 84, 108)
+    assert checkpoints_of(recipe.model_copy(update={"checkpoint_images": 5})) == tuple(range(12, 109, 12))
+    assert checkpoints_of(recipe.model_copy(update={"checkpoint_images": 1_000})) == (108,)
+
+
+@pytest.mark.parametrize("setting", [{"ema": 0.2}, {"guide_images": 33_024, "guide_ema": 0.05}])
+def test_any_average_may_be_asked_for(setting):
+    assert Recipe.model_validate({"evaluate": setting})
+
+
+def test_a_recipe_without_what_is_new_is_written_as_before():
+    written = PRESETS["demo"]().evaluate.model_dump()
+    assert not {"guide_images", "guide_ema"} & written.keys()
+    assert not {"guidance_kind", "guidance_rescale"} & written["sampling"].keys()
 
 
 def test_every_sampler_has_its_name_in_recipes():
