@@ -9,7 +9,8 @@ import torch
 from diffusion.data.images import to_model
 from diffusion.denoiser import linear
 from diffusion.evaluation.bound import HeldOutBound, chain_of, held_out_bound, steps_of, variances_of
-from diffusion.evaluation.report import Report
+from diffusion.evaluation.plot import bound_plot
+from diffusion.evaluation.report import Report, markdown
 from diffusion.process import decoder_nll, estimated_bound, variational_bound
 from diffusion.random import Stream, normal
 from diffusion.recipe import EvaluateRecipe, canonical_json
@@ -148,6 +149,23 @@ def test_a_diverged_network_has_no_bound():
     assert one.value > 0
 
 
+def test_the_plot_has_a_bar_for_each_part():
+    recipe, x0 = EvaluateRecipe(bound_draws=8), gaussian_pictures(4, 8)
+    found = facts(recipe, measure(recipe, x0))
+
+    def heights(bound: HeldOutBound) -> list[int]:
+        image = bound_plot(bound).astype(int)[44:310]
+        middles = 70 + 550 / 9 * (np.arange(9) + 0.5)
+        return [int((abs(image[:, int(x), 0] - image[:, int(x), 2]) > 100).sum()) for x in middles]
+
+    bars = np.array([found.decoder, *(part.bits for part in found.profile)])
+    assert np.abs(np.array(heights(found)) - 266 * bars / bars.max()).max() <= 2
+    silent = found.model_copy(update={"decoder": None})
+    assert heights(silent)[0] == 0
+    nothing = tuple(part.model_copy(update={"bits": None}) for part in found.profile)
+    assert max(heights(silent.model_copy(update={"profile": nothing}))) < 10  # the words that say so
+
+
 def test_reports_hold_it_and_those_of_before_read_as_they_are():
     recipe, x0 = EvaluateRecipe(bound_draws=2), gaussian_pictures(4, 8)
     before = report()
@@ -156,6 +174,11 @@ def test_reports_hold_it_and_those_of_before_read_as_they_are():
     made = before.model_copy(update={"bound": facts(recipe, measure(recipe, x0))})
     assert Report.model_validate_json(canonical_json(made)) == made
     assert made.digest != before.digest
+    text, value = markdown(made), made.bound.value
+    assert f"**{value:.4g}**" in text
+    assert "(bound.png)" in text
+    assert all(f"| bound {name} |" in text for name in made.bound.identity.model_dump())
+    assert "Not measured: evaluate.bound_steps is 0" in markdown(before)
     names = {"bound_bits", "bound_bits_standard_error", "bound_bits_low", "bound_bits_high"}
     assert made.metrics().keys() - before.metrics().keys() == names
     assert all(np.isfinite(value) for value in made.metrics().values())

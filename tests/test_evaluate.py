@@ -123,7 +123,10 @@ def test_a_report_has_every_number(evaluated, run, tiny_recipe):
     assert all(0 < level.loss < 5 for level in report.held_out)
     assert report.text is None
     assert "caption" not in Path(ref.uri, "report.json").read_text()
-    assert set(ref.metrics) >= {"frechet", "frechet_floor", "held_out_loss_sigma_0.1"}
+    assert report.bound.identity.pictures == tiny_recipe.evaluate.loss_pictures
+    assert report.bound.identity.dataset_digest == report.dataset_digest
+    assert report.bound.low < report.bound.value < report.bound.high < 16
+    assert set(ref.metrics) >= {"frechet", "frechet_floor", "held_out_loss_sigma_0.1", "bound_bits"}
     assert verdict(report, None, tiny_recipe.gate).passed
     assert not verdict(report, None, GateRecipe(max_loss=1e-3)).passed
     assert seen == sorted(seen)
@@ -166,6 +169,7 @@ def test_a_diverged_model_gets_a_report_and_is_refused(emoji_folder, tiny_recipe
     assert report.frechet is None
     assert report.problems
     assert all(level.loss is None for level in report.held_out)
+    assert report.bound.value is None
     found = verdict(report, None, tiny_recipe.gate)
     assert not found.passed
     assert len(found.reasons) >= 2 + len(report.held_out)

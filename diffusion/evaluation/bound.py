@@ -33,8 +33,8 @@ def chain_of(recipe: EvaluateRecipe) -> Chain:
 
 
 def variances_of(chain: Chain) -> Tensor:
-    """The posterior's, with which the bound is least as T grows, but beta_1 for the decoder: D is off by sigma_1 at most,
-    where the network does nothing."""
+    """The posterior's, with which the bound is least as T grows, but beta_1 for the decoder: a network that knows nothing
+    of such little noise is off by sigma_1."""
     return torch.cat([chain.betas[:1], chain.posterior_variances[1:]])
 
 

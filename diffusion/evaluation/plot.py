@@ -1,4 +1,4 @@
-"""The plot of the held-out loss by noise level, drawn with Pillow alone."""
+"""The plots of the held-out loss and of the bound by noise level, drawn with Pillow alone."""
 
 import math
 from itertools import pairwise
@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
+    from diffusion.evaluation.bound import HeldOutBound
     from diffusion.evaluation.report import HeldOutLoss
 
 SIZE = (640, 360)
@@ -57,6 +58,38 @@ def loss_plot(levels: "tuple[HeldOutLoss, ...]") -> np.ndarray:
     draw.text((SIZE[0] - 270, 22), "model", INK, font, anchor="lm")
     _dashed(draw, [(SIZE[0] - 200, 22), (SIZE[0] - 176, 22)])
     draw.text((SIZE[0] - 170, 22), "network that answers 0", INK, font, anchor="lm")
+    return np.array(canvas)
+
+
+def bound_plot(bound: "HeldOutBound") -> np.ndarray:
+    """Bits per value in each part of the bound: the decoder, then the KL terms by noise level.  Returns uint8 (360, 640, 3).
+
+    Parts that are not finite are left out.
+    """
+    canvas = Image.new("RGB", SIZE, "#ffffff")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
+    draw.text((LEFT, 14), "variational bound, bits per value: decoder (red) and KL terms by noise level", INK, font)
+    bars = [bound.decoder, *(part.bits for part in bound.profile)]
+    high = max((bits for bits in bars if bits), default=0.0)
+    if not high:
+        draw.text((LEFT, SIZE[1] / 2), "no finite part to show", RED, font)
+        return np.array(canvas)
+    width, floor = (SIZE[0] - LEFT - RIGHT) / len(bars), SIZE[1] - BOTTOM
+    decade = 10.0 ** math.floor(math.log10(high))
+    step = decade / (4 if high < 2 * decade else 2 if high < 5 * decade else 1)  # 4 to 10 lines
+    height = (floor - TOP) / high
+    for i in range(int(high / step) + 1):
+        y = floor - i * step * height
+        draw.line([(LEFT, y), (SIZE[0] - RIGHT, y)], GREY)
+        draw.text((LEFT - 8, y), f"{i * step:g}", INK, font, anchor="rm")
+    for i, bits in enumerate(bars):
+        left = LEFT + i * width
+        if bits is not None:
+            draw.rectangle([left + 2, floor - bits * height, left + width - 3, floor], RED if i == 0 else BLUE)
+    edges = [bound.profile[0].sigma_from, *(part.sigma_to for part in bound.profile)]
+    for i, sigma in enumerate(edges, 1):
+        draw.text((LEFT + i * width, floor + 8), f"{sigma:.2g}", INK, font, anchor="ma")
+    draw.text((SIZE[0] / 2, SIZE[1] - 16), "sigma", INK, font, anchor="mm")
     return np.array(canvas)
 
 

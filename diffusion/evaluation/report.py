@@ -14,7 +14,7 @@ from pydantic import Field
 from diffusion.data.images import encode_png, grid
 from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.features import ExtractorIdentity
-from diffusion.evaluation.plot import loss_plot
+from diffusion.evaluation.plot import bound_plot, loss_plot
 from diffusion.evaluation.stats import CONFIDENCE, Distance, Floor, digits, t_quantile
 from diffusion.recipe import Frozen, SamplingRecipe, canonical_json, digest_of, unset
 from diffusion.store.averages import Reconstruction
@@ -159,7 +159,7 @@ def publish_report(
     drawn: list[list[np.ndarray]],
     real: list[list[np.ndarray]],
 ) -> EvaluationRef:
-    """Write report.md, grid.png, real.png, loss.png and report.json below store_root/evaluations, once.
+    """Write report.md, its pictures (grid, real, loss, bound) and report.json below store_root/evaluations, once.
 
     drawn, real: pictures uint8 (H, W, 3), a list for each class.
     """
@@ -169,6 +169,8 @@ def publish_report(
         (folder / "real.png").write_bytes(encode_png(class_grid(real, report.classes)))
         if report.held_out:
             (folder / "loss.png").write_bytes(encode_png(loss_plot(report.held_out)))
+        if report.bound:
+            (folder / "bound.png").write_bytes(encode_png(bound_plot(report.bound)))
         (folder / "report.md").write_text(markdown(report), encoding="utf-8")
         (folder / FILE).write_bytes(canonical_json(report))
     load_report(final, report.digest)
@@ -328,7 +330,7 @@ def _bound(report: Report) -> list[str]:
         f" picture. The standard error is over pictures and takes the steps for drawn independently; they are spread"
         f" evenly, so that it errs to the safe side."
     )
-    return ["## Variational bound", "\n".join(rows), notes]
+    return ["## Variational bound", "\n".join(rows), "![the bound by noise level](bound.png)", notes]
 
 
 def _shown(value: float | None, figures: int = 4) -> str:
