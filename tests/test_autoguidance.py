@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 MIXED = [
     GenerateRequest(label="cat", seed=1, n=3),
-    GenerateRequest(label="cat", seed=1, n=2, guidance_kind="classifier_free"),
+    GenerateRequest(label="cat", seed=1, n=2, guidance=20, guidance_kind="classifier_free"),
     GenerateRequest(seed=2, n=2),
     GenerateRequest(seed=2, guidance_kind="classifier_free"),
     GenerateRequest(label="dog", seed=3, guidance=1),
@@ -134,12 +134,12 @@ def test_each_network_is_asked_once_a_tick_for_the_rows_of_all_requests():
     assert guide.rows  # proven at load, in sizes of its own
     for heard in (model, guide):
         heard.rows.clear()
-    requests = [GenerateRequest(label=label, seed=0, n=n, steps=2) for label, n in (("cat", 2), ("dog", 1), (None, 1))]
-    unguided = GenerateRequest(label="cat", seed=1, steps=2, guidance=1)
+    requests = [GenerateRequest(label=label, seed=0, steps=2) for label in ("cat", "dog", None)]
+    unguided = GenerateRequest(label="cat", seed=1, n=2, steps=2, guidance=1)
     engine.generate([*requests, unguided])
-    # 4 guided pictures and 1 unguided; two steps of Heun's are three evaluations
+    # 3 guided pictures, which is no proven size, and 2 unguided ones; two steps of Heun's are three evaluations
     assert model.rows == engine.ladder.plan(5) * 3
-    assert guide.rows == engine.guide_ladder.plan(4) * 3
+    assert guide.rows == engine.guide_ladder.plan(3) * 3
     assert model.columns == guide.columns == {"label"}
 
 

@@ -1,5 +1,6 @@
 """store/averages.py: an average the run kept is read, one it did not keep is put together, and nothing else gets in."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffusion.ema import Snapshot, combine
-from diffusion.recipe import EvaluateRecipe, Recipe, TrainRecipe, canonical_json, digest_of
+from diffusion.ema import PowerEMA, Snapshot, combine
+from diffusion.recipe import EvaluateRecipe, Recipe, TrainRecipe, canonical_json, checkpoints_of, digest_of
 from diffusion.store.averages import MAX_ERROR, Manifest, check_averages, read_average, wanted_by
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import RunRef
@@ -102,6 +103,28 @@ def test_it_is_refused_before_anything_is_done(tiny_recipe, emoji_folder, tmp_pa
     check(tiny_recipe, str(emoji_folder), "register", site)
     with pytest.raises(ValueError, match=r"relative width 0\.27 cannot be put together"):
         check(tiny_recipe.model_copy(update={"evaluate": evaluate}), str(emoji_folder), "register", site)
+
+
+@pytest.mark.parametrize("width", [0.03, 0.04, 0.07, 0.12, 0.15])
+def test_what_is_accepted_of_the_demos_run_is_nearer_than_what_it_keeps(width):
+    """Weights that descend to their place with noise, and come to rest, for as many steps as the demo's."""
+    recipe, net, rng = TrainRecipe(), torch.nn.Linear(64, 1, bias=False), torch.Generator().manual_seed(0)
+    steps = checkpoints_of(recipe)[-1] // recipe.batch_size
+    ema, weights, stored = PowerEMA(net, (*recipe.ema, width)), torch.full((64,), 2.0), {}
+    for step in range(1, steps + 1):
+        rate = 0.05 * math.cos(math.pi * step / steps / 2) ** 2
+        weights = weights - rate * (weights + torch.randn(64, generator=rng))
+        with torch.no_grad():
+            net.weight.copy_(weights[None])
+        moment = step * recipe.batch_size
+        ema.update(net, moment, recipe.batch_size)
+        if moment in checkpoints_of(recipe):
+            stored |= {Snapshot(moment, s): {"weight": ema.state_dict(s)["weight"].clone()} for s in recipe.ema}
+    kept, coefficients, error = check_averages(recipe, Snapshot(moment, width))
+    assert error < MAX_ERROR
+    made = combine((stored[snapshot] for snapshot in kept), coefficients)
+    expected = ema.state_dict(width)
+    assert distance(made, expected) < 0.8 * min(distance(ema.state_dict(s), expected) for s in recipe.ema)
 
 
 def test_two_widths_and_more_checkpoints_make_it_better():
