@@ -27,6 +27,7 @@ class Stream(IntEnum):
     CHURN = 6  # noise of stochastic samplers
     HOLDOUT = 7  # noise of the held-out losses
     WEIGHTS = 8  # initial weights
+    DEGRADATION = 9  # what a network in training is shown of a picture
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

@@ -6,7 +6,7 @@ A preset is a function that returns a whole recipe; its docstring states command
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +15,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 SamplerName = Literal["heun", "ddim", "dpmpp_2m", "unipc", "ddpm", "ddpm_beta", "dpmpp_2m_sde", "heun_churn"]
 PredictionName = Literal["edm", "epsilon", "v", "x0"]
 ChainName = Literal["linear", "cosine", "source-text"]
+TaskName = Literal["super-resolution", "inpainting", "colorization"]
 
 
 class Frozen(BaseModel):
@@ -25,7 +26,7 @@ class Frozen(BaseModel):
 
 def unset(value: object) -> bool:
     """For `exclude_if`: a field that says nothing is not written, so values of before it existed keep their bytes."""
-    return value is None
+    return value is None or value == ()
 
 
 def canonical_json(value: BaseModel | dict | list) -> bytes:
@@ -83,6 +84,9 @@ class TrainRecipe(Frozen):
     label_drop: Share = Field(0.1, description="Share of labels replaced by the null label, for guidance")
     text_encoder: Literal["none", "minilm", "clip", "t5"] = Field("none", description="What reads the captions, if any")
     text_tokens: int = Field(64, ge=3, description="Tokens read of a caption at most")
+    degradations: tuple[TaskName, ...] = Field(
+        (), exclude_if=unset, description="Restoration to learn, besides drawing"
+    )
     sigma_data: Positive = Field(0.5, description="Standard deviation of a pixel of x0")
     prediction: PredictionName = Field("edm", description="What the network predicts; the textbook's is epsilon")
     weight: Literal["edm", "simple", "p2", "min_snr", "uncertainty"] = Field(
@@ -124,6 +128,8 @@ class TrainRecipe(Frozen):
                 f"text_encoder={self.text_encoder} and unet.text_width={self.unet.text_width}: an encoder and the width of"
                 f" its tokens (minilm: 384) go together, so give both, or none and 0"
             )
+        if len(set(self.degradations)) != len(self.degradations):
+            raise ValueError(f"degradations={self.degradations}: name each task once, they come equally often")
         if self.noise_min >= self.noise_max:
             raise ValueError(f"noise_min={self.noise_min} must be below noise_max={self.noise_max}")
         return self
@@ -228,6 +234,15 @@ def demo() -> Recipe:
     return Recipe(shard=ShardRecipe(holdout=0.11))  # 207 pictures, on which restoration is measured
 
 
+def restorer() -> Recipe:
+    """`diffusion run --preset restorer`: the demo's pictures and network, trained to enlarge, fill in and colour."""
+    return Recipe(
+        name="restorer",
+        shard=ShardRecipe(holdout=0.11),  # the demo's pictures, so that the two are measured on the same
+        train=TrainRecipe(degradations=get_args(TaskName), noise_mean=1.0, noise_std=1.6),
+    )
+
+
 def smoke() -> Recipe:
     """`diffusion run --preset smoke`: every stage on 32 x 32 pictures, to see that an installation works.
 
@@ -258,4 +273,4 @@ def smoke() -> Recipe:
     )
 
 
-PRESETS: dict[str, Callable[[], Recipe]] = {"demo": demo, "smoke": smoke}
+PRESETS: dict[str, Callable[[], Recipe]] = {"demo": demo, "restorer": restorer, "smoke": smoke}

@@ -54,6 +54,8 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return " | ".join(map(str, get_args(field.annotation)))
     if get_origin(field.annotation) is tuple:
+        if get_origin(get_args(field.annotation)[0]) is Literal:
+            return f"list of {' | '.join(get_args(get_args(field.annotation)[0]))}"
         return f"list of {kinds[get_args(field.annotation)[0]]}s, such as {json.dumps(field.default)}"
     limits = {}
     for rule in field.metadata:
@@ -124,11 +126,14 @@ def _flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _parse(key: str, text: str) -> Any:
-    """Text for text fields; else JSON, with the brackets of a list optional; pydantic has the last word."""
+    """Text for text fields; else JSON, with the brackets of a list optional and the quotes of its names; pydantic has the
+    last word."""
     field = dict(keys()).get(key)
     if field is None or field.annotation is str:
         return text
     if get_origin(field.annotation) is tuple and not text.startswith("["):
+        if get_origin(get_args(field.annotation)[0]) is Literal:
+            return [name.strip() for name in text.split(",") if name.strip()]
         text = f"[{text}]"
     if text == "none" and type(None) in get_args(field.annotation):
         return None

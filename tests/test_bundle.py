@@ -17,6 +17,7 @@ from diffusion.store.bundle import bundle_path, export_bundle, load_bundle, veri
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import RunRef
 from tests.made_run import CLASSES, make_run
+from tests.random_bundle import TASKS
 from tests.words import install, reading, words
 
 SAMPLING = SamplingRecipe(steps=3, guidance=2.0)
@@ -201,6 +202,17 @@ def test_half_a_bundle_is_refused(bundle_copy):
     (bundle_copy / "weights.safetensors").unlink()
     with pytest.raises(ValueError, match=r"weights\.safetensors"):
         verify_bundle(bundle_copy)
+
+
+def test_a_bundle_says_what_it_was_trained_to_restore_and_others_say_nothing_of_it(recipe, exported, tmp_path):
+    run = make_run(tmp_path, recipe.model_copy(update={"degradations": TASKS}))
+    bundle = load_bundle(export_bundle(run, 0.1, tmp_path, SAMPLING)[0])
+    assert bundle.spec.degradations == TASKS
+    x, sigma, image = torch.randn(1, 3, 32, 32), torch.ones(1), torch.randn(1, 6, 32, 32)
+    with torch.no_grad():
+        assert not torch.equal(bundle.denoiser(x, sigma, image=image), bundle.denoiser(x, sigma))
+    assert "degradations" not in json.loads((exported / "bundle.json").read_bytes())
+    assert load_bundle(exported).denoiser.net.image_stem is None
 
 
 # A model that reads captions

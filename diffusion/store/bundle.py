@@ -13,11 +13,13 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
+from diffusion.degradation import image_channels
 from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.recipe import (
     Frozen,
     PredictionName,
     SamplingRecipe,
+    TaskName,
     TrainRecipe,
     UNetRecipe,
     canonical_json,
@@ -47,6 +49,9 @@ class BundleSpec(Frozen):
     resolution: int = Field(ge=8, description="Side of the square picture, pixels")
     unet: UNetRecipe
     text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads captions; absent: nothing does")
+    degradations: tuple[TaskName, ...] = Field(
+        (), exclude_if=unset, description="What it was trained to restore; absent: nothing"
+    )
     sigma_data: float = Field(gt=0)
     prediction: PredictionName = "edm"
     precision: Literal["bf16", "fp32"]
@@ -98,6 +103,7 @@ def export_bundle(run: RunRef, ema_sigma_rel: float, store_root: Path, sampling:
         resolution=run.dataset.resolution,
         unet=recipe.unet,
         text=text,
+        degradations=recipe.degradations,
         sigma_data=recipe.sigma_data,
         prediction=recipe.prediction,
         precision=recipe.precision,
@@ -228,6 +234,7 @@ def _build(spec: BundleSpec) -> Denoiser:
         sigma_data=spec.sigma_data,
         precision=spec.precision,
         prediction=spec.prediction,
+        image_channels=image_channels(spec.degradations),
     )
 
 
