@@ -170,8 +170,9 @@ def denoiser_of(
     sigma_data: float,
     precision: str,
     prediction: PredictionName = "edm",
+    image_channels: int = 0,
     seed: int = 0,
 ) -> Denoiser:
     """The denoiser of a recipe for square RGB pictures, its initial weights a function of `seed`."""
-    net = UNet(**recipe.model_dump(), resolution=resolution, classes=classes, seed=seed)
+    net = UNet(**recipe.model_dump(), resolution=resolution, classes=classes, image_channels=image_channels, seed=seed)
     return Denoiser(net, sigma_data=sigma_data, precision=precision, prediction=prediction)

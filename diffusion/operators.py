@@ -45,7 +45,6 @@ class Mask:
 
     keep: Tensor  # (C, H, W) bool; values of a pixel may be kept one by one, as a camera's colour filter does
     scale = 1.0
-    spectral = _one_value
 
     def __post_init__(self) -> None:
         if self.keep.dtype != torch.bool or self.keep.dim() != 3:
@@ -60,6 +59,11 @@ class Mask:
         x = y.new_zeros(len(y), *self.keep.shape)
         x[:, self.keep.to(y.device)] = y
         return x
+
+    def spectral(self, x: Tensor, gain: Gain) -> Tensor:
+        # as `_one_value`, without a count of the kept numbers, for which a GPU would be waited for
+        factor = float(gain(torch.ones((), dtype=torch.float64)))
+        return torch.where(self.keep.to(x.device), factor * _shaped(x, tuple(self.keep.shape), "Mask"), 0.0)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ class Stream(IntEnum):
     CHURN = 6  # noise of stochastic samplers
     HOLDOUT = 7  # noise of the held-out losses
     WEIGHTS = 8  # initial weights
-    BOUND = 9  # steps and noise of the held-out bound
+    DEGRADATION = 9  # what a network in training is shown of a picture
+    BOUND = 10  # steps and noise of the held-out bound
     CAPTION = 12  # which pictures' captions an evaluation draws from
 
 

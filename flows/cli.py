@@ -253,15 +253,21 @@ def sample(
 def restore(
     picture: Picture,
     task: Annotated[str, typer.Option("--task", help="super-resolution, inpainting or colorization.")],
+    way: Annotated[
+        str | None,
+        typer.Option("--way", help="trained or zero-shot. [trained, where the model was trained for the task]"),
+    ] = None,
     factor: Annotated[int | None, typer.Option("--factor", help="super-resolution: 2, 4 or 8.")] = None,
     mask: Annotated[
         Path | None,
         typer.Option("--mask", help="inpainting: picture of the same size, white where something is missing."),
     ] = None,
-    noise: Annotated[float, typer.Option("--noise", help="The picture's own noise; white - black is 2.")] = 0.0,
+    noise: Annotated[
+        float, typer.Option("--noise", help="zero-shot: the picture's own noise; white - black is 2.")
+    ] = 0.0,
     repeats: Annotated[
-        int, typer.Option("--repeats", help="How often each part of the way is gone: quality for time.")
-    ] = 3,
+        int | None, typer.Option("--repeats", help="zero-shot: how often each part of the way is gone. [3]")
+    ] = None,
     name: RegisteredName = "demo",
     model: Which = "champion",
     bundle: BundleFolder = None,
@@ -274,7 +280,8 @@ def restore(
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Enlarge a picture, fill in what is missing, or colour it, with a model that draws: it needs no training for that."""
+    """Enlarge a picture, fill in what is missing, or colour it: with a model trained for that (--name restorer), or with
+    any that draws."""
 
     def work(site: Site) -> None:
         from flows.restore import restore as flow
@@ -288,6 +295,7 @@ def restore(
             picture,
             task=task,
             bundle=bundle,
+            way=way,
             factor=factor,
             mask=mask,
             noise=noise,

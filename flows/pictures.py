@@ -63,9 +63,11 @@ class Model:
         """Step -> noise of the request's pictures."""
         return noise_of(request, stream, range(request.n), self.bundle, self.device)
 
-    def under(self, conversation: Conversation, request: ResolvedRequest) -> Conversation:
-        """The conversation asked for the request's class and prompt, with its guidance."""
-        return under(conversation, request, request.n, self.bundle, self.device)
+    def under(self, conversation: Conversation, request: ResolvedRequest, image: Tensor | None = None) -> Conversation:
+        """The conversation asked for the request's class and prompt, with its guidance; image: beside x, if the model
+        reads one.
+        """
+        return under(conversation, request, request.n, self.bundle, self.device, image=image)
 
 
 def parsed(**options: object) -> GenerateRequest:

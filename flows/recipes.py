@@ -58,6 +58,8 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return " | ".join(map(str, get_args(field.annotation)))
     if get_origin(field.annotation) is tuple:
+        if get_origin(get_args(field.annotation)[0]) is Literal:
+            return f"list of {' | '.join(get_args(get_args(field.annotation)[0]))}"
         return f"list of {kinds[get_args(field.annotation)[0]]}s, such as {json.dumps(field.default)}"
     limits = {}
     for rule in field.metadata:

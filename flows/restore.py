@@ -1,14 +1,19 @@
-"""restore: a picture from a part of it - small, masked or grey - with a model that was trained for none of these."""
+"""restore: a picture from a part of it - small, masked or grey - with a model trained for that, or for none of these."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from PIL import Image
 from torch import Tensor
 
+from diffusion.degradation import FACTORS, beside
 from diffusion.operators import BlockMean, Grey, LinearOperator, Mask
 from diffusion.random import Stream
-from diffusion.restore import ddnm_plus, residual, time_travel
-from diffusion.sampler import Conversation, Noise
+from diffusion.recipe import TaskName
+from diffusion.restore import ddnm_plus, null_space, residual, time_travel
+from diffusion.sampler import SAMPLERS, Conversation, Noise
+from diffusion.serving.request import ResolvedRequest
 from flows.console import say
 from flows.pictures import (
     Model,
@@ -25,8 +30,10 @@ from flows.pictures import (
 )
 from flows.site import Site
 
-TASKS = ("super-resolution", "inpainting", "colorization")
-FACTORS = (2, 4, 8)
+TASKS = get_args(TaskName)
+WAYS = ("trained", "zero-shot")
+TRAINED_STEPS = 2
+REPEATS = 3
 STRETCH = 4  # steps gone again in time travel: of 1, 4 and 8, 4 gave most for filling in and little less for enlarging
 
 
@@ -38,25 +45,48 @@ def restore(
     *,
     task: str,
     bundle: Path | None = None,
+    way: str | None = None,
     factor: int | None = None,
     mask: Path | None = None,
     noise: float = 0.0,
-    repeats: int = 3,
+    repeats: int | None = None,
     out: Path | None = None,
     options: dict[str, object],
 ) -> Path:
     """Restore the picture `options["n"]` times into `out`, beside a strip input | results.  Returns the folder.
 
-    task: one of TASKS.  factor: super-resolution's, one of FACTORS.  mask: inpainting's, white where something is missing.
-    noise: standard deviation of the picture's own noise, black being -1 and white 1.  repeats: how often each stretch of
-    the way is gone.  options: fields of a GenerateRequest, None for the model's own.  Raises ValueError.
+    task: one of TASKS.  way: one of WAYS, None for the trained one where the model has it.  factor: super-resolution's, one
+    of FACTORS.  mask: inpainting's, white where something is missing.  noise: standard deviation of the picture's own
+    noise, black being -1 and white 1.  repeats: how often each stretch of the way is gone; None for REPEATS.  Noise and
+    repeats are zero-shot's alone.  options: fields of a GenerateRequest, None for the model's own.  Raises ValueError.
     """
     _check(task, factor, mask, noise, repeats)
+    _check_way(way, noise, repeats)
     target = folder(site, out, "restored", picture.stem)
     asked, image = parsed(**options), read(picture)
     model = open_model(site, name, which, bundle)
-    request = settled(asked, model)
+    trained = _trained(way, task, noise, repeats, model)
+    request = settled(asked if asked.steps or not trained else asked.model_copy(update={"steps": TRAINED_STEPS}), model)
     operator, y, before = measure(model, image, task, factor, mask)
+    facts: dict[str, object] = {"command": "restore", "task": task, "factor": factor}
+    if trained:
+        facts |= {"way": "trained", "sampler": request.sampler}
+        converse = by_training(model, request, operator, y)
+    else:
+        repeats = repeats or REPEATS
+        facts |= {"way": "zero-shot", "noise": noise, "repeats": repeats}
+        converse = zero_shot(model, request, operator, y, noise=noise, repeats=repeats)
+    x0 = answered("restore", converse, model)
+    saved = written(x0, before, request, facts, out=target, model=model)
+    off, rounded = (float(residual(operator, result, y).max()) for result in (x0, saved))
+    say(f"  ||A x - y|| / sqrt(dim y)  {off:.2g}; in the PNG, rounded to 8 bits, {rounded:.2g} (white - black is 2)")
+    return target
+
+
+def zero_shot(
+    model: Model, request: ResolvedRequest, operator: LinearOperator, y: Tensor, *, noise: float, repeats: int
+) -> Callable[[], Conversation]:
+    """The way of a model that only draws: DDNM+ with time travel."""
 
     def solver(x: Tensor, sigmas: Tensor, noise_of: Noise) -> Conversation:
         return ddnm_plus(x, sigmas, noise_of, operator, y, sigma_y=noise)
@@ -67,12 +97,21 @@ def restore(
         fresh = model.noise(Stream.CHURN, request)
         return model.under(time_travel(solver, x, sigmas, fresh, length=STRETCH, repeats=repeats), request)
 
-    x0 = answered("restore", converse, model)
-    facts = {"command": "restore", "task": task, "factor": factor, "noise": noise, "repeats": repeats}
-    saved = written(x0, before, request, facts, out=target, model=model)
-    off, rounded = (float(residual(operator, result, y).max()) for result in (x0, saved))
-    say(f"  ||A x - y|| / sqrt(dim y)  {off:.2g}; in the PNG, rounded to 8 bits, {rounded:.2g} (white - black is 2)")
-    return target
+    return converse
+
+
+def by_training(
+    model: Model, request: ResolvedRequest, operator: LinearOperator, y: Tensor
+) -> Callable[[], Conversation]:
+    """The way of a model that was shown such measurements: its own sampler, and y put into every answer exactly."""
+
+    def converse() -> Conversation:
+        sigmas = model.sigmas(request.steps)
+        x = model.noise(Stream.INITIAL, request)(0) * sigmas[0].float()
+        inner = SAMPLERS[request.sampler](x, sigmas, model.noise(Stream.CHURN, request))
+        return model.under(null_space(inner, operator, y), request, beside(operator, operator.pinv(y)))
+
+    return converse
 
 
 def measure(
@@ -111,7 +150,34 @@ def _factors_for(image: Image.Image, side: int) -> str:
     return f"give --factor {' or '.join(map(str, fitting))}"
 
 
-def _check(task: str, factor: int | None, mask: Path | None, noise: float, repeats: int) -> None:
+def _trained(way: str | None, task: str, noise: float, repeats: int | None, model: Model) -> bool:
+    """Whether to go the trained way, and a line that says so.  Raises ValueError where that is asked and there is none."""
+    learned = model.bundle.spec.degradations
+    if way == "trained" and task not in learned:
+        raise ValueError(
+            f"--way trained: {model.name} was trained for {', '.join(learned) or 'no restoration'}, not for {task}. Leave"
+            f" --way out, or train a model for it, `diffusion run --preset restorer`, and give --name restorer"
+        )
+    trained = way == "trained" or (way is None and task in learned and not noise and repeats is None)
+    told = f"trained, {model.name} learned {task}" if trained else "zero-shot, by what a model that draws knows"
+    say(f"  way        {told}")
+    return trained
+
+
+def _check_way(way: str | None, noise: float, repeats: int | None) -> None:
+    if way not in (None, *WAYS):
+        raise ValueError(f"--way {way}: the ways are {' and '.join(WAYS)}")
+    if way == "trained" and noise:
+        raise ValueError(
+            f"--noise {noise} with --way trained: it has learned from measurements without noise. Give --way zero-shot"
+        )
+    if way == "trained" and repeats is not None:
+        raise ValueError(
+            f"--repeats {repeats} with --way trained: that way is gone once. Give --way zero-shot, or --steps"
+        )
+
+
+def _check(task: str, factor: int | None, mask: Path | None, noise: float, repeats: int | None) -> None:
     if task not in TASKS:
         raise ValueError(f"--task {task}: the tasks are {', '.join(TASKS)}")
     factors = " or ".join(map(str, FACTORS))
@@ -127,5 +193,5 @@ def _check(task: str, factor: int | None, mask: Path | None, noise: float, repea
         raise ValueError(f"--mask {mask}: --task {task} takes none, it is for inpainting")
     if not 0 <= noise <= 2:
         raise ValueError(f"--noise {noise}: give a standard deviation from 0 to 2, where black is -1 and white is 1")
-    if not 1 <= repeats <= 100:
+    if repeats is not None and not 1 <= repeats <= 100:
         raise ValueError(f"--repeats {repeats}: give 1 to 100; 1 goes the way once")

@@ -2,12 +2,14 @@
 
 import hashlib
 from pathlib import Path
+from typing import get_args
 
 import safetensors.torch
 import torch
 
+from diffusion.degradation import image_channels
 from diffusion.denoiser import Denoiser, denoiser_of
-from diffusion.recipe import GuidanceKind, SamplingRecipe, UNetRecipe, canonical_json
+from diffusion.recipe import GuidanceKind, SamplingRecipe, TaskName, UNetRecipe, canonical_json
 from diffusion.store.averages import Source
 from diffusion.store.bundle import Bundle, BundleSpec, Guide, publish_bundle
 from diffusion.store.refs import ModelRef
@@ -16,12 +18,16 @@ from tests.words import words
 
 CLASSES = ("cat", "dog", "Straße & Co")
 UNET = UNetRecipe(channels=32, multipliers=(1, 2), blocks=(1, 1), attention=(8,))
+TASKS = get_args(TaskName)
 RESOLUTION = 16
 
 
-def random_denoiser(precision: str, seed: int = 0, unet: UNetRecipe = UNET) -> Denoiser:
+def random_denoiser(
+    precision: str, seed: int = 0, unet: UNetRecipe = UNET, tasks: tuple[TaskName, ...] = ()
+) -> Denoiser:
     """A small denoiser, weights ~ N(0, 1 / fan-in), so that signals keep their size."""
-    denoiser = denoiser_of(unet, resolution=RESOLUTION, classes=len(CLASSES), sigma_data=0.5, precision=precision)
+    shape = {"resolution": RESOLUTION, "classes": len(CLASSES), "image_channels": image_channels(tasks)}
+    denoiser = denoiser_of(unet, **shape, sigma_data=0.5, precision=precision)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in denoiser.parameters():
@@ -76,6 +82,14 @@ def reading_bundle(precision: str = "bf16", encoder: TextEncoder = words()) -> B
     denoiser = random_denoiser(precision, unet=reading_spec(encoder=encoder).unet)
     count = sum(parameter.numel() for parameter in denoiser.parameters())
     return Bundle(reading_spec(precision, count, encoder), "6" * 64, denoiser, encoder)
+
+
+def restoring_bundle(tasks: tuple[TaskName, ...] = TASKS) -> Bundle:
+    """A random bundle of a model that was trained to restore."""
+    denoiser = random_denoiser("fp32", tasks=tasks)
+    count = sum(parameter.numel() for parameter in denoiser.parameters())
+    spec = random_spec("fp32", "4" * 64, count).model_copy(update={"degradations": tasks})
+    return Bundle(spec, "7" * 64, denoiser)
 
 
 def published_model(store_root: Path, *, seed: int = 0, version: str = "1", bundle: Bundle | None = None) -> ModelRef:

@@ -18,6 +18,7 @@ from diffusion.store.bundle import bundle_path, export_bundle, load_bundle, veri
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import RunRef
 from tests.made_run import CLASSES, make_run
+from tests.random_bundle import TASKS
 from tests.words import install, reading, words
 
 SAMPLING = SamplingRecipe(steps=3, guidance=2.0)
@@ -291,6 +292,17 @@ def test_a_damaged_guide_is_found_by_name(guided, tmp_path, damage):
 def test_a_bundle_without_a_guide_cannot_be_told_to_use_one(run, tmp_path):
     with pytest.raises(ValueError, match="autoguidance, and there is no guide: evaluate with guide_images"):
         export_bundle(run, 0.1, tmp_path, GUIDED)
+
+
+def test_a_bundle_says_what_it_was_trained_to_restore_and_others_say_nothing_of_it(recipe, exported, tmp_path):
+    run = make_run(tmp_path, recipe.model_copy(update={"degradations": TASKS}))
+    bundle = load_bundle(export_bundle(run, 0.1, tmp_path, SAMPLING)[0])
+    assert bundle.spec.degradations == TASKS
+    x, sigma, image = torch.randn(1, 3, 32, 32), torch.ones(1), torch.randn(1, 6, 32, 32)
+    with torch.no_grad():
+        assert not torch.equal(bundle.denoiser(x, sigma, image=image), bundle.denoiser(x, sigma))
+    assert "degradations" not in json.loads((exported / "bundle.json").read_bytes())
+    assert load_bundle(exported).denoiser.net.image_stem is None
 
 
 # A model that reads captions

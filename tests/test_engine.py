@@ -15,12 +15,12 @@ from diffusion.random import Stream, normal
 from diffusion.recipe import SamplingRecipe
 from diffusion.sampler import SAMPLERS, evaluations, run
 from diffusion.schedule import karras_sigmas
-from diffusion.serving.engine import Engine
+from diffusion.serving.engine import Engine, trial_query
 from diffusion.serving.flight import converse
 from diffusion.serving.request import GenerateRequest, resolve
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull
 from diffusion.spacing import sampling_sigmas
-from tests.random_bundle import CLASSES, RESOLUTION, random_bundle
+from tests.random_bundle import CLASSES, RESOLUTION, random_bundle, restoring_bundle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -187,6 +187,19 @@ def test_pictures_are_those_of_the_plain_sampler(index):
         expected = to_uint8(run(conversation, bundle.denoiser))[0].numpy()
         # the batch sizes differ, so the last bits of fp32 do, which may tip a pixel over a rounding
         assert np.abs(picture.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_a_model_that_restores_draws_as_with_nothing_beside_x():
+    bundle = restoring_bundle()
+    engine = Engine(bundle, slots=4)
+    (picture,) = engine.generate([GenerateRequest(seed=3, sampler="ddim", steps=4)])[0]
+    recipe = bundle.spec.sampling
+    sigmas = karras_sigmas(4, sigma_min=recipe.sigma_min, sigma_max=recipe.sigma_max)
+    x = normal(3, Stream.INITIAL, torch.tensor([0]), (3, RESOLUTION, RESOLUTION)) * recipe.sigma_max
+    expected = to_uint8(run(SAMPLERS["ddim"](x, sigmas), bundle.denoiser))[0].numpy()
+    assert np.abs(picture.astype(int) - expected.astype(int)).max() <= 1
+    shown = trial_query(bundle.spec, 8, 0, torch.device("cpu")).cond["image"].flatten(1).any(dim=1)
+    assert 0 < shown.sum() < 8  # the ladder is proven with measurements and without
 
 
 def test_the_same_weights_give_the_same_pictures_after_another_load(quick):

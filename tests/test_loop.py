@@ -21,6 +21,7 @@ from diffusion.training.journal import Journal
 from diffusion.training.loop import metrics_images_of, train
 from diffusion.training.parallel import data_parallel, world_gather
 from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
+from tests.random_bundle import TASKS
 from tests.test_step import bits_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,6 +35,7 @@ RECIPE = TrainRecipe(
     window=16,
     streams=2,
 )
+RESTORING = RECIPE.model_copy(update={"degradations": TASKS})
 CLOCKS = ("images_per_s", "eta_s", "wait_share")  # the metrics that are not functions of the recipe
 
 
@@ -69,8 +71,9 @@ def without_clocks(records: list[dict]) -> list[dict]:
     return [{name: value for name, value in record.items() if name not in CLOCKS} for record in records]
 
 
-def test_resumed_is_uninterrupted_bit_for_bit(dataset: DatasetRef, tmp_path: Path):
-    facts = checkpoint.facts_of(RECIPE, dataset, world=1, device=torch.device("cpu"))
+@pytest.mark.parametrize("recipe", [RECIPE, RESTORING], ids=["draws", "restores"])
+def test_resumed_is_uninterrupted_bit_for_bit(recipe: TrainRecipe, dataset: DatasetRef, tmp_path: Path):
+    facts = checkpoint.facts_of(recipe, dataset, world=1, device=torch.device("cpu"))
 
     class Killed(Exception):
         pass
@@ -80,15 +83,15 @@ def test_resumed_is_uninterrupted_bit_for_bit(dataset: DatasetRef, tmp_path: Pat
         if state.images_seen == 84:
             raise Killed
 
-    whole, dying, resumed = fresh(), fresh(), fresh()
-    records = run(dataset, whole)
+    whole, dying, resumed = fresh(recipe), fresh(recipe), fresh(recipe)
+    records = run(dataset, whole, recipe)
     with pytest.raises(Killed):
-        run(dataset, dying, on_checkpoint=save_then_die)
+        run(dataset, dying, recipe, on_checkpoint=save_then_die)
     folder, _ = checkpoint.latest(tmp_path)
     assert folder is not None
     assert checkpoint.load(folder, resumed, facts) == {}
     assert resumed.images_seen == 84
-    rest = run(dataset, resumed)
+    rest = run(dataset, resumed, recipe)
     assert bits_of(resumed) == bits_of(whole)
     assert without_clocks(rest) == without_clocks([r for r in records if r["images_seen"] > 84])
 
@@ -143,7 +146,7 @@ def test_a_non_finite_loss_names_the_pictures_of_all_processes(dataset: DatasetR
 
 
 # so that the order of sums is all that differs; Muon orthogonalizes in bf16, where that order already shows
-EXACT = RECIPE.model_copy(update={"precision": "fp32", "optimizer": "adamw"})
+EXACT = RESTORING.model_copy(update={"precision": "fp32", "optimizer": "adamw"})
 UNCERTAIN = EXACT.model_copy(update={"weight": "uncertainty", "noise_stratified": True})
 
 

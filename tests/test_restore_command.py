@@ -10,25 +10,37 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusion.data.images import decode_png, png_text, to_model, to_uint8
+from diffusion.degradation import FACTORS, beside
 from diffusion.edit import by_condition, levels_of
 from diffusion.guidance import classifier_free, conditioned
+from diffusion.operators import BlockMean
+from diffusion.restore import residual
 from diffusion.sampler import heun, run
 from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine
 from diffusion.serving.flight import condition
 from flows.cli import app
-from flows.pictures import DETAIL, Model, mask_of
-from flows.restore import FACTORS, TASKS, measure
+from flows.pictures import DETAIL, Model, mask_of, parsed, settled
+from flows.restore import TASKS, by_training, measure
 from flows.site import Site
-from tests.random_bundle import CLASSES, RESOLUTION, published_model, random_bundle, reading_bundle
+from tests.random_bundle import (
+    CLASSES,
+    RESOLUTION,
+    published_model,
+    random_bundle,
+    reading_bundle,
+    restoring_bundle,
+)
 from tests.words import install
 
 SIZE = 2 * RESOLUTION
+LEARNED = ("super-resolution", "inpainting")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture, a mask of its size whose right half is white, a model, and one that reads prompts."""
+    """A picture, a mask of its size whose right half is white, a model that draws, one that reads prompts, and one
+    trained for LEARNED."""
     folder = tmp_path_factory.mktemp("pictures")
     values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     Image.fromarray(values).resize((RESOLUTION, RESOLUTION)).save(folder / "picture.png")
@@ -41,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.png").write_text("no picture")
     published_model(folder / "store")
     published_model(folder / "reading", bundle=reading_bundle("fp32"))
+    published_model(folder / "restorer", bundle=restoring_bundle(LEARNED))
     return folder
 
 
@@ -92,6 +105,49 @@ def test_the_measurement_is_satisfied_and_said(task: tuple[str, ...], diffusion)
     _, told = diffusion("restore", "narrow.png", "--task", *task)
     assert f"the centred square of the picture, 20 x {SIZE}, to {RESOLUTION} x {RESOLUTION}" in told
     assert float(told.split("sqrt(dim y)")[1].split(";")[0]) < 1e-5
+
+
+def test_a_model_goes_the_way_it_was_trained_for(diffusion, folder: Path) -> None:
+    given = ("restore", "picture.png", "--task", "inpainting", "--mask", "mask.png")
+    out, told = diffusion(*given, store="restorer")
+    picture, result = np.array(Image.open(folder / "picture.png")), decode_png((out / "5-000.png").read_bytes())
+    half = RESOLUTION // 2
+    assert np.array_equal(result[:, :half], picture[:, :half])
+    assert "learned inpainting" in told
+    assert "5 of 5 evaluations" in told
+    facts = json.loads(png_text((out / "5-000.png").read_bytes())["diffusion-restore"])
+    assert (facts["way"], facts["sampler"], facts["steps"]) == ("trained", "heun", 3)
+    assert "repeats" not in facts
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--task", "colorization"),  # not learned
+        ("--task", "super-resolution", "--factor", "2", "--way", "zero-shot"),
+        ("--task", "super-resolution", "--factor", "2", "--noise", "0.1"),
+        ("--task", "super-resolution", "--factor", "2", "--repeats", "3"),
+    ],
+)
+def test_what_is_not_learned_or_asked_otherwise_goes_zero_shot(given: tuple[str, ...], diffusion) -> None:
+    out, told = diffusion("restore", "picture.png", *given, store="restorer")
+    assert "zero-shot" in told
+    assert "9 of 9 evaluations" in told
+    facts = json.loads(png_text((out / "5-000.png").read_bytes())["diffusion-restore"])
+    assert (facts["way"], facts["repeats"]) == ("zero-shot", 3)
+
+
+def test_the_trained_way_asks_with_the_measurement_beside_x_and_puts_it_into_each_answer() -> None:
+    model = Model(Engine(restoring_bundle()), "tiny", "")
+    request = settled(parsed(label=CLASSES[0], seed=1, n=2, steps=2, guidance=2.0), model)
+    operator, picture = BlockMean(4), torch.randn(1, 3, RESOLUTION, RESOLUTION)
+    y = operator.forward(picture)
+    converse = by_training(model, request, operator, y)
+    cond = next(converse()).cond
+    # two pictures, guided towards their class alone
+    torch.testing.assert_close(cond["image"], beside(operator, picture).expand(4, -1, -1, -1))
+    assert cond["label"].tolist() == [0, 0, len(CLASSES), len(CLASSES)]
+    assert residual(operator, run(converse(), model.denoise), y).max() < 1e-6
 
 
 def test_an_edit_by_inversion_keeps_what_lies_outside_the_mask(diffusion, folder: Path) -> None:
@@ -160,6 +216,18 @@ def test_an_edit_by_noise_gives_several_results(diffusion) -> None:
         (("restore", "picture.png", "--task", "colorization", "--noise", "-1"), "--noise -1.0: give .* 0 to 2"),
         (("restore", "picture.png", "--task", "colorization", "--repeats", "0"), "--repeats 0: give 1 to 100"),
         (("restore", "picture.png", "--task", "colorization", "--n", "0"), "n=0.*1 or more"),
+        (
+            ("restore", "picture.png", "--task", "colorization", "--way", "best"),
+            "--way best: the ways are trained and zero-",
+        ),
+        (
+            ("restore", "picture.png", "--task", "colorization", "--way", "trained", "--noise", "1"),
+            "Give --way zero-shot",
+        ),
+        (
+            ("restore", "picture.png", "--task", "colorization", "--way", "trained", "--repeats", "2"),
+            "that way is gone",
+        ),
         (("restore", "none.png", "--task", "colorization"), "none.png is no file"),
         (("restore", "text.png", "--task", "colorization"), "text.png cannot be read as a picture"),
         (("edit", "picture.png", "--label", "dog", "--from-label", "cat", "--n", "2"), "--from-label: .* one result"),
@@ -192,6 +260,16 @@ def test_mistakes_that_the_model_shows_are_named(arguments, says: str, diffusion
     monkeypatch.setattr("flows.edit.open_model", lambda *_: loaded)
     with pytest.raises(ValueError, match=says):
         diffusion("edit", "picture.png", *arguments)
+
+
+def test_a_way_that_was_not_learned_is_refused_with_what_to_do(diffusion) -> None:
+    given = ("restore", "picture.png", "--task", "colorization", "--way", "trained")
+    with pytest.raises(
+        ValueError, match=r"trained for super-resolution, inpainting, not for colorization\. Leave --way"
+    ):
+        diffusion(*given, store="restorer")
+    with pytest.raises(ValueError, match=r"trained for no restoration.*--preset restorer`, and give --name restorer"):
+        diffusion(*given)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from concurrent.futures import wait
 import torch
 from torch import Tensor
 
+from diffusion.degradation import image_channels
 from diffusion.guidance import by_model
 from diffusion.random import Stream, normal, uniform
 from diffusion.sampler import Denoise, Query
@@ -259,14 +260,17 @@ class Engine:
 
 
 def trial_query(spec: BundleSpec, rows: int, trial: int, device: torch.device) -> Query:
-    """Rows like those of real requests: noise levels over the whole range, every label and the null label, and where the
-    model reads prompts those from none to the longest."""
+    """Rows like those of real requests: noise levels over the whole range, every label and the null label, where the model
+    restores something to restore and nothing, and where it reads prompts those from none to the longest."""
     index = torch.arange(rows)
     low, high = math.log(spec.sampling.sigma_min), math.log(spec.sampling.sigma_max)
     sigma = (low + (high - low) * uniform(trial, Stream.SIGMA, index)).exp()
     noise = normal(trial, Stream.INITIAL, index, (3, spec.resolution, spec.resolution))
     label = (index + trial) % (len(spec.classes) + 1)
     cond = {"label": label}
+    if channels := image_channels(spec.degradations):
+        shown = normal(trial, Stream.CHURN, index, (channels, spec.resolution, spec.resolution))
+        cond["image"] = shown * (index % 3 > 0).view(-1, 1, 1, 1)  # among them pictures drawn freely
     if spec.text:
         length = torch.linspace(0, spec.text.tokens, rows).round()
         mask = torch.arange(spec.text.tokens) < length[:, None]

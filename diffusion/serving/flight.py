@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.data.images import to_uint8
+from diffusion.degradation import image_channels
 from diffusion.guidance import MODEL, Cond, autoguided, classifier_free, conditioned
 from diffusion.random import Stream, normal
 from diffusion.sampler import SAMPLERS, Conversation, Noise, Query
@@ -37,29 +38,45 @@ def noise_of(request: ResolvedRequest, stream: Stream, images: range, bundle: Bu
 
 
 def under(
-    conversation: Conversation, request: ResolvedRequest, rows: int, bundle: Bundle, device: torch.device
+    conversation: Conversation,
+    request: ResolvedRequest,
+    rows: int,
+    bundle: Bundle,
+    device: torch.device,
+    *,
+    image: Tensor | None = None,
 ) -> Conversation:
-    """A conversation about `rows` pictures, asked for the request's class and prompt with its guidance."""
-    cond = condition(bundle, request.label_index, request.prompt, rows, device)
+    """A conversation about `rows` pictures, asked for the request's class and prompt with its guidance.
+
+    image: as in `condition`; guidance is towards class and prompt, beside it.
+    """
+    cond = condition(bundle, request.label_index, request.prompt, rows, device, image=image)
     if not request.guided:
         return conditioned(conversation, cond)
     recipe = bundle.spec.sampling
     where, rescale = recipe.guidance_interval, recipe.guidance_rescale
     if request.guidance_kind == "autoguidance":
         return autoguided(conversation, cond, request.guidance, where, rescale=rescale)
-    null = condition(bundle, len(bundle.spec.classes), None, rows, device)
+    null = condition(bundle, len(bundle.spec.classes), None, rows, device, image=image)
     return classifier_free(conversation, cond, null, request.guidance, where, rescale=rescale)
 
 
-def condition(bundle: Bundle, label: int, prompt: str | None, rows: int, device: torch.device) -> Cond:
-    """The same class and prompt for each of `rows` pictures.  label: the number of classes for none.
+def condition(
+    bundle: Bundle, label: int, prompt: str | None, rows: int, device: torch.device, *, image: Tensor | None = None
+) -> Cond:
+    """The same class and prompt for each of `rows` pictures.  label: the number of classes for none.  image: what stands
+    beside x, (1, channels, R, R), of a model that restores; None to draw freely.
 
-    Rows of all requests have the same columns, so that all can be asked together: where the model reads prompts also those
-    without one, and where it has a guide all say that the model itself is asked.
+    Rows of all requests have the same columns, so that all can be asked together: where the model reads prompts or such
+    pictures also those without one, and where it has a guide all say that the model itself is asked.
     """
     cond = {"label": torch.full((rows,), label, device=device)}
     if bundle.guide is not None:
         cond[MODEL] = torch.zeros(rows, dtype=torch.int64, device=device)
+    if channels := image_channels(bundle.spec.degradations):
+        shape = (channels, bundle.spec.resolution, bundle.spec.resolution)
+        nothing = torch.zeros(1, *shape, device=device)
+        cond["image"] = (nothing if image is None else image).expand(rows, *shape)
     if bundle.encoder is None:
         return cond
     text = bundle.encoder([prompt or ""])._asdict()

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
+from diffusion.degradation import image_channels
 from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.ema import Snapshot
 from diffusion.recipe import (
@@ -19,6 +20,7 @@ from diffusion.recipe import (
     GuidanceKind,
     PredictionName,
     SamplingRecipe,
+    TaskName,
     UNetRecipe,
     canonical_json,
     unset,
@@ -53,6 +55,9 @@ class BundleSpec(Frozen):
     resolution: int = Field(ge=8, description="Side of the square picture, pixels")
     unet: UNetRecipe
     text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads captions; absent: nothing does")
+    degradations: tuple[TaskName, ...] = Field(
+        (), exclude_if=unset, description="What it was trained to restore; absent: nothing"
+    )
     sigma_data: float = Field(gt=0)
     prediction: PredictionName = "edm"
     precision: Literal["bf16", "fp32"]
@@ -133,6 +138,7 @@ def export_bundle(
         resolution=run.dataset.resolution,
         unet=recipe.unet,
         text=text,
+        degradations=recipe.degradations,
         sigma_data=recipe.sigma_data,
         prediction=recipe.prediction,
         precision=recipe.precision,
@@ -245,6 +251,7 @@ def _network(spec: BundleSpec, data: bytes, *, source: str) -> Denoiser:
         sigma_data=spec.sigma_data,
         precision=spec.precision,
         prediction=spec.prediction,
+        image_channels=image_channels(spec.degradations),
     )
     try:
         weights = safetensors.torch.load(data)

@@ -1,7 +1,8 @@
 """One training step: state and batch in, numbers out, no I/O.
 
-Everything random about a picture - noise level, noise, dropped label, mirroring - is a function of (seed, its position in
-the global order), so it does not depend on how the batch is divided or on where a run was interrupted.
+Everything random about a picture - noise level, noise, dropped label, mirroring, what is left of it to see - is a function
+of (seed, its position in the global order), so it does not depend on how the batch is divided or on where a run was
+interrupted.
 """
 
 import math
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.data.images import to_model
+from diffusion.degradation import Degraded, image_channels, operators_of
 from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.density import density_of, stratified
 from diffusion.ema import PowerEMA
 from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of
 from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe, checkpoints_of
+from diffusion.sampler import Denoise
 from diffusion.store.text_encoders import encoder_of
 from diffusion.text import TextEncoder, TextIdentity
 from diffusion.training.optimizer import Optimizers, optimizer_of
@@ -126,6 +129,7 @@ def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: t
         sigma_data=recipe.sigma_data,
         precision=recipe.precision,
         prediction=recipe.prediction,
+        image_channels=image_channels(recipe.degradations),
         seed=recipe.seed,
     ).to(device)
     net.train()
@@ -194,7 +198,14 @@ def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: n
     cond = {"label": label}
     if state.encoder:
         cond |= caption_condition(batch.captions, wordless, state.encoder)
-    losses = denoising_loss(model or state.net, weight_of(recipe), x0, noise, sigma, cond)
+    denoise: Denoise = model or state.net
+    if recipe.degradations:
+        degraded = Degraded(
+            operators_of(batch.index, x0.shape[-1], seed=recipe.seed, tasks=recipe.degradations, device=device)
+        )
+        cond["image"] = degraded.beside(x0)
+        denoise = degraded.given(denoise, x0)
+    losses = denoising_loss(denoise, weight_of(recipe), x0, noise, sigma, cond)
     loss = (uncertain(losses, state.uncertainty(sigma)) if state.uncertainty else losses).mean()
     state.optimizer.zero_grad()
     # an infinite loss can have a finite gradient; this factor makes sure that all processes learn of it
