@@ -257,7 +257,9 @@ def restore(
         str | None,
         typer.Option("--way", help="trained or zero-shot. [trained, where the model was trained for the task]"),
     ] = None,
-    factor: Annotated[int | None, typer.Option("--factor", help="super-resolution: 2, 4 or 8.")] = None,
+    factor: Annotated[
+        int | None, typer.Option("--factor", help="super-resolution: 2, 4 or 8. colorization: of a small picture.")
+    ] = None,
     mask: Annotated[
         Path | None,
         typer.Option("--mask", help="inpainting: picture of the same size, white where something is missing."),
@@ -272,10 +274,15 @@ def restore(
     model: Which = "champion",
     bundle: BundleFolder = None,
     label: Annotated[str | None, typer.Option("--label", help="The picture's class. [none]")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What it shows, in words, if the model reads them. [none]")
+    ] = None,
     n: Annotated[int, typer.Option("--n", help="Results, each another guess.")] = 1,
     seed: Seed = None,
     steps: Steps = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Towards the class. [1, none]")] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Towards --label and --prompt. [1, none]")
+    ] = None,
     out: Out = None,
     home: Home = None,
     debug: Debug = False,
@@ -286,8 +293,9 @@ def restore(
     def work(site: Site) -> None:
         from flows.restore import restore as flow
 
-        strength = 1.0 if guidance is None and label else guidance  # not the model's own, which is for drawing freely
-        options = {"label": label, "n": n, "seed": seed, "steps": steps, "guidance": strength}
+        said = label is not None or prompt is not None
+        strength = 1.0 if guidance is None and said else guidance  # not the model's own, which is for drawing freely
+        options = {"label": label, "prompt": prompt, "n": n, "seed": seed, "steps": steps, "guidance": strength}
         folder = flow(
             site,
             name,

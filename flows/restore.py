@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.degradation import FACTORS, beside
-from diffusion.operators import BlockMean, Grey, LinearOperator, Mask
+from diffusion.operators import BlockMean, Composition, Grey, LinearOperator, Mask
 from diffusion.random import Stream
 from diffusion.recipe import TaskName
 from diffusion.restore import ddnm_plus, null_space, residual, time_travel
@@ -55,17 +55,20 @@ def restore(
 ) -> Path:
     """Restore the picture `options["n"]` times into `out`, beside a strip input | results.  Returns the folder.
 
-    task: one of TASKS.  way: one of WAYS, None for the trained one where the model has it.  factor: super-resolution's, one
-    of FACTORS.  mask: inpainting's, white where something is missing.  noise: standard deviation of the picture's own
-    noise, black being -1 and white 1.  repeats: how often each stretch of the way is gone; None for REPEATS.  Noise and
-    repeats are zero-shot's alone.  options: fields of a GenerateRequest, None for the model's own.  Raises ValueError.
+    task: one of TASKS.  way: one of WAYS, None for the trained one where the model has it.  factor: one of FACTORS, by
+    which the picture is to grow: super-resolution has one, colorization may.  mask: inpainting's, white where something is
+    missing.  noise: standard deviation of the picture's own noise, black being -1 and white 1.  repeats: how often each
+    stretch of the way is gone; None for REPEATS.  Noise and repeats are zero-shot's alone.  options: fields of a
+    GenerateRequest, None for the model's own.  Raises ValueError.
     """
     _check(task, factor, mask, noise, repeats)
     _check_way(way, noise, repeats)
     target = folder(site, out, "restored", picture.stem)
     asked, image = parsed(**options), read(picture)
     model = open_model(site, name, which, bundle)
-    trained = _trained(way, task, noise, repeats, model)
+    trained = _trained(
+        way, f"{task} of a small picture" if task == "colorization" and factor else task, noise, repeats, model
+    )
     request = settled(asked if asked.steps or not trained else asked.model_copy(update={"steps": TRAINED_STEPS}), model)
     operator, y, before = measure(model, image, task, factor, mask)
     facts: dict[str, object] = {"command": "restore", "task": task, "factor": factor}
@@ -119,28 +122,33 @@ def measure(
 ) -> tuple[LinearOperator, Tensor, Tensor]:
     """The operator of the task, what it says of the picture, and that as a picture to look at (1, 3, R, R)."""
     side = model.resolution
-    if task == "super-resolution":
-        operator = BlockMean(factor)
-        small = side // factor
-        if min(image.size) < small or side % factor:
-            raise ValueError(
-                f"the picture is {image.width} x {image.height}, the model draws {side} x {side}:"
-                f" {_factors_for(image, side)}"
-            )
-        if min(image.size) >= side:
-            say(
-                f"  made small a picture of {image.width} x {image.height}: the means of {factor} x {factor} pixels are used"
-            )
-            y = operator.forward(in_model(fitted(image, side, "picture"), model))
-        else:
-            y = in_model(fitted(image, small, "picture"), model)
-        return operator, y, operator.pinv(y)
-    x = in_model(fitted(image, side, "picture"), model)
     if task == "inpainting":
         operator = Mask(mask_of(mask, image, side))
-        return operator, operator.forward(x), operator.pinv(operator.forward(x))
-    operator = Grey()
-    return operator, operator.forward(x), operator.forward(x).expand(1, 3, side, side)
+        y = operator.forward(in_model(fitted(image, side, "picture"), model))
+        return operator, y, operator.pinv(y)
+    if task == "colorization" and factor is None:
+        y = Grey().forward(in_model(fitted(image, side, "picture"), model))
+        return Grey(), y, y.expand(1, 3, side, side)
+    blocks = BlockMean(factor)
+    small = _small(image, blocks, model)
+    if task == "super-resolution":
+        return blocks, small, blocks.pinv(small)
+    y = Grey().forward(small)
+    return Composition(blocks, Grey()), y, blocks.pinv(y).expand(1, 3, side, side)
+
+
+def _small(image: Image.Image, blocks: BlockMean, model: Model) -> Tensor:
+    """What the blocks' means are of the picture: the picture itself, where it is small, (1, 3, R / factor, R / factor)."""
+    side, factor = model.resolution, blocks.factor
+    if min(image.size) < side // factor or side % factor:
+        raise ValueError(
+            f"the picture is {image.width} x {image.height}, the model draws {side} x {side}:"
+            f" {_factors_for(image, side)}"
+        )
+    if min(image.size) < side:
+        return in_model(fitted(image, side // factor, "picture"), model)
+    say(f"  made small a picture of {image.width} x {image.height}: the means of {factor} x {factor} pixels are used")
+    return blocks.forward(in_model(fitted(image, side, "picture"), model))
 
 
 def _factors_for(image: Image.Image, side: int) -> str:
@@ -181,12 +189,12 @@ def _check(task: str, factor: int | None, mask: Path | None, noise: float, repea
     if task not in TASKS:
         raise ValueError(f"--task {task}: the tasks are {', '.join(TASKS)}")
     factors = " or ".join(map(str, FACTORS))
-    if task == "super-resolution" and factor not in FACTORS:
-        raise ValueError(
-            f"--factor {'is missing' if factor is None else factor}: --task {task} takes --factor {factors}"
-        )
-    if task != "super-resolution" and factor is not None:
-        raise ValueError(f"--factor {factor}: --task {task} takes none, it is for super-resolution")
+    if task == "super-resolution" and factor is None:
+        raise ValueError(f"--factor is missing: --task {task} takes --factor {factors}")
+    if task == "inpainting" and factor is not None:
+        raise ValueError(f"--factor {factor}: --task {task} takes none, it is for super-resolution and colorization")
+    if factor is not None and factor not in FACTORS:
+        raise ValueError(f"--factor {factor}: --task {task} takes --factor {factors}")
     if task == "inpainting" and mask is None:
         raise ValueError(f"--mask is missing: --task {task} takes --mask PICTURE, white where something is missing")
     if task != "inpainting" and mask is not None:

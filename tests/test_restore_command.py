@@ -100,7 +100,9 @@ def test_what_the_mask_leaves_dark_stays_to_the_last_bit_and_each_result_is_its_
     assert decode_png((two / "strip.png").read_bytes()).shape[1] > 3 * RESOLUTION
 
 
-@pytest.mark.parametrize("task", [("super-resolution", "--factor", "4"), ("colorization",)])
+@pytest.mark.parametrize(
+    "task", [("super-resolution", "--factor", "4"), ("colorization",), ("colorization", "--factor", "2")]
+)
 def test_the_measurement_is_satisfied_and_said(task: tuple[str, ...], diffusion) -> None:
     _, told = diffusion("restore", "narrow.png", "--task", *task)
     assert f"the centred square of the picture, 20 x {SIZE}, to {RESOLUTION} x {RESOLUTION}" in told
@@ -210,7 +212,8 @@ def test_an_edit_by_noise_gives_several_results(diffusion) -> None:
         (("restore", "picture.png", "--task", "upscaling"), f"the tasks are {', '.join(TASKS)}"),
         (("restore", "picture.png", "--task", "super-resolution"), "--factor is missing.*takes --factor 2 or 4 or 8"),
         (("restore", "picture.png", "--task", "super-resolution", "--factor", "3"), "--factor 3"),
-        (("restore", "picture.png", "--task", "colorization", "--factor", "2"), "takes none"),
+        (("restore", "picture.png", "--task", "colorization", "--factor", "3"), "takes --factor 2 or 4 or 8"),
+        (("restore", "picture.png", "--task", "inpainting", "--factor", "2"), "takes none"),
         (("restore", "picture.png", "--task", "inpainting"), "--mask is missing"),
         (("restore", "picture.png", "--task", "colorization", "--mask", "mask.png"), "takes none"),
         (("restore", "picture.png", "--task", "colorization", "--noise", "-1"), "--noise -1.0: give .* 0 to 2"),
@@ -284,6 +287,33 @@ def test_a_small_picture_is_the_measurement_itself(factor: int, loaded: Model) -
     operator, y, before = measure(loaded, image, "super-resolution", factor, None)
     assert np.array_equal(to_uint8(y)[0].numpy(), np.array(image))
     torch.testing.assert_close(operator.forward(before), y)
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_a_small_grey_picture_is_the_measurement_of_both(factor: int, loaded: Model) -> None:
+    small = RESOLUTION // factor
+    values = np.random.default_rng(0).integers(0, 256, (small, small), dtype=np.uint8)
+    operator, y, before = measure(loaded, Image.fromarray(values).convert("RGB"), "colorization", factor, None)
+    assert np.array_equal(to_uint8(y.expand(1, 3, small, small))[0, ..., 0].numpy(), values)
+    assert torch.equal(before, before[:, :1].expand_as(before))
+    torch.testing.assert_close(operator.forward(before), y)
+    torch.testing.assert_close(operator.forward(operator.pinv(y)), y)
+
+
+def test_colouring_and_enlarging_at_once_is_no_trained_way(diffusion) -> None:
+    small = ("restore", "picture.png", "--task", "colorization", "--factor", "2")
+    assert "zero-shot" in diffusion(*small, store="restorer")[1]
+    with pytest.raises(ValueError, match="not for colorization of a small picture"):
+        diffusion(*small, "--way", "trained", store="restorer")
+
+
+def test_what_a_picture_shows_can_be_said_in_words(diffusion) -> None:
+    words = ("restore", "picture.png", "--task", "colorization", "--prompt")
+    a, b = (diffusion(*words, said, store="reading", out=said)[0] for said in ("dog", "cat"))
+    assert (a / "5-000.png").read_bytes() != (b / "5-000.png").read_bytes()
+    assert json.loads(png_text((a / "5-000.png").read_bytes())["diffusion-restore"])["prompt"] == "dog"
+    with pytest.raises(ValueError, match="reads no prompts"):
+        diffusion(*words, "dog")
 
 
 def test_too_small_a_picture_is_told_what_would_do(loaded: Model) -> None:
