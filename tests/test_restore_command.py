@@ -142,14 +142,15 @@ def test_what_is_not_learned_or_asked_otherwise_goes_zero_shot(given: tuple[str,
 def test_the_trained_way_asks_with_the_measurement_beside_x_and_puts_it_into_each_answer() -> None:
     model = Model(Engine(restoring_bundle()), "tiny", "")
     request = settled(parsed(label=CLASSES[0], seed=1, n=2, steps=2, guidance=2.0), model)
-    operator, picture = BlockMean(4), torch.randn(1, 3, RESOLUTION, RESOLUTION)
+    operator = BlockMean(4)
+    picture = torch.rand(1, 3, RESOLUTION, RESOLUTION, generator=torch.Generator().manual_seed(0)) * 2 - 1
     y = operator.forward(picture)
     converse = by_training(model, request, operator, y)
     cond = next(converse()).cond
     # two pictures, guided towards their class alone
     torch.testing.assert_close(cond["image"], beside(operator, picture).expand(4, -1, -1, -1))
     assert cond["label"].tolist() == [0, 0, len(CLASSES), len(CLASSES)]
-    assert residual(operator, run(converse(), model.denoise), y).max() < 1e-6
+    assert residual(operator, run(converse(), model.denoise), y).max() < 5e-6  # float32; answers may be large
 
 
 def test_an_edit_by_inversion_keeps_what_lies_outside_the_mask(diffusion, folder: Path) -> None:
