@@ -65,7 +65,7 @@ class Model:
         return noise_of(request, stream, range(request.n), self.bundle, self.device)
 
     def under(self, conversation: Conversation, request: ResolvedRequest) -> Conversation:
-        """The conversation asked for the request's class and prompt, with its guidance."""
+        """The conversation asked for the request's class, with its guidance."""
         return under(conversation, request, request.n, self.bundle, self.device)
 
 
