@@ -1,10 +1,10 @@
 """How far pictures show what their prompts say: `python -m tests.benchmarks.bench_captions`, after a run of `emoji-text`.
 
-Pictures are drawn from captions alone, without their class: captions of training pictures, and of held-out ones, which
-training never saw.  Two questions to each, asked of features that know nothing of words (EfficientNet-Lite0): is the
-training picture nearest to it of the caption's class, and where is the captioned picture among all of its split when they
-are sorted by their distance to it?  Chance is what other captions' pictures score.  The losses are those of held-out
-pictures under their own captions, under none and under each other's, class given.  The figure has a row for each prompt.
+Losses: of pictures under their own captions, under none and under each other's, with their class and without.  Pictures:
+drawn from captions alone, and beside them from the class alone.  Is the training picture nearest to a drawn one in features
+that know nothing of words (EfficientNet-Lite0) of the caption's class, and where does the captioned picture come when all
+of its split are sorted by their distance?  Chance is what other captions' pictures score.  Training never saw the held-out
+split.  The figure has a row for each prompt.
 """
 
 import argparse
@@ -50,48 +50,44 @@ class Split(NamedTuple):
     features: Tensor  # (N, D)
 
 
-def drawn(engine: Engine, prompts: Sequence[str | None], n: int) -> np.ndarray:
-    """Pictures uint8 (P, n, H, W, 3); the seed is the prompt's number."""
-    requests = [GenerateRequest(prompt=prompt, seed=i, n=n) for i, prompt in enumerate(prompts)]
-    return np.stack([np.stack(pictures) for pictures in engine.generate(requests)])
+def drawn(engine: Engine, asked: Sequence[dict[str, str | None]], n: int, guidance: float | None) -> Tensor:
+    """Pictures uint8 (P, n, H, W, 3) of each label or prompt; the seed is its number."""
+    requests = [GenerateRequest(**what, seed=i, n=n, guidance=guidance) for i, what in enumerate(asked)]
+    return torch.from_numpy(np.stack([np.stack(pictures) for pictures in engine.generate(requests)]))
 
 
-def ranks(features: Tensor, real: Tensor, own: Tensor) -> Tensor:
-    """features (P, n, D), own (P,): how many of the real pictures (N, D) are nearer than the one with the caption."""
-    distance = torch.cdist(features.flatten(0, 1), real).unflatten(0, features.shape[:2])  # (P, n, N)
-    return (distance < distance.gather(2, own.view(-1, 1, 1).expand(-1, features.shape[1], 1))).sum(2)
+def agreement(features: Tensor, label: Tensor, train: Split) -> tuple[float, float]:
+    """How often the training picture nearest to one of features (P, n, D) has its class of label (P,), and by chance."""
+    nearest = train.label[torch.cdist(features, train.features).argmin(2)]
+    agrees = (nearest[:, :, None] == label).float()  # (P, n, P): with the class of each caption
+    return agrees.diagonal(dim1=0, dim2=2).mean().item(), agrees.mean().item()
 
 
-def report(name: str, features: Tensor, split: Split, own: Tensor, train: Split) -> None:
-    """One line: class agreement and retrieval, each beside chance."""
-    nearest = train.label[torch.cdist(features.flatten(0, 1), train.features).argmin(1)].view(features.shape[:2])
-    agrees = nearest[:, :, None] == split.label[own]  # (P, n, P): with each caption's class
-    rank, others = ranks(features, split.features, own), ranks(features, split.features, own.roll(1))
-    numbers = [agrees.diagonal(dim1=0, dim2=2), agrees]
-    numbers += [part < top for top in (1, 10) for part in (rank, others)]
-    said = "  ".join(f"{part.float().mean():6.1%}" for part in numbers)
-    print(f"{name:10} {len(own):4} x {features.shape[1]}  {said}  {rank.float().median():7.0f} of {len(split.label)}")
+def median_rank(features: Tensor, split: Split, own: Tensor) -> float:
+    """How many pictures of the split are nearer to one of features (P, n, D) than number own (P,)."""
+    distance = torch.cdist(features, split.features)
+    mine = distance.gather(2, own.view(-1, 1, 1).expand(-1, features.shape[1], 1))
+    return (distance < mine).sum(2).float().median().item()
 
 
-def losses(bundle: Bundle, split: Split, recipe: EvaluateRecipe) -> None:
-    """Held-out loss by noise level under each kind of caption, and how much less it is picture by picture."""
-    x0 = to_model(split.images.permute(0, 3, 1, 2))
-    told = {"own": split.captions, "none": [""] * len(x0), "another's": split.captions[1:] + split.captions[:1]}
+def losses(bundle: Bundle, split: Split, rows: Tensor) -> None:
+    """By noise level, and how much less own captions give than none, picture by picture."""
+    recipe, x0 = EvaluateRecipe(), to_model(split.images[rows].permute(0, 3, 1, 2))
+    captions = [split.captions[i] for i in rows]
+    told = {"own": captions, "none": [""] * len(captions), "another's": captions[1:] + captions[:1]}
+    null = torch.full_like(rows, len(bundle.spec.classes))
     for level, sigma in enumerate(recipe.loss_levels):
-        found = {
-            name: held_out_loss(
-                bundle.denoiser,
-                x0,
-                {"label": split.label, **bundle.encoder(captions)._asdict()},
-                level=level,
-                recipe=recipe,
-            )["loss"]
-            for name, captions in told.items()
-        }
-        gain = found["none"] - found["own"]
-        error = gain.std(ddof=1) / len(gain) ** 0.5
-        said = ", ".join(f"{name} {loss.mean():.4f}" for name, loss in found.items())
-        print(f"sigma {sigma:<5g} {said}; own below none by {gain.mean():.4f} ± {error:.4f}")
+        for name, label in {"class": split.label[rows], "no class": null}.items():
+            found = {}
+            for which, text in told.items():
+                cond = {"label": label, **bundle.encoder(text)._asdict()}
+                found[which] = held_out_loss(bundle.denoiser, x0, cond, level=level, recipe=recipe)["loss"]
+            gain = found["none"] - found["own"]
+            error = gain.std(ddof=1) / len(gain) ** 0.5
+            said = ", ".join(f"{which} {loss.mean():.4f}" for which, loss in found.items())
+            print(
+                f"  sigma {sigma:<4g} {name:8}  {said}; own below none by {gain.mean():.4f} ± {error:.4f}", flush=True
+            )
 
 
 def main() -> None:
@@ -99,7 +95,9 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path(".diffusion"))
     parser.add_argument("--name", default="emoji-text", help="registered model")
     parser.add_argument("--model", default="champion", help="alias or version")
-    parser.add_argument("--captions", type=int, default=48, help="of each split")
+    parser.add_argument("--captions", type=int, default=24, help="of each split, to draw")
+    parser.add_argument("--losses", type=int, default=128, help="pictures of each split whose losses are measured")
+    parser.add_argument("--guidance", type=float, help="[the model's]")
     parser.add_argument("--n", type=int, default=4, help="pictures of each caption")
     parser.add_argument("--figure", type=Path, default=Path("captions.png"))
     options = parser.parse_args()
@@ -116,17 +114,28 @@ def main() -> None:
         pictures = torch.from_numpy(images).permute(0, 2, 3, 1).contiguous()
         return Split(pictures, captions, torch.from_numpy(reader.labels), features(pictures))
 
-    splits = {name: read(name) for name in ("train", "holdout")}
-    print(f"{options.name} version {model.version}; a caption without its class; chance in each second column")
-    print(f"{'':10} {'pictures':8}  nearest of its class   own nearest      own in 10     median rank of own")
-    for name, split in splits.items():
-        own = torch.tensor(evenly(len(split.captions), options.captions))
-        pictures = drawn(engine, [prompt_of(split.captions[i]) for i in own], options.n)
-        found = features(torch.from_numpy(pictures).flatten(0, 1)).unflatten(0, pictures.shape[:2])
-        report(name, found, split, own, splits["train"])
-    losses(bundle, splits["holdout"], EvaluateRecipe())
-    rows = drawn(engine, PROMPTS, SHOWN)
-    options.figure.write_bytes(encode_png(grid([p for row in rows for p in row], SHOWN, PROMPTS)))
+    print(f"{options.name} version {model.version}")
+    train = read("train")
+    for name, split in (("train", train), ("holdout", read("holdout"))):
+        print(f"{name}: {len(split.label):,} pictures", flush=True)
+        losses(bundle, split, torch.tensor(evenly(len(split.label), options.losses)))
+        own = torch.tensor(evenly(len(split.label), options.captions))
+        asked = {
+            "caption": [{"prompt": prompt_of(split.captions[i])} for i in own],
+            "class": [{"label": bundle.spec.classes[split.label[i]]} for i in own],
+        }
+        for what, wanted in asked.items():
+            pictures = drawn(engine, wanted, options.n, options.guidance)
+            found = features(pictures.flatten(0, 1)).unflatten(0, pictures.shape[:2])
+            agrees, chance = agreement(found, split.label[own], train)
+            ranks = [median_rank(found, split, rows) for rows in (own, own.roll(1))]
+            print(
+                f"  drawn by {what:8} {len(own)} x {options.n}: nearest training picture of its class {agrees:.1%}, by"
+                f" chance {chance:.1%}; median rank of its own picture {ranks[0]:.0f}, of another's {ranks[1]:.0f}",
+                flush=True,
+            )
+    rows = drawn(engine, [{"prompt": prompt} for prompt in PROMPTS], SHOWN, options.guidance)
+    options.figure.write_bytes(encode_png(grid(list(rows.flatten(0, 1).numpy()), SHOWN, PROMPTS)))
     print(f"figure: {options.figure}")
 
 
