@@ -17,8 +17,11 @@ SamplerName = Literal["heun", "ddim", "dpmpp_2m", "unipc", "ddpm", "ddpm_beta", 
 PredictionName = Literal["edm", "epsilon", "v", "x0"]
 ChainName = Literal["linear", "cosine", "source-text"]
 GuidanceKind = Literal["classifier_free", "autoguidance"]
+<<<<<<< ours
 Width = Annotated[float, Field(gt=0, lt=0.28)]  # relative, of an average of the weights
 TaskName = Literal["super-resolution", "inpainting", "colorization"]
+=======
+>>>>>>> theirs
 
 
 class Frozen(BaseModel):
@@ -190,16 +193,22 @@ class EvaluateRecipe(Frozen):
     samples: int = Field(512, ge=16, le=100_000, description="Pictures drawn; labels follow the data's frequencies")
     batch_size: int = Field(32, ge=1, le=1_024, description="Pictures drawn together (fixed: part of the identity)")
     sampling: SamplingRecipe = SamplingRecipe()
-    ema: Width = Field(
+    ema: float = Field(
         0.1,
+        gt=0,
+        lt=0.28,
         description="Relative width of the average to evaluate, register and serve; one that train.ema lacks is put"
         " together from the run's checkpoints",
     )
-    guide_images: Annotated[int, Field(ge=1)] | None = Field(
-        None, exclude_if=unset, description="Autoguidance's worse model: the same run at this checkpoint"
+    guide_images: int | None = Field(
+        None, ge=1, exclude_if=unset, description="Autoguidance's worse model: the same run at this checkpoint"
     )
-    guide_ema: Width | None = Field(
-        None, exclude_if=unset, description="Relative width of the worse model's average; none: that of ema"
+    guide_ema: float | None = Field(
+        None,
+        gt=0,
+        lt=0.28,
+        exclude_if=unset,
+        description="Relative width of the worse model's average; none: that of ema",
     )
     extractor: Literal["efficientnet-lite0", "inception-v3", "dinov2"] = "efficientnet-lite0"
     extractor_resolution: int = Field(96, ge=32, le=518, description="Side to which pictures are resized for it")

@@ -68,7 +68,8 @@ class GenerateRequest(Frozen):
         None, ge=0, le=20, description="1 is none, more is more typical of class and prompt; null: the model's own"
     )
     guidance_kind: GuidanceKind | None = Field(
-        None, description="Guided away from no class and prompt, or from a worse model; null: the model's own"
+        None,
+        description="Away from what: the answer without class and prompt, or a worse model's; null: the model's own",
     )
 
 

@@ -74,8 +74,8 @@ class Average(NamedTuple):
 
 def wanted_by(recipe: EvaluateRecipe, run_images: int) -> tuple[Snapshot, Snapshot | None]:
     """The averages that an evaluation of a run of this length serves: the model's, and its guide's if it has one."""
-    guide = recipe.guide_images and Snapshot(recipe.guide_images, recipe.guide_ema or recipe.ema)
-    return Snapshot(run_images, recipe.ema), guide or None
+    guide = Snapshot(recipe.guide_images, recipe.guide_ema or recipe.ema) if recipe.guide_images else None
+    return Snapshot(run_images, recipe.ema), guide
 
 
 def check_averages(recipe: TrainRecipe, wanted: Snapshot) -> tuple[list[Snapshot], np.ndarray, float]:
@@ -123,9 +123,9 @@ def read_manifest(run: RunRef, images_seen: int) -> tuple[Path, Manifest]:
     if not path.is_file():
         moments = sorted(int(p.parent.name) for p in last.parent.glob(f"*/{MANIFEST_NAME}") if p.parent.name.isdigit())
         raise ValueError(
-            f"{folder} is no checkpoint: it has no {path.name}. There are checkpoints at"
-            f" {', '.join(map(str, moments)) or 'no'} images: choose one of these, or run `diffusion train` again where"
-            f" the missing one would be needed"
+            f"{folder} is no checkpoint: it has no {path.name}; there are those at {', '.join(map(str, moments)) or 'no'}"
+            f" images. A guide is one of these, and an average of a width that the run did not keep needs every one: put"
+            f" the missing one back, or delete those after it and run `diffusion train` again."
         )
     data = path.read_bytes() if folder != last else read_checked(path, run.digest, _DAMAGED)
     try:

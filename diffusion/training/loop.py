@@ -17,6 +17,7 @@ from diffusion.training.step import (
     StepResult,
     TrainState,
     device_of,
+    end_of,
     raise_if_not_finite,
     train_step,
 )
@@ -59,8 +60,7 @@ def train(
     Raises NonFiniteLoss, on every process, naming the pictures of all.
     """
     every = metrics_images or metrics_images_of(recipe)
-    moments = checkpoints_of(recipe)
-    end = moments[-1]
+    end, moments = end_of(recipe), set(checkpoints_of(recipe))
     window = _Window()
     unread: tuple[StepResult, Batch, int] | None = None
     on_cpu = device_of(state).type == "cpu"

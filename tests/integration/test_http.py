@@ -270,7 +270,8 @@ def test_the_model_card_says_what_may_be_asked(client):
     assert card["classes"] == list(CLASSES)
     assert card["prompts"] is False
     assert card["limits"]["max_n"] == LIMITS.max_n
-    assert card["defaults"] == {"sampler": "heun", "steps": 5, "guidance": 1.5}
+    assert card["guidance_kinds"] == ["classifier_free"]
+    assert card["defaults"] == {"sampler": "heun", "steps": 5, "guidance": 1.5, "guidance_kind": "classifier_free"}
     body = {"label": card["classes"][0], "n": card["limits"]["max_n"], **card["defaults"]}
     assert client.post(URL, json=body).status_code == 200
 
