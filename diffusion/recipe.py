@@ -239,7 +239,7 @@ def restorer() -> Recipe:
     return Recipe(
         name="restorer",
         shard=ShardRecipe(holdout=0.11),  # the demo's pictures, so that the two are measured on the same
-        train=TrainRecipe(degradations=get_args(TaskName), noise_mean=1.0, noise_std=1.6),
+        train=TrainRecipe(degradations=get_args(TaskName), noise_mean=0.3, noise_std=1.6),
     )
 
 
