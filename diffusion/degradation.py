@@ -4,7 +4,7 @@ Which one a picture gets is a function of (seed, its position in the global orde
 "Palette"] has one network for several tasks, told apart by what stands beside x; here that is one rule for all operators.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from torch import Tensor
 from diffusion.operators import BlockMean, Grey, LinearOperator, Mask
 from diffusion.random import Stream, bits
 from diffusion.recipe import TaskName
-from diffusion.sampler import Denoise
 
 FACTORS = (2, 4, 8)  # of super-resolution
 UNMEASURED = 0.1  # share of pictures shown without a measurement: so the network also draws freely
@@ -37,43 +36,20 @@ def beside(operator: LinearOperator, x: Tensor) -> Tensor:
     return torch.cat([operator.spectral(x, torch.ones_like), weight.expand_as(x)], dim=1)
 
 
-class Degraded:
-    """The measurements of a batch of pictures, one for each or none."""
+def degraded(x0: Tensor, operators: Sequence[LinearOperator | None]) -> Tensor:
+    """`beside` of each picture of a batch under its own operator, zeros for those without one.
 
-    def __init__(self, operators: Sequence[LinearOperator | None]) -> None:
-        groups: dict[LinearOperator | None, list[int]] = {}
-        for row, operator in enumerate(operators):
-            groups.setdefault(operator, []).append(row)
-        self._groups = [(operator, len(rows)) for operator, rows in groups.items()]
-        self._order = torch.tensor([row for rows in groups.values() for row in rows])
-
-    def seen(self, x: Tensor) -> Tensor:
-        """A+ A x of each picture, 0 of those without a measurement.  x, and what is returned, (B, 3, H, W)."""
-        return self._each(x, lambda operator, part: operator.spectral(part, torch.ones_like), channels=x.shape[1])
-
-    def beside(self, x: Tensor) -> Tensor:
-        """`beside` of each picture, zeros for those without a measurement.  Returns (B, 6, H, W)."""
-        return self._each(x, beside, channels=2 * x.shape[1])
-
-    def given(self, denoise: Denoise, x0: Tensor) -> Denoise:
-        """The denoiser with what is known of x0 put into its answers, D + A+ A (x0 - D), as `restore.null_space` does: so it
-        learns what is not known, and to copy nothing."""
-
-        def answer(x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
-            denoised = denoise(x, sigma, **cond)
-            return denoised + self.seen(x0 - denoised)
-
-        return answer
-
-    def _each(self, x: Tensor, part_of: Callable[[LinearOperator, Tensor], Tensor], *, channels: int) -> Tensor:
-        """Equal operators at once.  The order is the CPU's, so that nothing waits for the device."""
-        order = self._order.to(x.device, non_blocking=True)
-        parts = x.index_select(0, order).split([rows for _, rows in self._groups])
-        answers = [
-            part.new_zeros(len(part), channels, *x.shape[2:]) if operator is None else part_of(operator, part)
-            for (operator, _), part in zip(self._groups, parts, strict=True)
-        ]
-        return torch.cat(answers).index_select(0, order.argsort())
+    x0 (B, 3, H, W), B operators.  Returns (B, 6, H, W) on x0's device.
+    """
+    groups: dict[LinearOperator | None, list[int]] = {}  # equal operators at once
+    for row, operator in enumerate(operators):
+        groups.setdefault(operator, []).append(row)
+    # the order is the CPU's, so that nothing waits for the device
+    order = torch.tensor([row for rows in groups.values() for row in rows]).to(x0.device, non_blocking=True)
+    parts = zip(groups, x0.index_select(0, order).split([len(rows) for rows in groups.values()]), strict=True)
+    nothing = x0.new_zeros(1, 2 * x0.shape[1], *x0.shape[2:])
+    shown = [beside(a, part) if a else nothing.expand(len(part), -1, -1, -1) for a, part in parts]
+    return torch.cat(shown).index_select(0, order.argsort())
 
 
 def operators_of(

@@ -17,11 +17,7 @@ SamplerName = Literal["heun", "ddim", "dpmpp_2m", "unipc", "ddpm", "ddpm_beta", 
 PredictionName = Literal["edm", "epsilon", "v", "x0"]
 ChainName = Literal["linear", "cosine", "source-text"]
 GuidanceKind = Literal["classifier_free", "autoguidance"]
-<<<<<<< ours
-Width = Annotated[float, Field(gt=0, lt=0.28)]  # relative, of an average of the weights
 TaskName = Literal["super-resolution", "inpainting", "colorization"]
-=======
->>>>>>> theirs
 
 
 class Frozen(BaseModel):
@@ -326,7 +322,7 @@ def restorer() -> Recipe:
     return Recipe(
         name="restorer",
         shard=ShardRecipe(holdout=0.11),  # the demo's pictures, so that the two are measured on the same
-        train=TrainRecipe(degradations=get_args(TaskName), noise_mean=1.0, noise_std=1.6),
+        train=TrainRecipe(degradations=get_args(TaskName), noise_mean=0.3, noise_std=1.6),
     )
 
 

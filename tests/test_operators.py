@@ -84,6 +84,7 @@ def test_spectral_acts_on_the_singular_values(operator: LinearOperator, seed: in
     squared = operator.spectral(x, lambda s: s**2)
     assert inner(x, squared) == pytest.approx(operator.forward(x).square().sum().item(), abs=1e-9)
     torch.testing.assert_close(operator.spectral(x, torch.ones_like), projected(operator, x))
+    torch.testing.assert_close(operator.spectral(x, lambda s: 0 * s + 3), 3 * projected(operator, x))
     torch.testing.assert_close(operator.spectral(squared, lambda s: s**-2), projected(operator, x))
 
 

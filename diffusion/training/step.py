@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.data.images import to_model
-from diffusion.degradation import Degraded, image_channels, operators_of
+from diffusion.degradation import degraded, image_channels, operators_of
 from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.density import density_of, stratified
 from diffusion.ema import PowerEMA
 from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of
 from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe, checkpoints_of
-from diffusion.sampler import Denoise
 from diffusion.store.text_encoders import encoder_of
 from diffusion.text import TextEncoder, TextIdentity
 from diffusion.training.optimizer import Optimizers, optimizer_of
@@ -198,14 +197,10 @@ def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: n
     cond = {"label": label}
     if state.encoder:
         cond |= caption_condition(batch.captions, wordless, state.encoder)
-    denoise: Denoise = model or state.net
     if recipe.degradations:
-        degraded = Degraded(
-            operators_of(batch.index, x0.shape[-1], seed=recipe.seed, tasks=recipe.degradations, device=device)
-        )
-        cond["image"] = degraded.beside(x0)
-        denoise = degraded.given(denoise, x0)
-    losses = denoising_loss(denoise, weight_of(recipe), x0, noise, sigma, cond)
+        side, tasks = x0.shape[-1], recipe.degradations
+        cond["image"] = degraded(x0, operators_of(batch.index, side, seed=recipe.seed, tasks=tasks, device=device))
+    losses = denoising_loss(model or state.net, weight_of(recipe), x0, noise, sigma, cond)
     loss = (uncertain(losses, state.uncertainty(sigma)) if state.uncertainty else losses).mean()
     state.optimizer.zero_grad()
     # an infinite loss can have a finite gradient; this factor makes sure that all processes learn of it
