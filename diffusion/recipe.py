@@ -304,7 +304,8 @@ def demo() -> Recipe:
 def emoji_text() -> Recipe:
     """`diffusion run --preset emoji-text`: the demo's pictures by class and caption, the captions read by MiniLM.
 
-    Hardware: two CPU cores, 4 GiB of memory.
+    Hardware: two CPU cores.  Time: 9:19, of which training 7:07, on a machine with other work to do.
+    Result: prompts bring kind and colour, seldom the thing itself; Frechet distance 1,204 (demo: 1,176).
     """
     line = demo()
     train = line.train.model_copy(
