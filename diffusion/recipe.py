@@ -319,10 +319,15 @@ def emoji_text() -> Recipe:
 
 
 def restorer() -> Recipe:
-    """`diffusion run --preset restorer`: the demo's pictures and network, trained to enlarge, fill in and colour."""
+    """`diffusion run --preset restorer`: the demo's pictures and network, trained to enlarge, fill in and colour.
+
+    Hardware: two CPU cores, 4 GiB of memory.  Time: the demo's; training took 8:17 on a machine at other work too.  Result:
+    207 held-out pictures enlarged by 4 at 23.3 dB, a quarter filled in at 18.7, coloured at 18.2, in two answers each.
+    """
     return Recipe(
         name="restorer",
         shard=ShardRecipe(holdout=0.11),  # the demo's pictures, so that the two are measured on the same
+        # more of the levels at which the measurement is all there is
         train=TrainRecipe(degradations=get_args(TaskName), noise_mean=0.3, noise_std=1.6),
     )
 
