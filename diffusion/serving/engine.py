@@ -27,6 +27,7 @@ from diffusion.serving.ladder import Ladder, prove
 from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, Picture, QueueFull, Ticket
+from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import Bundle, BundleSpec
 
 _LARGEST_CALL = {"cpu": 16, "cuda": 64}  # rows; beyond these a call only takes longer
@@ -263,7 +264,8 @@ def trial_query(spec: BundleSpec, rows: int, trial: int, device: torch.device) -
     """Rows like those of real requests: noise levels over the whole range, every label and the null label, where the model
     restores something to restore and nothing, and where it reads prompts those from none to the longest."""
     index = torch.arange(rows)
-    low, high = math.log(spec.sampling.sigma_min), math.log(spec.sampling.sigma_max)
+    levels = sampling_sigmas(spec.sampling, spec.sampling.steps).log()
+    low, high = levels[-2].item(), levels[0].item()  # the last is 0
     sigma = (low + (high - low) * uniform(trial, Stream.SIGMA, index)).exp()
     noise = normal(trial, Stream.INITIAL, index, (3, spec.resolution, spec.resolution))
     label = (index + trial) % (len(spec.classes) + 1)
