@@ -321,8 +321,9 @@ def emoji_text() -> Recipe:
 def restorer() -> Recipe:
     """`diffusion run --preset restorer`: the demo's pictures and network, trained to enlarge, fill in and colour.
 
-    Hardware: two CPU cores, 4 GiB of memory.  Time: the demo's; training took 8:17 on a machine at other work too.  Result:
-    207 held-out pictures enlarged by 4 at 23.3 dB, a quarter filled in at 18.7, coloured at 18.2, in two answers each.
+    Hardware: two CPU cores, 4 GiB of memory.  Time: 7:16, of which training 5:37.  Result: 207 held-out
+    pictures enlarged by 4 at 23.3 dB, a quarter filled in at 18.7, coloured at 18.2, in two answers each.  Drawing freely it
+    is worse than the demo: Frechet distance 1,419.
     """
     line = demo()
     train = line.train.model_copy(
