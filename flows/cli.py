@@ -13,7 +13,7 @@ import typer
 from diffusion.recipe import PRESETS, GuidanceKind, Recipe, SamplerName
 from flows import recipes
 from flows.console import say, waiting
-from flows.foreground import guarded, prefect_ready, reported, stay
+from flows.foreground import end_soon, guarded, prefect_ready, reported, stay
 from flows.preflight import check, check_devices, check_serving
 from flows.site import Site
 
@@ -277,7 +277,7 @@ def restore(
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="What it shows, in words, if the model reads them. [none]")
     ] = None,
-    n: Annotated[int, typer.Option("--n", help="Results, each another guess.")] = 1,
+    n: Annotated[int, typer.Option("--n", max=64, help="Results, each another guess.")] = 1,
     seed: Seed = None,
     steps: Steps = None,
     guidance: Annotated[
@@ -341,7 +341,7 @@ def edit(
     name: RegisteredName = "demo",
     model: Which = "champion",
     bundle: BundleFolder = None,
-    n: Annotated[int, typer.Option("--n", help="Results, each from other noise; 1 with --from-...")] = 1,
+    n: Annotated[int, typer.Option("--n", max=64, help="Results, each from other noise; 1 with --from-...")] = 1,
     seed: Seed = None,
     steps: Steps = None,
     sampler: SamplerOption = None,
@@ -399,7 +399,11 @@ def recipe_list() -> None:
 
 def main() -> None:
     """Entry point of the program."""
-    app()
+    try:
+        app()
+    except SystemExit as done:
+        end_soon(done.code)
+        raise
 
 
 def _do(

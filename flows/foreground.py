@@ -1,8 +1,10 @@
 """A command in the foreground: libraries' output kept apart, errors in words, an end that leaves nothing running."""
 
 import logging
+import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +16,8 @@ import typer
 from flows.console import error, quiet, say, waiting
 from flows.preflight import check_home
 from flows.site import Site, keeping_ray
+
+_LONGEST_END_S = 30  # Prefect's own end takes up to 5 on a busy machine
 
 
 def guarded(work: Callable[[Site], None], debug: bool, **given: object) -> None:
@@ -77,7 +81,7 @@ def reported(*, debug: bool, log: Path | None = None) -> Iterator[None]:
     except typer.Exit:
         raise
     except KeyboardInterrupt:
-        say("interrupted. What is finished stays; the same command goes on from there.")
+        say("interrupted. What is finished stays: of a run the same command goes on from there.")
         raise typer.Exit(130) from None
     except Exception as problem:
         if debug:
@@ -89,6 +93,18 @@ def reported(*, debug: bool, log: Path | None = None) -> Iterator[None]:
         where = "" if mistake or not log else f"\nDetails: {log}"
         error(f"{problem if mistake else f'{type(problem).__name__}: {problem}'}{where}")
         raise typer.Exit(2 if mistake else 1) from None
+
+
+def end_soon(code: object) -> None:
+    """End this process with this exit code in `_LONGEST_END_S` seconds, if it has not ended by then: where a signal to the
+    whole process group took Prefect's temporary server as well, its client waits for it without end.
+    """
+
+    def end() -> None:
+        time.sleep(_LONGEST_END_S)
+        os._exit(code if isinstance(code, int) else 1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _interrupt(*_: object) -> None:
