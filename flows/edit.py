@@ -13,7 +13,19 @@ from diffusion.restore import null_space
 from diffusion.sampler import SAMPLERS, Conversation
 from diffusion.serving.request import RequestError
 from flows.console import say
-from flows.pictures import answered, fitted, folder, in_model, mask_of, open_model, parsed, read, settled, written
+from flows.pictures import (
+    answered,
+    fitted,
+    folder,
+    in_model,
+    mask_image,
+    mask_of,
+    open_model,
+    parsed,
+    read,
+    settled,
+    written,
+)
 from flows.site import Site
 
 
@@ -48,6 +60,7 @@ def edit(
     if inverts and asked.n != 1:
         given = "--from-label" if from_prompt is None else "--from-prompt"
         raise ValueError(f"--n {asked.n} with {given}: inversion draws nothing at random, so there is one result")
+    hole = None if mask is None else mask_image(mask, image)
     model = open_model(site, name, which, bundle)
     request = settled(asked, model)
     if inverts and SAMPLERS[request.sampler].stochastic:
@@ -59,7 +72,7 @@ def edit(
     if coarse is not None and (coarse < 2 or model.resolution % coarse):
         raise ValueError(f"--coarse {coarse}: give a divisor of the model's {model.resolution} pixels, such as 8")
     reference = in_model(fitted(image, model.resolution, "picture"), model)
-    keep = None if mask is None else Mask(mask_of(mask, image, model.resolution))
+    keep = None if hole is None else Mask(mask_of(hole, model.resolution))
 
     def solver(x: Tensor, sigmas: Tensor) -> Conversation:
         return SAMPLERS[request.sampler](x, sigmas, model.noise(Stream.CHURN, request))

@@ -1,6 +1,7 @@
 """What the commands that draw here share: the model, a picture at its size, and what comes back."""
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -109,20 +110,23 @@ def fitted(image: Image.Image, side: int, what: str, *, background: str = "#ffff
     return fit(image, resolution=side, background=background)
 
 
-def mask_of(path: Path, picture: Image.Image, side: int) -> Tensor:
-    """A picture of the size of `picture` -> what to keep, (3, side, side) bool: where it is dark or transparent."""
+def mask_image(path: Path, picture: Image.Image) -> Image.Image:
+    """A mask, of the size of `picture`.  Ask before the model is loaded.  Raises ValueError."""
     image = read(path)
     if image.size != picture.size:
         raise ValueError(
             f"the mask {path} is {image.width} x {image.height}, the picture {picture.width} x {picture.height}: give a"
             f" mask of the picture's size, white where something new is to come"
         )
-    values = torch.from_numpy(fit(image, resolution=side, background="#000000")).float().mean(dim=2)
+    return image
+
+
+def mask_of(mask: Image.Image, side: int) -> Tensor:
+    """What to keep, (3, side, side) bool: where the mask is dark or transparent."""
+    values = torch.from_numpy(fit(mask, resolution=side, background="#000000")).float().mean(dim=2)
     keep = values < 128
     if bool(keep.all()):
-        raise ValueError(
-            f"the mask {path} is dark everywhere: nothing would change. White is where something new comes"
-        )
+        raise ValueError("the mask is dark everywhere: nothing would change. White is where something new comes")
     return keep.expand(3, side, side)
 
 
@@ -178,9 +182,14 @@ def written(
 
 
 def folder(site: Site, out: Path | None, kind: str, name: str) -> Path:
-    """Where the results go: `out`, or a new folder in the home.  Ask before the work: it is refused if it cannot be made."""
-    target = (out or site.home / kind / f"{name[:100]}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    """Where the results go: `out`, or a new folder in the home.  Ask before the work: it is refused if it cannot be made,
+    and if it has files in it, which might be the user's only ones.
+    """
+    new = f"{name[:100]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # two commands may start in one second
+    target = (out or site.home / kind / new).absolute()
     check_folder(target, "`--out DIR`")
+    if target.exists() and any(target.iterdir()):
+        raise ValueError(f"--out {target} has files in it, and none is overwritten: give a new folder, or an empty one")
     return target
 
 

@@ -21,6 +21,7 @@ from flows.pictures import (
     fitted,
     folder,
     in_model,
+    mask_image,
     mask_of,
     open_model,
     parsed,
@@ -65,12 +66,13 @@ def restore(
     _check_way(way, noise, repeats)
     target = folder(site, out, "restored", picture.stem)
     asked, image = parsed(**options), read(picture)
+    hole = None if mask is None else mask_image(mask, image)
     model = open_model(site, name, which, bundle)
     trained = _trained(
         way, f"{task} of a small picture" if task == "colorization" and factor else task, noise, repeats, model
     )
     request = settled(asked if asked.steps or not trained else asked.model_copy(update={"steps": TRAINED_STEPS}), model)
-    operator, y, before = measure(model, image, task, factor, mask)
+    operator, y, before = measure(model, image, task, factor, hole)
     facts: dict[str, object] = {"command": "restore", "task": task, "factor": factor}
     if trained:
         facts |= {"way": "trained", "sampler": request.sampler}
@@ -118,12 +120,16 @@ def by_training(
 
 
 def measure(
-    model: Model, image: Image.Image, task: str, factor: int | None, mask: Path | None
+    model: Model, image: Image.Image, task: str, factor: int | None, mask: Image.Image | None
 ) -> tuple[LinearOperator, Tensor, Tensor]:
     """The operator of the task, what it says of the picture, and that as a picture to look at (1, 3, R, R)."""
     side = model.resolution
     if task == "inpainting":
-        operator = Mask(mask_of(mask, image, side))
+        operator = Mask(mask_of(mask, side))
+        if not operator.keep.any():
+            raise ValueError(
+                "the mask is white everywhere: nothing of the picture is kept. `diffusion sample` draws freely"
+            )
         y = operator.forward(in_model(fitted(image, side, "picture"), model))
         return operator, y, operator.pinv(y)
     if task == "colorization" and factor is None:

@@ -20,7 +20,7 @@ from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine
 from diffusion.serving.flight import condition
 from flows.cli import app
-from flows.pictures import DETAIL, Model, mask_of, parsed, settled
+from flows.pictures import DETAIL, Model, mask_image, mask_of, parsed, settled
 from flows.restore import TASKS, by_training, measure
 from flows.site import Site
 from tests.random_bundle import (
@@ -305,7 +305,7 @@ def test_colouring_and_enlarging_at_once_is_no_trained_way(diffusion) -> None:
     small = ("restore", "picture.png", "--task", "colorization", "--factor", "2")
     assert "zero-shot" in diffusion(*small, store="restorer")[1]
     with pytest.raises(ValueError, match="not for colorization of a small picture"):
-        diffusion(*small, "--way", "trained", store="restorer")
+        diffusion(*small, "--way", "trained", store="restorer", out="never")
 
 
 def test_what_a_picture_shows_can_be_said_in_words(diffusion) -> None:
@@ -324,13 +324,29 @@ def test_too_small_a_picture_is_told_what_would_do(loaded: Model) -> None:
         measure(loaded, Image.new("RGB", (1, 9)), "super-resolution", 8, None)
 
 
+def test_a_mask_that_keeps_nothing_is_refused(loaded: Model) -> None:
+    image = Image.new("RGB", (RESOLUTION, RESOLUTION))
+    with pytest.raises(ValueError, match="white everywhere"):
+        measure(loaded, image, "inpainting", None, Image.new("RGB", image.size, "white"))
+
+
+def test_no_file_is_overwritten(diffusion, folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / "5-000.png"
+    mine.parent.mkdir()
+    mine.write_bytes((folder / "picture.png").read_bytes())
+    for command in (("restore", "--task", "colorization"), ("edit", "--label", "dog")):
+        with pytest.raises(ValueError, match="mine has files in it, and none is overwritten"):
+            diffusion(command[0], "picture.png", *command[1:], out="mine")
+    assert mine.read_bytes() == (folder / "picture.png").read_bytes()
+
+
 def test_a_mask_without_white_is_refused_and_transparency_is_dark(folder: Path, tmp_path: Path) -> None:
     picture = Image.open(folder / "picture.png")
     with pytest.raises(ValueError, match="dark everywhere"):
-        mask_of(folder / "dark.png", picture, RESOLUTION)
+        mask_of(mask_image(folder / "dark.png", picture), RESOLUTION)
     clear = Image.new("RGBA", picture.size, (255, 255, 255, 0))
     clear.paste((255, 255, 255, 255), (0, 0, 4, 4))
     clear.save(tmp_path / "clear.png")
-    keep = mask_of(tmp_path / "clear.png", picture, RESOLUTION)
+    keep = mask_of(mask_image(tmp_path / "clear.png", picture), RESOLUTION)
     assert keep.shape == (3, RESOLUTION, RESOLUTION)
     assert (~keep).sum() == 3 * 4 * 4
