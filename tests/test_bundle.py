@@ -181,6 +181,12 @@ def test_an_edited_specification_is_another_model_or_none(bundle_copy):
     path.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="not in canonical form"):
         load_bundle(bundle_copy)
+    path.write_text("{")
+    with pytest.raises(
+        ValueError, match=r"format 1: the file: Invalid JSON.*Delete its folder and run `diffusion eval"
+    ) as told:
+        verify_bundle(path.parent)
+    assert "\n" not in str(told.value)
     path.write_bytes(canonical_json(fields | {"betas": "linear"}))
     with pytest.raises(ValueError, match="betas"):
         load_bundle(bundle_copy)

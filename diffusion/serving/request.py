@@ -30,7 +30,7 @@ def _caption(text: str) -> str:
     return text
 
 
-Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT), AfterValidator(_caption)]
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_caption)]
 
 
 def prompt_of(caption: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import safetensors.torch
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -34,6 +34,7 @@ from diffusion.text import TextEncoder, TextIdentity
 SPEC_NAME = "bundle.json"
 WEIGHTS_NAME = "weights.safetensors"
 GUIDE_NAME = "guide.safetensors"
+_AGAIN = "Delete its folder and run `diffusion evaluate` again."
 
 
 class Guide(Frozen):
@@ -214,11 +215,15 @@ def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
         )
     try:
         spec = BundleSpec.model_validate_json(data)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a bundle of format 1: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ValueError(f"{path} is not a bundle of format 1: {where}: {first['msg']}. {_AGAIN}") from error
     # only what the file says: one written before a field existed has that field's default, and the digest it always had
     if canonical_json(spec.model_dump(mode="json", exclude_unset=True)) != data:
-        raise ValueError(f"{path} is not in canonical form, so its digest identifies nothing: it was edited by hand")
+        raise ValueError(
+            f"{path} is not in canonical form, so its digest identifies nothing: it was edited by hand. {_AGAIN}"
+        )
     _check_there(folder, *spec.weights)
     return spec, digest
 
@@ -233,7 +238,7 @@ def _check_weights(path: Path, expected: str, actual: str) -> None:
     if actual != expected:
         raise ValueError(
             f"{path}: sha256 {actual[:12]}, {SPEC_NAME} says {expected[:12]}. A published bundle never"
-            f" changes, so this copy is damaged: delete its folder and run `diffusion evaluate` again."
+            f" changes, so this copy is damaged. {_AGAIN}"
         )
 
 
