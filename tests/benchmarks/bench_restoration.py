@@ -80,10 +80,10 @@ Way = Callable[[Tensor, Tensor, Noise, LinearOperator, Tensor], Conversation]  #
 
 
 def zero_shot(
-    x: Tensor, sigmas: Tensor, noise: Noise, operator: LinearOperator, y: Tensor, *, repeats: int
+    x: Tensor, sigmas: Tensor, noise: Noise, operator: LinearOperator, y: Tensor, *, repeats: int, sigma_y: float
 ) -> Conversation:
     def solver(x: Tensor, sigmas: Tensor, noise: Noise) -> Conversation:
-        return ddnm_plus(x, sigmas, noise, operator, y, sigma_y=0.0)
+        return ddnm_plus(x, sigmas, noise, operator, y, sigma_y=sigma_y)
 
     return time_travel(solver, x, sigmas, noise, length=STRETCH, repeats=repeats)
 
@@ -128,14 +128,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--trained-steps", type=int, default=TRAINED_STEPS)
+    parser.add_argument("--noise", type=float, default=0.0, help="in the measurements; `untold` takes them for exact")
     parser.add_argument("--figure", type=Path, default=Path("restoration.png"))
     options = parser.parse_args()
     site = Site(home=options.home)
     site.prepare()
     drawing = opened(site, options.name, options.model)
-    ways = {"zero-shot": partial(restored, drawing, partial(zero_shot, repeats=options.repeats), options.steps)}
+
+    def drawn(sigma_y: float) -> Callable[..., Tensor]:
+        return partial(restored, drawing, partial(zero_shot, repeats=options.repeats, sigma_y=sigma_y), options.steps)
+
+    ways = {"zero-shot": drawn(options.noise)} | ({"untold": drawn(0.0)} if options.noise else {})
     learned: tuple[TaskName, ...] = ()
-    if options.trained != "none":
+    if options.trained != "none" and not options.noise:  # it knows no noisy measurements
         trained = opened(site, options.trained, options.model)
         learned = trained.spec.degradations
         if trained.spec.dataset_digest != drawing.spec.dataset_digest:
@@ -158,6 +163,7 @@ def main() -> None:
     rows, names = [], []
     for case in cases(drawing.spec.resolution):
         y = case.operator.forward(x0)
+        y = y + options.noise * normal(1, Stream.NOISE, torch.from_numpy(chosen), tuple(y.shape[1:]))
         answers = {name: (baseline(y), 0.0) for name, baseline in case.baselines.items()}
         for name, way in ways.items():
             if name == "trained" and case.task not in learned:
