@@ -93,9 +93,8 @@ def main() -> None:
         folder = site.store / "datasets" / model.dataset_digest[:16]
         reader = ShardReader(folder, split, digest=model.dataset_digest)
         chosen = np.array(evenly(len(reader), n or len(reader)))
-        return torch.from_numpy(reader.gather(chosen)[0]).permute(0, 2, 3, 1).contiguous(), torch.from_numpy(
-            reader.labels[chosen]
-        )
+        images = torch.from_numpy(reader.gather(chosen)[0]).permute(0, 2, 3, 1).contiguous()
+        return images, torch.from_numpy(reader.labels[chosen])
 
     pictures, own = read("holdout", options.pictures)
     train, train_label = read("train")
