@@ -51,7 +51,8 @@ class Storage(Protocol):
         ...
 
     def put(self, name: str, data: bytes | Path) -> None:
-        """Store bytes, or a file's bytes, under `name`: whole or not at all, in place of what is there."""
+        """Store bytes, or a file's bytes, under `name`: whole or not at all, in place of what is there.  The file is not
+        changed afterwards: a folder may hold it itself instead of a copy."""
         ...
 
     def fetch(self, name: str, target: Path) -> None:
@@ -127,7 +128,16 @@ class LocalFolder:
             write_atomic(target, data)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        _copy(data, target)
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=target.parent) as folder:
+            link = Path(folder, "link")
+            try:
+                os.link(data, link)
+            except OSError:  # another file system, or one without links
+                _copy(data, target)
+                return
+            fsync_path(link)
+            os.replace(link, target)
+        fsync_path(target.parent)
 
     def fetch(self, name: str, target: Path) -> None:
         _copy(self.path(name), target)
