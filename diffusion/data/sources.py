@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from diffusion.data.images import BadPicture
 from diffusion.recipe import canonical_json
@@ -46,6 +47,20 @@ class Item:
     label: str
     caption: str = ""
     extra: dict = field(default_factory=dict, hash=False)
+    mark: str = ""
+
+    @property
+    def place(self) -> str:
+        return self.name
+
+    @property
+    def captions(self) -> tuple["Caption", ...]:
+        return (Caption(self.caption, 1.0),) if self.caption else ()
+
+
+class Caption(NamedTuple):
+    text: str
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -55,8 +70,15 @@ class Source:
     """
 
     location: Path
-    items: tuple[Item, ...]
+    listed: tuple[Item, ...]
     fingerprint: str
+
+    @property
+    def uri(self) -> str:
+        return str(self.location)
+
+    def items(self) -> Iterator[Item]:
+        return iter(self.listed)
 
     def read(self, name: str) -> bytes:
         """The bytes of an item.  Raises BadPicture (unreadable, too large)."""
@@ -88,7 +110,11 @@ def open_source(source: str | Path) -> Source:
     if not names:
         raise BadSource(f"source {source} holds no pictures. {_LAYOUT}")
     fingerprint = hashlib.sha256(json.dumps([sorted(files.items()), sorted(rows.items())]).encode()).hexdigest()
-    return Source(location, _items(source, names, rows), fingerprint)
+    return Source(location, _items(source, names, rows, files), fingerprint)
+
+
+def read_item(uri: str, place: str) -> bytes:
+    return read_file(Path(uri), place)
 
 
 def read_file(location: Path, name: str) -> bytes:
@@ -230,7 +256,7 @@ def _csv_lines(name: str, text: str) -> Iterator[tuple[int, dict]]:
         raise BadSource(f"{name} line {rows.line_num}: {error}") from error
 
 
-def _items(source: str | Path, names: list[str], rows: dict[str, dict]) -> tuple[Item, ...]:
+def _items(source: str | Path, names: list[str], rows: dict[str, dict], files: dict) -> tuple[Item, ...]:
     items, unlabelled = [], []
     for name in names:
         row = dict(rows.get(name, {}))
@@ -251,7 +277,7 @@ def _items(source: str | Path, names: list[str], rows: dict[str, dict]) -> tuple
             )
         if not label:
             unlabelled.append(name)
-        items.append(Item(name, label or SINGLE_CLASS, caption or "", row))
+        items.append(Item(name, label or SINGLE_CLASS, caption or "", row, files[name]))
     if unlabelled and len(unlabelled) < len(names):
         raise BadSource(
             f"source {source}: {len(unlabelled)} of {len(names)} pictures have no class (first: {unlabelled[0]}): move"
