@@ -25,7 +25,7 @@ def dataset(emoji_folder, tmp_path_factory) -> DatasetRef:
 
 
 def order_of(reader: ShardReader) -> Order:
-    return Order(reader.counts, seed=3, window=8, streams=4)
+    return Order(len(reader), 16, seed=3, window=8, streams=4)
 
 
 def joined(parts) -> dict:
@@ -186,7 +186,7 @@ def test_read_ahead_is_bounded(dataset):
             return super().at(start, count)
 
     reader = ShardReader(dataset.uri)
-    stream = batches(reader, Counting(reader.counts, 3, 8, 4), 8, threads=2, ahead=3)
+    stream = batches(reader, Counting(len(reader), 16, 3, 8, 4), 8, threads=2, ahead=3)
     next(stream)
     time.sleep(0.3)  # long enough for threads to run away if they could
     assert len(Counting.calls) <= 3
@@ -203,7 +203,7 @@ def test_wrong_arguments_are_refused_at_once(dataset):
     with pytest.raises(ValueError, match="positions start at 0"):
         batches(reader, order, 8, start=-1)
     with pytest.raises(ValueError, match="the order is over 5 pictures"):
-        batches(reader, Order((5,), 0, 1, 1), 8)
+        batches(reader, Order(5, 5, 0, 1, 1), 8)
     with pytest.raises(ValueError, match="rank=2"):
         batches(reader, order, 8, rank=2, world=2)
     with pytest.raises(IndexError):

@@ -13,7 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from diffusion.data.order import Order
+from diffusion.data.order import order_of
 from diffusion.data.stream import Batch, ShardReader, batches
 from diffusion.recipe import TrainRecipe
 from diffusion.store.refs import DatasetRef
@@ -98,7 +98,7 @@ def reader_of(job: Job) -> ShardReader:
 def share_of(job: Job, recipe: TrainRecipe, start: int, reader: ShardReader | None = None) -> Iterator[Batch]:
     """This worker's share of the batches from position `start` to the end of `recipe`."""
     reader = reader or reader_of(job)
-    order = Order(reader.counts, seed=recipe.seed, window=recipe.window, streams=recipe.streams)
+    order = order_of(reader.counts, recipe)
     context = ray.train.get_context()
     return batches(
         reader,

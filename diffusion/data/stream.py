@@ -174,8 +174,8 @@ def batches(
         raise ValueError(f"batch_size={batch_size}, rank={rank}, world={world}, threads={threads}, ahead={ahead}")
     if start < 0 or (stop is not None and stop < start):
         raise ValueError(f"start={start}, stop={stop}: positions start at 0 and stop comes after start")
-    if sum(order.counts) != len(reader):
-        raise ValueError(f"the order is over {sum(order.counts)} pictures, the reader has {len(reader)}")
+    if len(order) != len(reader):
+        raise ValueError(f"the order is over {len(order)} pictures, the reader has {len(reader)}")
     last = 0 if stop is None else (stop - start) % batch_size
     for size in (batch_size, last):
         if size % world:
