@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import subprocess
@@ -82,11 +81,9 @@ def make_environment() -> Path:
     folder = Path(sys.prefix) / "s3-server"
     mark, wanted = folder / ".ready", hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
     python = folder / "bin" / "python"
-    try:
-        lock = open(folder.with_name(".s3-server.lock"), "w")
-    except OSError as error:
-        raise NoServer(f"no S3 server: {folder} cannot be made ({error.strerror})") from error
-    with lock:
+    if not os.access(folder.parent, os.W_OK):
+        raise NoServer(f"no S3 server: {folder} cannot be made, since {folder.parent} is not writable")
+    with open(folder.with_name(".s3-server.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if mark.is_file() and mark.read_text() == wanted:
             return python
@@ -193,7 +190,7 @@ class _Cache(dict):
 def _logged(app, path: Path):
     """WSGI: hand every request the cache, and write it to the access log when it is answered."""
     cache = _Cache()
-    log = open(path, "a", buffering=1)
+    log = open(path, "a", buffering=1)  # noqa: SIM115  for as long as the process lives
 
     def logged(env, start_response):
         env["swift.cache"] = cache

@@ -21,7 +21,7 @@ from diffusion.data import manifest
 from diffusion.data.images import BadPicture, decode_png
 from diffusion.data.manifest import ShardEntry, Split
 from diffusion.data.order import Order
-from diffusion.data.shards import Index, check_shard, damaged, read_index
+from diffusion.data.shards import check_shard, damaged, read_index
 
 
 class Sample(NamedTuple):
@@ -53,20 +53,18 @@ class ShardReader:
     def __init__(
         self, uri: str | Path, split: Split = "train", *, digest: str | None = None, cache_mib: int = 1024
     ) -> None:
-        self.folder, self.split = Path(uri), split
+        self.root, self.split = manifest.root_of(uri), split
         self.manifest = manifest.load(uri, digest=digest)
         self.entries = self.manifest.entries(split)
         if not self.entries:
             raise ValueError(f"{uri} has no pictures in split {split!r}: shard again with a larger `shard.holdout`")
         self.counts = self.manifest.counts(split)
         self._first = np.array([0, *accumulate(self.counts)], np.int64)
-        self._indexes: list[Index] = [read_index(self.folder, entry) for entry in self.entries]
-        self.keys: list[str] = [key for index in self._indexes for key in index.keys]
-        self.labels = np.array([label for index in self._indexes for label in index.labels], np.int64)
-        if tuple(len(index.keys) for index in self._indexes) != self.counts:
-            raise ValueError(
-                damaged(self.folder, manifest.FILE, "disagrees with the indexes on the number of pictures")
-            )
+        self._indexes: list[np.ndarray] = [read_index(self.root, entry) for entry in self.entries]
+        self.keys: list[str] = [key.decode() for index in self._indexes for key in index["key"].tolist()]
+        self.labels = np.concatenate([index["label"] for index in self._indexes]).astype(np.int64)
+        if tuple(len(index) for index in self._indexes) != self.counts:
+            raise ValueError(f"{uri}/{manifest.FILE} disagrees with the indexes on the number of pictures")
         side = self.manifest.resolution
         cached = min(len(self.keys), cache_mib * 2**20 // (3 * side * side))
         self._pictures = np.empty((cached, 3, side, side), np.uint8)
@@ -109,21 +107,24 @@ class ShardReader:
         """Read and decode picture i -> uint8 (3, H, W) and its caption."""
         number = int(np.searchsorted(self._first, i, side="right")) - 1
         entry, index, place = self.entries[number], self._indexes[number], i - int(self._first[number])
+        path, row = self.root.path(entry.tar), index[place]
         with self._locks[number]:
             if not self._verified[number]:
-                check_shard(self.folder, entry)
+                if self.root.size(entry.tar) is None:
+                    raise ValueError(damaged(self.root, entry.tar, "is missing"))
+                check_shard(self.root, entry, path)
                 self._verified[number] = True
         try:
-            png, caption = _read(self.folder / entry.name, index.spans["png"][place], index.spans["txt"][place])
+            png, caption = _read(path, (row["image_offset"], row["image_size"]), (row["txt_offset"], row["txt_size"]))
             image = decode_png(png)
         except (OSError, BadPicture) as error:
-            raise ValueError(self._bad_sample(entry, index.keys[place], str(error))) from error
+            raise ValueError(self._bad_sample(entry, row["key"].decode(), str(error))) from error
         if image.shape != (self.manifest.resolution, self.manifest.resolution, 3):
-            raise ValueError(self._bad_sample(entry, index.keys[place], f"the picture has shape {image.shape}"))
+            raise ValueError(self._bad_sample(entry, row["key"].decode(), f"the picture has shape {image.shape}"))
         return image.transpose(2, 0, 1), caption.decode()
 
     def _bad_sample(self, entry: ShardEntry, key: str, what: str) -> str:
-        return damaged(self.folder, entry.name, f"has a damaged sample, key {key} ({what})")
+        return damaged(self.root, entry.tar, f"has a damaged sample, key {key} ({what})")
 
 
 def _read(path: Path, *spans: tuple[int, int]) -> list[bytes]:

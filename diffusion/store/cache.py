@@ -64,8 +64,8 @@ class ShardCache:
         finally:
             partial.unlink(missing_ok=True)
         raise ValueError(
-            f"{storage.uri}/{name} has sha256 {found}, fetched twice; the manifest says {entry.name}. A published shard never"
-            " changes, so the stored one is damaged: restore it from a copy, or delete it and run `diffusion shard` again"
+            f"{storage.uri}/{name} has sha256 {found}, fetched twice; the manifest says {entry.name}. A published shard"
+            " never changes, so the stored one is damaged: restore it from a copy, or remove it and run `diffusion shard`"
         )
 
     @contextmanager

@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from diffusion.store.publish import PREFIX, replacing, write_atomic
+from diffusion.store.publish import PREFIX, fsync_path, replacing, write_atomic
 
 S3_SCHEME = "s3://"
 _LONGEST_NAME = 1024  # bytes of UTF-8; S3's limit for a key
@@ -53,7 +54,8 @@ class Storage(Protocol):
         ...
 
     def put(self, name: str, data: bytes | Path) -> None:
-        """Store bytes, or a file's bytes, under `name`: whole or not at all, in place of what is there."""
+        """Store bytes, or a file's bytes, under `name`: whole or not at all, in place of what is there.  The file is not
+        changed afterwards: a folder may hold it itself instead of a copy."""
         ...
 
     def fetch(self, name: str, target: Path) -> None:
@@ -151,7 +153,7 @@ class LocalFolder:
             if isinstance(data, bytes):
                 write_atomic(self.path(name), data)
             else:
-                _copy(data, self.path(name))
+                _link_or_copy(data, self.path(name))
 
     def fetch(self, name: str, target: Path) -> None:
         with self._understood(name):
@@ -172,6 +174,22 @@ class LocalFolder:
             raise StorageRefused(
                 f"{error.filename or self.folder / name}: {error.strerror}: give this user the right to it"
             ) from error
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=target.parent) as folder:
+        link = Path(folder, "link")
+        try:
+            os.link(source.resolve(), link)
+        except FileNotFoundError:
+            raise
+        except OSError:  # another file system, or one without links
+            _copy(source, target)
+            return
+        fsync_path(link)
+        os.replace(link, target)
+    fsync_path(target.parent)
 
 
 def _copy(source: Path, target: Path) -> None:
