@@ -1,8 +1,9 @@
 """Shards: plain WebDataset tars anyone can read, with an index of byte offsets beside each.
 
-A sample is four members with one key: `.cls` (class index), `.json` (facts), `.png` or `.jpg`, `.txt` (first caption).  Time,
-owner and mode of every member are fixed, so equal samples give equal bytes, and a shard is named by the sha256 of its bytes.
-The index, a `.npy` of one row per sample, has what it takes to read any picture in one go and to know it undamaged.
+A sample is four members with one key: `.cls` (class index), `.json` (facts), `.png` or `.jpg`, `.txt` (first caption).
+Time, owner and mode of every member are fixed, so equal samples give equal bytes, and a shard is named by the sha256 of
+its bytes.  The index, a `.npy` of one row per sample, has what it takes to read any picture in one go and to know it
+undamaged.
 """
 
 import hashlib
