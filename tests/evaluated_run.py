@@ -6,7 +6,8 @@ import torch
 
 from diffusion.data.ingest import shard_dataset
 from diffusion.data.order import order_of
-from diffusion.data.stream import ShardReader, read_batch
+from diffusion.data.reader import ShardReader
+from diffusion.data.stream import read_batch
 from diffusion.evaluation.worker import one_thread
 from diffusion.recipe import Recipe, checkpoints_of, digest_of
 from diffusion.store.refs import RunRef

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusion.data.ingest import shard_dataset
 from diffusion.data.order import order_of
-from diffusion.data.stream import Batch, ShardReader, batches
+from diffusion.data.reader import ShardReader
+from diffusion.data.stream import Batch, batches
 from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe, checkpoints_of
 from diffusion.store.refs import DatasetRef
 from diffusion.training import checkpoint

@@ -14,7 +14,8 @@ import ray.train.torch
 import torch
 
 from diffusion.data.order import order_of
-from diffusion.data.stream import Batch, ShardReader, batches
+from diffusion.data.reader import ShardReader
+from diffusion.data.stream import Batch, batches
 from diffusion.recipe import TrainRecipe
 from diffusion.store.refs import DatasetRef
 from diffusion.training import checkpoint
@@ -35,6 +36,7 @@ class Job:
     threads: int
     recompute: bool
     relay: str  # name of the actor that takes records to the driver
+    max_damaged: float = 0.0  # share of the pictures
 
     @property
     def checkpoints(self) -> Path:
@@ -82,7 +84,7 @@ def run_worker(job: Job, send: Send) -> None:
     tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
     train(
         state,
-        share_of(job, job.recipe, state.images_seen),
+        share_of(job, job.recipe, state.images_seen, send=send),
         job.recipe,
         model=data_parallel(state, job.dataset.resolution),
         on_metrics=tell,
@@ -92,11 +94,20 @@ def run_worker(job: Job, send: Send) -> None:
 
 
 def reader_of(job: Job) -> ShardReader:
-    return ShardReader(job.dataset.uri, "train", digest=job.dataset.digest)
+    return ShardReader(
+        job.dataset.uri,
+        "train",
+        digest=job.dataset.digest,
+        captions=job.recipe.text_encoder != "none",
+        max_damaged=job.max_damaged,
+    )
 
 
-def share_of(job: Job, recipe: TrainRecipe, start: int, reader: ShardReader | None = None) -> Iterator[Batch]:
-    """This worker's share of the batches from position `start` to the end of `recipe`."""
+def share_of(
+    job: Job, recipe: TrainRecipe, start: int, reader: ShardReader | None = None, send: Send = ignore
+) -> Iterator[Batch]:
+    """This worker's share of the batches from position `start` to the end of `recipe`.  Every worker tells of the damage
+    that it meets in its share, and counts it against its own limit."""
     reader = reader or reader_of(job)
     order = order_of(reader.counts, recipe)
     context = ray.train.get_context()
@@ -108,7 +119,11 @@ def share_of(job: Job, recipe: TrainRecipe, start: int, reader: ShardReader | No
         stop=end_of(recipe),
         rank=context.get_world_rank(),
         world=context.get_world_size(),
+        seed=recipe.seed,
         threads=1,
+        on_damage=lambda damage: send(
+            {"event": "damaged_sample", "rank": context.get_world_rank(), **damage._asdict()}
+        ),
     )
 
 

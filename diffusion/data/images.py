@@ -16,24 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from diffusion.data.decode import BadPicture
+
 if TYPE_CHECKING:  # workers that shard, and the command line, do without 200 MB of torch
     from torch import Tensor
 
 MAX_PIXELS = 2**26  # 8192 x 8192: a file of kilobytes can claim more than a machine has memory
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-
-
-class BadPicture(ValueError):
-    """A file that cannot be used.  `kind` is one of a few words to count by, `detail` is for people."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        # the decoder's messages may hold addresses of objects: the same file must give the same reason everywhere
-        self.kind, self.detail = kind, re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "the file", detail)
-        super().__init__(f"{kind}: {self.detail}")
-
-    def __reduce__(self) -> tuple:
-        return type(self), (self.kind, self.detail)
 
 
 def decode(data: bytes, *, resolution: int, background: str) -> np.ndarray:
@@ -135,7 +125,7 @@ def png_text(data: bytes) -> dict[str, str]:
 
 
 def to_model(images: "Tensor") -> "Tensor":
-    """uint8 (B, H, W, 3) or (B, 3, H, W) in 0..255 -> float32 (B, 3, H, W) in [-1, 1]."""
+    """uint8 (B, H, W, 3) or (B, 3, H, W) in 0..255 -> float32 (B, 3, H, W) in [-1, 1], contiguous."""
     import torch
 
     if images.dtype != torch.uint8 or images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]):
@@ -143,7 +133,7 @@ def to_model(images: "Tensor") -> "Tensor":
         raise ValueError(f"to_model takes uint8 (B, 3, H, W) or (B, H, W, 3), not {images.dtype} {shape}")
     if images.shape[1] != 3:
         images = images.permute(0, 3, 1, 2)
-    return images.float() / 127.5 - 1
+    return images.contiguous().float() / 127.5 - 1
 
 
 def to_uint8(x: "Tensor") -> "Tensor":

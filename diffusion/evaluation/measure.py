@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from diffusion.data import manifest
-from diffusion.data.stream import ShardReader
+from diffusion.data.reader import ShardReader
 from diffusion.evaluation import plan
 from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.features import find_weights, identity_of
