@@ -71,7 +71,7 @@ def remembering(encoder: TextEncoder, captions: int) -> TextEncoder:
 
 
 def looking_up(encoder: TextEncoder, find: Callable[[str], Tensor | None]) -> TextEncoder:
-    """The same encoder, which computes only what `find` does not have.  find(caption): the bits of encoder.embed(caption)."""
+    """The same encoder, which computes what `find` does not have.  find(caption): the bits of encoder.embed(caption)."""
 
     def embed(caption: str) -> Tensor:
         found = find(caption)

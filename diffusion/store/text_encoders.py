@@ -35,7 +35,7 @@ PACKAGES = {  # what an encoder needs beside torch and safetensors
 }
 FOLDERS = {"clip": "DIFFUSION_TEXT_CLIP", "t5": "DIFFUSION_TEXT_T5"}  # environment variables
 _MODELS = {"clip": ("CLIPTextModel", ("clip", "clip_text_model")), "t5": ("T5EncoderModel", ("t5",))}
-_REMEMBERED = 16_384  # captions of a run: 0.5 GB at 20 tokens of 384 numbers
+REMEMBERED = 16_384  # captions of a run: 0.5 GB at 20 tokens of 384 numbers
 _REMEMBERED_SERVING = 256  # of a server, whose clients send what they like: 25 MB at 64 tokens
 _READ = (".safetensors", ".json", ".txt", ".model")  # what of a folder can change an embedding
 
@@ -71,7 +71,7 @@ def encoder_of(recipe: TrainRecipe, device: str = "cpu") -> TextEncoder | None:
             f"train.unet.text_width={recipe.unet.text_width}, and this {recipe.text_encoder} gives"
             f" {encoder.identity.width} numbers a token: set train.unet.text_width={encoder.identity.width}"
         )
-    return remembering(encoder, _REMEMBERED)
+    return remembering(encoder, REMEMBERED)
 
 
 def encoder_named(identity: TextIdentity, device: str = "cpu") -> TextEncoder:
