@@ -8,9 +8,9 @@ from diffusion.data.ingest import shard_dataset
 from diffusion.data.order import order_of
 from diffusion.data.reader import ShardReader
 from diffusion.data.stream import read_batch
-from diffusion.evaluation.worker import one_thread
 from diffusion.recipe import Recipe, checkpoints_of, digest_of
 from diffusion.store.refs import RunRef
+from diffusion.threads import one_thread
 from diffusion.training import checkpoint
 from diffusion.training.step import build_state, train_step
 

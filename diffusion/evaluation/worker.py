@@ -1,7 +1,6 @@
 """One worker of an evaluation: loads the model, does tasks, returns arrays.  Knows nothing of the other workers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from diffusion.serving.ladder import NotReproducible
 from diffusion.serving.request import GenerateRequest, prompt_of
 from diffusion.serving.ticket import DrawingFailed
 from diffusion.store.bundle import load_bundle
+from diffusion.threads import one_thread
 
 
 class Setup(Frozen):
@@ -158,17 +158,3 @@ def held_out_loss(
         losses.append(denoising_loss(denoiser, weight, *operands, rows))
         zeros.append(denoising_loss(nothing, weight, *operands, {}))
     return {"loss": torch.cat(losses).double().cpu().numpy(), "zero": torch.cat(zeros).double().cpu().numpy()}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums in one order: float32 convolutions and float64 factorizations round differently with more threads.
-
-    Many workers with a thread each use a machine as well as one with many threads.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
