@@ -5,11 +5,11 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from diffusion.recipe import Frozen, canonical_json, digest_of
+from diffusion.recipe import Frozen, canonical_json, digest_of, unset
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage, open_storage
 
@@ -48,6 +48,18 @@ class Processing(Frozen):
     encoding: Encoding = "png"
 
 
+class Part(Frozen):
+    """One dataset of a mixture.  Its shards follow each other in the manifest, after those of the parts before it."""
+
+    dataset: str  # digest
+    weight: Annotated[
+        float, Field(gt=0)
+    ]  # of a training picture of the mixture coming from here, relative to the others
+    labels: tuple[int, ...]  # class index in its shards -> class index in the mixture
+    train: int  # shards
+    holdout: int
+
+
 class Manifest(Frozen):
     """All facts of a dataset.  Shards are in reading order; a class's index is its place in `classes`."""
 
@@ -62,6 +74,7 @@ class Manifest(Frozen):
     files: int  # of the source: train + holdout + set aside
     set_aside: dict[str, int]  # kind of reason, or "duplicate" -> files
     parent: str | None = None  # digest of the dataset that this one goes on from
+    parts: tuple[Part, ...] = Field((), exclude_if=unset)  # of a mixture
 
     @model_validator(mode="after")
     def _checks(self) -> "Manifest":
@@ -75,6 +88,12 @@ class Manifest(Frozen):
                 raise ValueError(f"split {split}: shards hold {held[split]} pictures, classes {sum(counts)}")
         if self.files != self.images + self.holdout + sum(self.set_aside.values()):
             raise ValueError(f"{self.files} files are not pictures + files set aside")
+        if self.parts:
+            for split in get_args(Split):
+                if len(self.entries(split)) != sum(getattr(part, split) for part in self.parts):
+                    raise ValueError(f"split {split}: the parts do not have its {len(self.entries(split))} shards")
+            if any(not 0 <= label < len(self.classes) for part in self.parts for label in part.labels):
+                raise ValueError(f"a part has a class that is none of the {len(self.classes)}")
         return self
 
     @property
@@ -104,6 +123,12 @@ class Manifest(Frozen):
     def counts(self, split: Split) -> tuple[int, ...]:
         """Pictures in each shard of a split: what `order.Order` takes."""
         return tuple(entry.pictures for entry in self.entries(split))
+
+    def labels(self, split: Split) -> tuple[tuple[int, ...], ...]:
+        """For each shard of a split: class index in the shard -> class index in this dataset."""
+        if not self.parts:
+            return (tuple(range(len(self.classes))),) * len(self.entries(split))
+        return tuple(part.labels for part in self.parts for _ in range(getattr(part, split)))
 
     def ref(self, uri: str) -> DatasetRef:
         """The reference to this dataset, published at `uri`."""
