@@ -80,7 +80,7 @@ def test_the_preset_reads_every_caption_of_its_pictures_to_the_end(package):
     tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    captions = [item.caption for item in open_source("embedded").items]
+    captions = [caption.text for item in open_source("embedded").items() for caption in item.captions]
     longest = max(len(tokenizer.encode(caption).ids) for caption in captions)
     assert longest <= PRESETS["emoji-text"]().train.text_tokens < 2 * longest
 
