@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from diffusion.data.sources.items import BadSource, File, check_inside, hidden, unsafe, written
-from diffusion.data.sources.places import ENCRYPTED, explodes, located, open_file, place, unpacked
+from diffusion.data.sources.places import ENCRYPTED, explodes, located, open_file, place, refused, unpacked
 from diffusion.store.storage import LocalFolder, Storage
 
 ARCHIVES = re.compile(r"\.(zip|tar|tar\.gz|tgz)$", re.IGNORECASE)
@@ -25,15 +25,18 @@ _COPY = "copy the pictures into the source, or give the real folder as the sourc
 _PACK = "pack the pictures themselves"
 
 
+def checked(prefix: str, inside: str, size: int, mark: str, where: str) -> File:
+    """A file, refused with its reason where its name cannot be written down.  `prefix` begins its name."""
+    if why := unsafe(inside):
+        inside, where = written(inside), refused("unsafe name", why)
+    return File(prefix + inside, inside, size, mark, where)
+
+
 def folder_files(storage: Storage) -> Iterator[File]:
     """Every file below a folder or prefix that is not hidden, sorted by name."""
     found = _local_files(storage.folder) if isinstance(storage, LocalFolder) else _remote_files(storage)
     for name, size, mark in found:
-        if why := unsafe(name):
-            name = written(name)
-            yield File(name, name, size, mark, place("refused", "", "unsafe name", why))
-        else:
-            yield File(name, name, size, mark, place("file", name))
+        yield checked("", name, size, mark, place("file", name))
 
 
 def _remote_files(storage: Storage) -> Iterator[tuple[str, int, str]]:
@@ -93,11 +96,8 @@ def archive_files(uri: str, file: str, mark: str, prefix: str = "") -> Iterator[
     return tar_files(uri, file, mark, prefix)
 
 
-def _file(prefix: str, inside: str, size: int, mark: str, where: str) -> File:
-    inside = PurePosixPath(inside).as_posix()  # without "./" and "//"
-    if why := unsafe(inside):
-        inside, where = written(inside), place("refused", "", "unsafe name", why)
-    return File(prefix + inside, inside, size, mark, where)
+def _normal(name: str) -> str:
+    return PurePosixPath(name).as_posix()  # without "./" and "//"
 
 
 def _is_hidden(name: str) -> bool:
@@ -121,7 +121,7 @@ def tar_files(uri: str, file: str, mark: str, prefix: str) -> Iterator[File]:
                 raise BadSource(f"{placed.name} holds {name!r}, which is no plain file: {_PACK}")
             start, size = member.offset_data, member.size
             span = place("gz", file, mark, start, size) if zipped else place("span", file, start, size)
-            yield _file(prefix, name, size, f"{mark}:{start}:{size}", span)
+            yield checked(prefix, _normal(name), size, f"{mark}:{start}:{size}", span)
     finally:
         if not zipped:
             opened.close()
@@ -193,7 +193,7 @@ def zip_files(uri: str, file: str, prefix: str) -> Iterator[File]:
                 entry.flag_bits & ENCRYPTED,
                 entry.CRC,
             )
-            yield _file(prefix, name, entry.file_size, f"{entry.file_size}:{entry.CRC:08x}", where)
+            yield checked(prefix, _normal(name), entry.file_size, f"{entry.file_size}:{entry.CRC:08x}", where)
 
 
 _ENTRY = struct.Struct("<4s4B4H3L5H2L")  # central directory

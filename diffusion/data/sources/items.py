@@ -6,6 +6,7 @@ made of it.  What is wrong with one file (its bytes, its password, a name that c
 that file is read, so the file is set aside with its reason and the others go on.
 """
 
+import hashlib
 import math
 import re
 from dataclasses import dataclass, field
@@ -144,9 +145,11 @@ def unsafe(name: str) -> str | None:
 
 
 def written(name: str) -> str:
-    """An unsafe name as text that can be printed and stored, cut at the longest allowed."""
-    escaped = name.encode("utf-8", "backslashreplace").decode()
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", escaped)[:_LONGEST_NAME]
+    """An unsafe name as text that can be printed and stored, cut where it is too long; other names give other texts."""
+    raw = name.encode("utf-8", "surrogateescape")
+    folder, _, last = raw.decode("utf-8", "backslashreplace").rpartition("/")
+    plain = [_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", part)[:100] for part in (folder, last)]
+    return "/".join(filter(None, plain)) + f"~{hashlib.sha256(raw).hexdigest()[:16]}{suffix(last)[:8]}"
 
 
 def item_of(

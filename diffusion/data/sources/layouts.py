@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 
 from diffusion.data.sources.items import EXTENSIONS, BadSource, File, Item, check_inside, item_of, suffix
 from diffusion.data.sources.listing import Listing
-from diffusion.data.sources.places import place
+from diffusion.data.sources.places import refused
 from diffusion.data.sources.rows import json_object, text_rows
 
 STATS = re.compile(r"(^|/)\d+_stats\.json$")
@@ -32,7 +32,6 @@ def items_of(listing: Listing, *, archived: bool, stats: bool = False) -> tuple[
 
     archived: they are of tars; stats: img2dataset's 00000_stats.json lies beside them.  Raises BadSource.
     """
-    described = any(listing.suffixes[ending] for ending in _SAID)
     some = any(listing.suffixes[suffix(name)] for name in _METADATA)
     metadata = [file for file in listing.files() if PurePosixPath(file.name).name in _METADATA] if some else []
     edm = _edm_labels(listing)
@@ -40,9 +39,17 @@ def items_of(listing: Listing, *, archived: bool, stats: bool = False) -> tuple[
         raise BadSource(f"source {listing.uri} has both {_EDM} and {metadata[0].name}: keep one")
     if edm:
         return "EDM", _edm(listing, edm[0])
-    if not metadata and described and (archived or stats):
+    if not metadata and (archived or stats) and _has_samples(listing):
         return ("img2dataset" if stats else "WebDataset"), _webdataset(listing, folders=not stats)
     return "imagefolder", _imagefolder(listing, metadata)
+
+
+def _has_samples(listing: Listing) -> bool:
+    """Whether anything but pictures is said of a picture by files of its key."""
+    if not any(listing.suffixes[ending] for ending in _SAID):
+        return False
+    endings = ({suffix(file.name) for file in sample} for sample in listing.samples())
+    return any(not found.isdisjoint(_SAID) and not found.isdisjoint(EXTENSIONS) for found in endings)
 
 
 def _imagefolder(listing: Listing, metadata: list[File]) -> Iterator[Item]:
@@ -51,7 +58,7 @@ def _imagefolder(listing: Listing, metadata: list[File]) -> Iterator[Item]:
     check_rows(listing, "metadata names", "file_name is relative to the metadata file")
     captions = [ending for ending in _CAPTIONS if listing.suffixes[ending]]
     for file in listing.files():
-        said = listing.row(file.name)
+        said = listing.row(file.name) if metadata else None
         if not said and suffix(file.name) not in EXTENSIONS:
             continue
         where, row = said or (file.name, {})
@@ -117,14 +124,14 @@ def _webdataset(listing: Listing, *, folders: bool) -> Iterator[Item]:
         row = json_object(listing.text(said), said.name, _null) if said else {}
         where = said.name if said else sample[0].name
         picture = _picture(sample, by_ending)
-        if picture is None and not set(by_ending) & {"json", "txt", "caption", "cls"}:
+        if picture is None and (not set(by_ending) & {"json", "cls"} or STATS.search(sample[0].name)):
             continue
         if picture is None and row.get("status", "success") != "success":
             listing.left_out[NOT_DOWNLOADED] += 1
             continue
         if picture is None:
             found = " ".join(sorted(by_ending))
-            picture = sample[0]._replace(place=place("refused", "", "no picture", f"the sample has only: {found}"))
+            picture = sample[0]._replace(place=refused("no picture", f"the sample has only: {found}"))
         texts = [listing.text(by_ending[ending]) for ending in ("txt", "caption") if ending in by_ending]
         label = listing.text(by_ending["cls"]).strip() if "cls" in by_ending else ""
         yield item_of(picture, row, where, caption=next(iter(texts), "").strip(), label=label, folder=folders)
@@ -144,7 +151,7 @@ def _picture(sample: list[File], by_ending: dict[str, File]) -> File | None:
     plain = [ending for ending in pictures if "." not in ending]
     if len(plain or pictures) > 1:
         raise BadSource(
-            f"{sample[0].name}: the sample has {len(plain or pictures)} pictures ({' '.join(sorted(plain or pictures))}):"
+            f"{by_ending[pictures[0]].name}: the sample has {len(plain or pictures)} pictures ({' '.join(sorted(plain or pictures))}):"
             " keep one of them under a plain ending like .png"
         )
     return by_ending[(plain or pictures)[0]] if pictures else None

@@ -24,7 +24,7 @@ from diffusion.data.sources.items import (
     identity,
     suffix,
 )
-from diffusion.data.sources.places import open_place
+from diffusion.data.sources.places import is_refused, located, open_file, open_place
 from diffusion.store.storage import StorageUnavailable
 
 _CHUNK = 1024
@@ -50,6 +50,7 @@ class Listing:
         self.bytes: int | None = 0  # of the items; None where they are not known without reading
         self.labels: Counter[str] = Counter()
         self._sum = 0
+        self._opened: tuple[str, BinaryIO] | None = None
 
     def add_files(self, files: Iterable[File], source: str) -> None:
         """Raises BadSource where a name is there already.  source: for the message."""
@@ -77,11 +78,14 @@ class Listing:
         for chunk in _chunks(items):
             rows = []
             for item in chunk:
-                if not item.label:
-                    first = min(first or item.name, item.name)
-                    unlabelled += 1
-                    item = replace(item, label=SINGLE_CLASS)
-                self.labels[item.label] += 1
+                if is_refused(item.place):
+                    item = replace(item, label=item.label or SINGLE_CLASS)
+                else:
+                    if not item.label:
+                        first = min(first or item.name, item.name)
+                        unlabelled += 1
+                        item = replace(item, label=SINGLE_CLASS)
+                    self.labels[item.label] += 1
                 self.bytes = None if self.bytes is None or item.size is None else self.bytes + item.size
                 self._sum = (self._sum + int.from_bytes(hashlib.sha256(identity(item)).digest())) % 2**256
                 captions, extra = json.dumps(item.captions), json.dumps(item.extra)
@@ -97,7 +101,7 @@ class Listing:
         if 0 < unlabelled < self.labels.total():
             raise BadSource(
                 f"source {self.uri}: {unlabelled} of {self.labels.total()} pictures have no class (first: {first}): move"
-                " them into class folders or give them a label in metadata.jsonl"
+                " them into class folders or give them a label in metadata.jsonl, or the table"
             )
 
     def _insert(self, table: str, rows: list[tuple]) -> tuple | None:
@@ -171,14 +175,32 @@ class Listing:
 
     def text(self, file: File) -> str:
         """Likewise all its text."""
-        with self.open(file) as opened:
-            data = opened.read(_LONGEST_TEXT + 1)
+        how, container, *rest = json.loads(file.place)
+        if how == "span":  # thousands of small texts of one tar: from a file that stays open and is read ahead
+            opened, (start, size) = self._container(container), rest
+            opened.seek(start)
+            data = opened.read(min(size, _LONGEST_TEXT + 1))
+        else:
+            with self.open(file) as opened:
+                data = opened.read(_LONGEST_TEXT + 1)
         if len(data) > _LONGEST_TEXT:
             raise BadSource(f"{file.name} has more than {_LONGEST_TEXT:,} bytes: is it what its name says?")
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise not_utf8(file.name, error) from error
+
+    def _container(self, file: str) -> BinaryIO:
+        if self._opened is None or self._opened[0] != file:
+            self.close()
+            self._opened = file, open_file(located(self.uri, file))
+        return self._opened[1]
+
+    def close(self) -> None:
+        """Let go of a file that was kept open; the list stays."""
+        if self._opened:
+            self._opened[1].close()
+        self._opened = None
 
 
 def not_utf8(name: str, error: UnicodeDecodeError) -> BadSource:

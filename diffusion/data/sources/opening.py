@@ -15,9 +15,9 @@ from diffusion.data.sources.items import EXTENSIONS, BadSource, Columns, File, I
 from diffusion.data.sources.layouts import EXPECTED, STATS, items_of
 from diffusion.data.sources.listing import Listing
 from diffusion.data.sources.patterns import SPECIAL, matching
-from diffusion.data.sources.places import file_of, located, place
+from diffusion.data.sources.places import file_of, located, place, storage_at
 from diffusion.data.sources.tables import TABLES, table_items
-from diffusion.store.storage import S3_SCHEME, LocalFolder, StorageUnavailable, open_storage
+from diffusion.store.storage import S3_SCHEME, LocalFolder, StorageUnavailable
 
 EMBEDDED = "embedded"
 KINDS = (
@@ -83,6 +83,7 @@ def open_source(source: str | Path, *, columns: Columns | None = None) -> Source
     try:
         kind, items = _kind(listing, uri, columns)
         listing.add_items(items)
+        listing.close()
     except StorageUnavailable:
         raise
     except OSError as error:
@@ -91,7 +92,7 @@ def open_source(source: str | Path, *, columns: Columns | None = None) -> Source
         raise BadSource(
             f"the list of source {source} cannot be kept ({error}): make room in {tempfile.gettempdir()}, or set TMPDIR"
         ) from error
-    if not listing.labels:
+    if not listing.count("items"):
         raise BadSource(f"source {source} holds no pictures. {EXPECTED}")
     return Source(uri, kind, listing)
 
@@ -152,7 +153,7 @@ def _at(uri: str, written: str) -> File | None:
 
 
 def _of_folder(listing: Listing, uri: str, columns: Columns | None) -> tuple[str, Iterator[Item]]:
-    listing.add_files(folder_files(open_storage(uri)), uri)
+    listing.add_files(folder_files(storage_at(uri)), uri)
     pictures = sum(listing.suffixes[ending] for ending in EXTENSIONS)
     archives, images, labels, tables = [], [], [], []
     for file in listing.files() if set(listing.suffixes) - set(EXTENSIONS) else ():

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from diffusion.data.sources.containers import local_mark
 from diffusion.data.sources.items import BadSource, File
-from diffusion.data.sources.places import place
-from diffusion.store.storage import LocalFolder, open_storage
+from diffusion.data.sources.places import place, storage_at
+from diffusion.store.storage import LocalFolder
 
 SPECIAL = re.compile(r"[*?\[{]")
 _WILD = re.compile(r"[*?\[]")
@@ -24,7 +24,7 @@ def matching(uri: str) -> list[File]:
     """
     base = uri[: uri.rfind("/", 0, SPECIAL.search(uri).start())] or "/"
     patterns = list(braces(uri[len(base.rstrip("/")) + 1 :]))
-    storage = open_storage(base)
+    storage = storage_at(base)
     if isinstance(storage, LocalFolder):
         found = [[_local(base, name) for name in glob.glob(pattern, root_dir=base)] for pattern in patterns]
     else:

@@ -35,7 +35,16 @@ _BLOCK = 2**20  # bytes of a ranged read
 _FREE = 2**30  # bytes that anything may unpack to
 _RATIO = 100  # beyond them: unpacked bytes to packed ones
 # RuntimeError covers unknown compression, OverflowError offsets that no file has
-_UNREADABLE = (OSError, EOFError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+    IndexError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 class Placed(NamedTuple):
@@ -50,6 +59,15 @@ class Placed(NamedTuple):
 
 def place(how: str, file: str, *rest: int | str | None) -> str:
     return json.dumps([how, file, *rest], separators=(",", ":"), ensure_ascii=False)
+
+
+def refused(kind: str, detail: str) -> str:
+    """The place of a file that cannot be used."""
+    return place("refused", "", kind, detail)
+
+
+def is_refused(place: str) -> bool:
+    return place.startswith('["refused"')
 
 
 def file_of(place: str) -> str:
@@ -84,11 +102,12 @@ def located(uri: str, file: str = "") -> Placed:
         uri, file = file, ""
     if not file:
         uri, _, file = uri.rpartition("/")
-    return Placed(_storage(uri or "/"), file)
+    return Placed(storage_at(uri or "/"), file)
 
 
 @lru_cache(maxsize=16)
-def _storage(uri: str) -> Storage:
+def storage_at(uri: str) -> Storage:
+    """A folder or prefix."""
     return open_storage(uri)
 
 

@@ -2,26 +2,22 @@
 (Hugging Face's {"bytes", "path"}, img2dataset's `jpg`).  Columns are found by usual names, or named by `Columns`.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
-from diffusion.data.sources.containers import folder_files, local_mark
+from diffusion.data.sources import parquet
+from diffusion.data.sources.containers import checked, folder_files, local_mark
 from diffusion.data.sources.items import BadSource, Columns, File, Item, check_inside, item_of, suffix
 from diffusion.data.sources.layouts import NOT_DOWNLOADED, check_rows
 from diffusion.data.sources.listing import Listing
-from diffusion.data.sources.places import file_of, located, place
+from diffusion.data.sources.places import file_of, located, place, storage_at
 from diffusion.data.sources.rows import TEXT_TABLES, text_rows
-from diffusion.store.storage import LocalFolder, open_storage
-
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
+from diffusion.store.storage import LocalFolder
 
 TABLES = (*TEXT_TABLES, ".parquet")
 _URLS = ("url", "URL", "image_url")
-_MAX_GROUP_BYTES = 2**31  # of pictures, which a worker holds at once
 
 
 def table_items(listing: Listing, tables: list[File], columns: Columns) -> Iterator[Item]:
@@ -49,7 +45,7 @@ def _named_items(listing: Listing, tables: list[File], columns: Columns) -> Iter
 
 
 def _root(table: File, uri: str, columns: Columns) -> str:
-    return open_storage(columns.root).uri if columns.root else located(uri, file_of(table.place)).storage.uri
+    return storage_at(columns.root).uri if columns.root else located(uri, file_of(table.place)).storage.uri
 
 
 def _paths(listing: Listing, table: File, columns: Columns, root: str) -> Iterator[tuple[str, str, dict]]:
@@ -81,7 +77,7 @@ def _no_pictures(name: str, present: list[str]) -> BadSource:
 
 def _files_named(listing: Listing, root: str) -> Iterator[File]:
     """The files below the root that rows name, as far as they are there."""
-    storage = open_storage(root)
+    storage = storage_at(root)
     if not isinstance(storage, LocalFolder):
         for file in folder_files(storage):
             yield file._replace(place=place("file", f"{root.rstrip('/')}/{file.name}"))
@@ -92,7 +88,7 @@ def _files_named(listing: Listing, root: str) -> Iterator[File]:
             size, mark = local_mark(folder / name, folder)
         except OSError:
             continue  # it is counted with all that are missing
-        yield File(name, name, size, mark, place("file", str(folder / name)))
+        yield checked("", name, size, mark, place("file", str(folder / name)))
 
 
 def _rows(listing: Listing, table: File, columns: Columns) -> Iterator[tuple[str, dict]]:
@@ -109,101 +105,37 @@ def _rows(listing: Listing, table: File, columns: Columns) -> Iterator[tuple[str
             yield where, row
 
 
-def _no_columns(name: str, missing: set[str], present: dict) -> BadSource:
+def _no_columns(name: str, missing: set[str], present: Iterable[str]) -> BadSource:
     return BadSource(f"{name} has no column {', '.join(sorted(missing))}; it has {', '.join(sorted(present))}")
 
 
 def _held(listing: Listing, table: File, columns: Columns) -> tuple[str, str | None] | None:
     """The column of a Parquet table that holds pictures' bytes, and its field; None where it names them."""
-    import pyarrow as pa
-
-    with listing.open(table) as file:
-        schema = _parquet(table.inside, file).schema_arrow
-    column = columns.image_of(schema.names)
-    if column is None:
-        raise _no_pictures(table.inside, schema.names)
-    if column not in schema.names:
-        raise _no_columns(table.inside, {column}, dict.fromkeys(schema.names))
-    kind = schema.field(column).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return column, "bytes"
-    return (column, None) if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
+    with listing.open(table) as file, parquet.reading(table.inside, file) as opened:
+        present = opened.schema_arrow.names
+        column = columns.image_of(present)
+        if column is None:
+            raise _no_pictures(table.inside, present)
+        if missing := columns.named() - set(present):
+            raise _no_columns(table.inside, missing, present)
+        return parquet.held(opened, column)
 
 
 def _held_items(listing: Listing, table: File, columns: Columns) -> Iterator[Item]:
     column, field = _held(listing, table, columns)
-    with listing.open(table) as file:
-        parquet = _parquet(table.inside, file)
-        if missing := columns.named() - set(parquet.schema_arrow.names):
-            raise _no_columns(table.inside, missing, dict.fromkeys(parquet.schema_arrow.names))
-        number = 0
-        for group in range(parquet.num_row_groups):
-            _check_group(table.inside, parquet, group, column)
-            for row, said in enumerate(_plain_rows(parquet, group)):
-                where = f"{table.inside} row {number}"
-                if said.get("status", "success") != "success":
-                    listing.left_out[NOT_DOWNLOADED] += 1
-                else:
-                    at = place("row", file_of(table.place), table.mark, group, row, column, field)
-                    one = File(f"{table.name}/{number:09d}", "", 0, f"{table.mark}:{number}", at)
-                    yield replace(item_of(one, said, where, columns=columns, folder=False), size=None)
-                number += 1
+    with listing.open(table) as file, parquet.reading(table.inside, file) as opened:
+        parquet.check_groups(table.inside, opened, column)
+        for number, (group, row, said) in enumerate(parquet.rows(opened)):
+            if said.get("status", "success") != "success":
+                listing.left_out[NOT_DOWNLOADED] += 1
+                continue
+            at = place("row", file_of(table.place), table.mark, group, row, column, field)
+            one = File(f"{table.name}/{number:09d}", "", 0, f"{table.mark}:{number}", at)
+            item = item_of(one, said, f"{table.inside} row {number}", columns=columns, folder=False)
+            yield replace(item, size=None)
 
 
-def _check_group(name: str, parquet: "pq.ParquetFile", group: int, column: str) -> None:
-    columns = parquet.metadata.row_group(group)
-    held = sum(
-        columns.column(i).total_uncompressed_size
-        for i in range(columns.num_columns)
-        if columns.column(i).path_in_schema.split(".")[0] == column
-    )
-    if held > _MAX_GROUP_BYTES:
-        raise BadSource(
-            f"{name} holds {held:,} bytes of pictures in one row group, and a worker reads one at a time: write it with"
-            " smaller ones, as in `to_parquet(..., row_group_size=1000)`"
-        )
-
-
-def _parquet(name: str, file) -> "pq.ParquetFile":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(file)
-    except pa.ArrowException as error:
-        raise BadSource(f"{name} cannot be read as Parquet ({error}): copy it again") from error
-
-
-def _parquet_rows(name: str, file) -> Iterator[tuple[str, dict]]:
-    parquet, number = _parquet(name, file), 0
-    for group in range(parquet.num_row_groups):
-        for row in _plain_rows(parquet, group):
+def _parquet_rows(name: str, file: BinaryIO) -> Iterator[tuple[str, dict]]:
+    with parquet.reading(name, file) as opened:
+        for number, (_, _, row) in enumerate(parquet.rows(opened)):
             yield f"{name} row {number}", row
-            number += 1
-
-
-def _plain_rows(parquet: "pq.ParquetFile", group: int) -> Iterator[dict]:
-    """The columns that JSON can hold: texts, numbers, lists and structs of them; missing and not finite is null."""
-    names = [field.name for field in parquet.schema_arrow if _plain(field.type)]
-    for batch in parquet.iter_batches(1024, row_groups=[group], columns=names):
-        for row in batch.to_pylist():
-            yield {key: _finite(value) for key, value in row.items()}
-
-
-def _plain(kind) -> bool:
-    import pyarrow.types as t
-
-    if t.is_list(kind) or t.is_large_list(kind) or t.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if t.is_struct(kind):
-        return all(_plain(field.type) for field in kind)
-    tests = (t.is_string, t.is_large_string, t.is_string_view, t.is_integer, t.is_floating, t.is_boolean, t.is_null)
-    return any(test(kind) for test in tests)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return {key: _finite(part) for key, part in value.items()} if isinstance(value, dict) else value
