@@ -6,24 +6,35 @@ from prefect.artifacts import create_table_artifact
 from diffusion.adapters.ray_data import shard_dataset
 from diffusion.data.sources import open_source
 from diffusion.data.versions import newest
-from diffusion.recipe import ShardRecipe
+from diffusion.recipe import ShardRecipe, TrainRecipe
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import open_storage
 from diffusion.store.works import work_key
 from flows.console import progress
+from flows.precompute import precompute_stage
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once
 
 
 @flow(name="shard")
-def shard(recipe: ShardRecipe, source: str = "embedded", site: Site | None = None, fresh: bool = False) -> DatasetRef:
+def shard(
+    recipe: ShardRecipe,
+    source: str = "embedded",
+    site: Site | None = None,
+    train: TrainRecipe | None = None,
+    fresh: bool = False,
+) -> DatasetRef:
     """Cut pictures into shards.  A source that has changed since it was last sharded gives a new version of its dataset.
 
-    site: None for the one the worker's environment describes.  fresh: read every file, and go on from no version.
+    site: None for the one the worker's environment describes.  train: what will be trained on them; where it reads captions,
+    they are computed as well.  fresh: read every file, and go on from no version.
     """
     site = site or Site.from_environment()
     site.prepare()
-    return shard_stage(recipe, source, site, fresh).ref
+    dataset = shard_stage(recipe, source, site, fresh).ref
+    if train:
+        precompute_stage(train, dataset, site)
+    return dataset
 
 
 @task(name="shard", **TASK)

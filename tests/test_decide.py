@@ -6,7 +6,7 @@ from collections import defaultdict
 from hashlib import sha256
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.data import catalogue, decide
@@ -54,6 +54,7 @@ def plainly(samples: list[tuple[str, str]], holdout: float) -> set[str]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.sampled_from("abc")), min_size=1, max_size=60), st.floats(0, 0.9))
+@settings(deadline=None)
 def test_splits_keep_their_promises(draws, share):
     samples = contents(draws)
     labels = dict(samples)

@@ -1,18 +1,18 @@
-"""Facts of a dataset for people, counted in the catalogue when it is published: `report.json`, beside the manifest."""
+"""Facts of a dataset for people, counted in the catalogue when it is published: see `datasets.REPORT`."""
 
 import sqlite3
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from diffusion.data.manifest import Manifest
 
-REPORT = "report.json"
 SIDES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # lower bounds of a histogram's bins, pixels
 ASPECTS = (1, 1.1, 1.25, 1.5, 2, 3, 5, 10)  # longer side / shorter side
 _EXAMPLES = 5
 
 
 def report(db: sqlite3.Connection, made: Manifest) -> dict:
-    """Counts of files, classes, captions, formats and sizes; [lower bound, pictures] per bin; examples of each reason."""
+    """Counts of files, classes, captions and formats; pictures by the lower bound of a range of sizes; examples."""
     formats: dict[str, int] = {}
     for (name,) in db.execute("SELECT name FROM items"):
         suffix = PurePosixPath(name).suffix.lower() or "none"
@@ -22,6 +22,7 @@ def report(db: sqlite3.Connection, made: Manifest) -> dict:
     some, several = db.execute(f"SELECT sum({captions} > 0), sum({captions} > 1) {kept}").fetchone()
     classes = zip(made.classes, made.train_counts, made.holdout_counts, strict=True)
     return {
+        "published": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "files": made.files,
         "kept": made.images + made.holdout,
         "holdout": made.holdout,
@@ -39,10 +40,11 @@ def report(db: sqlite3.Connection, made: Manifest) -> dict:
     }
 
 
-def _histogram(db: sqlite3.Connection, value: str, rows: str, bounds: tuple[float, ...]) -> list[list[float]]:
+def _histogram(db: sqlite3.Connection, value: str, rows: str, bounds: tuple[float, ...]) -> dict[str, int]:
     bins = zip(bounds, (*bounds[1:], float("inf")), strict=True)
     sums = ", ".join(f"sum({value} >= {low} AND {value} < {high if high < 1e9 else '9e999'})" for low, high in bins)
-    return [list(pair) for pair in zip(bounds, db.execute(f"SELECT {sums} {rows}").fetchone(), strict=True)]
+    found = db.execute(f"SELECT {sums} {rows}").fetchone()
+    return {str(low): count for low, count in zip(bounds, found, strict=True) if count}
 
 
 def _examples(db: sqlite3.Connection, kind: str) -> list[list[str]]:

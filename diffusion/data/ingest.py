@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from diffusion.data import catalogue, decide, facts, manifest, quarantine, versions
+from diffusion.data import catalogue, datasets, decide, facts, manifest, quarantine, versions
+from diffusion.data.bad_picture import POLICY
 from diffusion.data.manifest import NOT_DAMAGE, Manifest, Processing, ShardEntry
 from diffusion.data.pack import decode_chunk, pack_shard, read_original
-from diffusion.data.quarantine import POLICY
 from diffusion.data.sources import Source, open_source
 from diffusion.data.versions import Head
 from diffusion.recipe import ShardRecipe, canonical_json, digest_of
@@ -181,7 +181,7 @@ def _make(job: _Job, progress: Progress | None) -> DatasetRef:
         train_counts=decide.counts(db, "train", len(classes)),
         holdout_counts=decide.counts(db, "holdout", len(classes)),
         shards=tuple(entry for _, entry in entries),
-        processing=Processing(background=recipe.background),
+        processing=Processing(background=recipe.background, encoding=recipe.encoding),
         recipe_digest=digest_of(recipe),
         files=catalogue.progress(db)[1],
         set_aside=by_kind,
@@ -235,6 +235,7 @@ def _write_shards(job: _Job) -> list[tuple[tuple[str, int], ShardEntry]]:
 
     def tasks() -> Iterator[dict]:
         scratch = str(job.folder) if isinstance(root, LocalFolder) else None
+        common = {"root": root.uri, "scratch": scratch, "encoding": job.recipe.encoding}
         for shard in new:
             done = catalogue.packed(db, shard.digest)
             if done and root.size(ShardEntry(**done["entry"]).tar) == done["entry"]["bytes"]:
@@ -242,13 +243,7 @@ def _write_shards(job: _Job) -> list[tuple[tuple[str, int], ShardEntry]]:
                 continue
             waiting[shard.digest] = shard
             samples = decide.samples_of(db, shard)
-            yield {
-                "digest": shard.digest,
-                "root": root.uri,
-                "scratch": scratch,
-                "split": shard.split,
-                "samples": samples,
-            }
+            yield {**common, "digest": shard.digest, "split": shard.split, "samples": samples}
 
     for result in job.each(pack_shard, tasks()):
         catalogue.record_packed(db, result["digest"], result)
@@ -292,5 +287,5 @@ def _publish(job: _Job, made: Manifest, places: list[tuple[str, int]]) -> None:
     job.root.put(f"{folder}/{versions.FILES}", files)
     files.unlink()
     job.root.put(f"{folder}/{versions.RECIPE}", canonical_json(job.recipe))
-    job.root.put(f"{folder}/{facts.REPORT}", canonical_json(facts.report(job.db, made)))
+    job.root.put(f"{folder}/{datasets.REPORT}", canonical_json(facts.report(job.db, made)))
     manifest.publish(made, job.root)

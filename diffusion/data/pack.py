@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.data import images, quarantine
-from diffusion.data.images import BadPicture
+from diffusion.data.bad_picture import BadPicture
+from diffusion.data.fit import check_wanted
 from diffusion.data.shards import PackedSample, damaged, put_shard, write_shard
 from diffusion.data.sources import read_item
 from diffusion.recipe import ShardRecipe
@@ -38,7 +39,7 @@ def decode_chunk(task: dict) -> dict:
     task: source, files [[name, mark, place], ...], recipe, released (sha256 of files that no policy holds back), blobs
     (storage), blob (name).  Each file becomes a row: its facts, or why it is set aside.
     """
-    recipe = ShardRecipe(**task["recipe"])
+    recipe, released = ShardRecipe(**task["recipe"]), set(task["released"])
     rows, parts, offset = [], [], 0
     for name, mark, place in task["files"]:
         row = {"name": name, "mark": mark}
@@ -46,7 +47,7 @@ def decode_chunk(task: dict) -> dict:
         try:
             data = read_original(task["source"], place)
             row |= {"file": sha256(data).hexdigest(), "bytes": len(data)}
-            facts, encoded = _prepare(data, recipe)
+            facts, encoded = _prepare(data, recipe, row["file"] in released)
         except BadPicture as error:
             row |= {"kind": error.kind, "detail": error.detail}
             continue
@@ -58,30 +59,35 @@ def decode_chunk(task: dict) -> dict:
     return {"rows": rows}
 
 
-def _prepare(data: bytes, recipe: ShardRecipe) -> tuple[dict, bytes]:
-    """A file's bytes -> facts, and the encoded picture.  Raises BadPicture."""
-    picture = images.load(data)
+def _prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, bytes]:
+    """A file's bytes -> facts, and the encoded picture.  Raises BadPicture; of a released file only where it is damaged."""
+    picture = images.decode_all(data)
+    height, width = picture.shape[:2]
+    if not released:
+        check_wanted(width, height, min_side=recipe.min_side, max_aspect=recipe.max_aspect)
     pixels = images.fit(picture, resolution=recipe.resolution, background=recipe.background)
     facts = {
         "content": images.content_digest(picture),
         "pixels": sha256(pixels.tobytes()).hexdigest(),
-        "width": picture.width,
-        "height": picture.height,
+        "width": width,
+        "height": height,
     }
+    if recipe.encoding == "jpeg":
+        return facts, images.encode_jpeg(pixels, recipe.jpeg_quality)
     return facts, images.encode_png(pixels)
 
 
 def pack_shard(task: dict) -> dict:
     """Write one shard and put it in its place.
 
-    task: digest (of the samples), root (storage), scratch (folder for temporary files; None: the system's), split, samples
-    (key, label, facts, image place).  Returns the digest, the shard's manifest entry, and [offset, size, crc32] of each
-    picture in it.
+    task: digest (of the samples), root (storage), scratch (folder for temporary files; None: the system's), split,
+    encoding, samples (key, label, facts, image place).  Returns the digest, the shard's manifest entry, and [offset, size,
+    crc32] of each picture in it.
     """
     root = open_storage(task["root"])
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=task["scratch"]) as name:
         folder = Path(name)
-        entry = write_shard(folder, task["split"], _packed(task["samples"]))
+        entry = write_shard(folder, task["split"], _packed(task["samples"]), task["encoding"])
         index = np.load(folder / Path(entry.index).name, allow_pickle=False)
         put_shard(root, folder, entry)
     spans = zip(index["image_offset"], index["image_size"], index["image_crc32"], strict=True)

@@ -12,13 +12,12 @@ from hashlib import sha256
 from pathlib import Path
 
 from diffusion.data import manifest
-from diffusion.data.images import BadPicture
-from diffusion.data.manifest import DUPLICATE, NEAR_DUPLICATE, NOT_DAMAGE
+from diffusion.data.bad_picture import BadPicture
+from diffusion.data.manifest import DUPLICATE, NOT_DAMAGE
 from diffusion.recipe import Frozen, canonical_json
 from diffusion.store.storage import Storage, open_storage
 
 REASONS = "reasons.jsonl"
-POLICY = ("too small", "too elongated", NEAR_DUPLICATE)  # reasons that are the recipe's; people may let such files pass
 MAX_ORIGINALS_BYTES = 2**30  # originals are kept up to this sum, in order of name; all are listed
 MAX_TAR_BYTES = 2**26  # of a tar, but for one original that is larger
 _BLOCK = 2**20
