@@ -142,14 +142,18 @@ def load_before(db: sqlite3.Connection, digest: str, rows: Iterable[dict]) -> No
 
 def adopt(db: sqlite3.Connection, released: Iterable[str], policy: Iterable[str]) -> None:
     """What the parent found in files that are as they were is not looked for again.  A file of `released` (sha256) that was
-    set aside for a reason in `policy` is.
+    set aside for a reason in `policy` is; and so is what an interrupted stage found in files that were released then or now,
+    and not both.
     """
-    passes = (json.dumps(list(policy)), json.dumps(list(released)))
+    now = set(released)
+    passes = (json.dumps(list(policy)), json.dumps(list(now)))
     passing = "kind IN (SELECT value FROM json_each(?)) AND file IN (SELECT value FROM json_each(?))"
     decided = f"kind IN ({', '.join(repr(kind) for kind in NOT_DAMAGE)})"  # from what was found, and decided again
     facts = ", ".join(name for name in _FOUND if name not in ("kind", "detail"))
     with transaction(db):
-        db.execute(f"DELETE FROM found WHERE {passing}", passes)
+        (last,) = db.execute("SELECT value FROM meta WHERE key = 'released'").fetchone() or ("[]",)
+        db.executemany("DELETE FROM found WHERE file = ?", ((file,) for file in set(json.loads(last)) ^ now))
+        db.execute("INSERT OR REPLACE INTO meta VALUES ('released', ?)", (json.dumps(list(now)),))
         db.execute(
             f"INSERT OR REPLACE INTO found (kind, detail, {facts})"
             f" SELECT iif({decided}, NULL, kind), iif({decided}, NULL, detail), {facts} FROM before b"

@@ -91,22 +91,22 @@ def release(
                 " Repair it in the source, or decode it again with `diffusion data quarantine retry`"
             )
         quarantine.original(root, file)
-    return _again(root, digest, work, wanted, (), each)
+    return _again(root, digest, "release", work, wanted, (), each)
 
 
 def retry(root: Storage, digest: str, work: Path | None = None, *, each: Each = map) -> DatasetRef:
     """Decode everything in a dataset's quarantine again: a new version with what passes now, or the same dataset."""
     names = [file.name for file in quarantine.entries(root, digest) if file.place]
-    return _again(root, digest, work, (), names, each)
+    return _again(root, digest, "retry", work, (), names, each)
 
 
 def _again(
-    root: Storage, digest: str, work: Path | None, released: Iterable[str], names: Iterable[str], each: Each
+    root: Storage, digest: str, why: str, work: Path | None, released: Iterable[str], names: Iterable[str], each: Each
 ) -> DatasetRef:
     """A version made of the parent's own files: the released ones and those in `names` are decoded again."""
     parent = manifest.load(f"{root.uri}/{manifest.place_of(digest)}")
     recipe = versions.recipe_of(root, parent)
-    with _working(root, work, f"{parent.digest[:16]}-again") as (folder, db):
+    with _working(root, work, f"{parent.digest[:16]}-{why}") as (folder, db):
         catalogue.load_before(db, parent.digest, versions.read_files(root, parent, folder))
         places = ((file.name, file.place) for file in quarantine.entries(root, digest) if file.place)
         catalogue.list_before(db, places)
