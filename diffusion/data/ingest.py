@@ -13,7 +13,7 @@ nor the order of their answers can change a byte:
 - Samples are sorted by key, which begins the content hash: a random order, the same for everyone.
 """
 
-import shutil
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
@@ -23,11 +23,12 @@ from diffusion.data import images, manifest, quarantine
 from diffusion.data.images import BadPicture
 from diffusion.data.manifest import DUPLICATE, Manifest, Processing, ShardEntry
 from diffusion.data.quarantine import SetAside
-from diffusion.data.shards import PackedSample, write_shard
+from diffusion.data.shards import PackedSample, put_shard, write_shard
 from diffusion.data.sources import BadSource, Item, open_source, read_item
 from diffusion.recipe import ShardRecipe, digest_of
 from diffusion.store.publish import publish, staging
 from diffusion.store.refs import DatasetRef
+from diffusion.store.storage import Storage, open_storage
 
 Each = Callable[[Callable[[dict], dict], list[dict]], Iterable[dict]]  # results may come in any order
 Progress = Callable[[int, int], None]  # files decoded, files in all
@@ -48,8 +49,8 @@ def shard_dataset(
     """
     opened = open_source(source)
     items = {item.name: item for item in opened.items()}
-    datasets = Path(store_root).resolve() / "datasets"
-    with staging(datasets) as folder:
+    root = open_storage(Path(store_root).resolve())
+    with staging(Path(root.uri)) as folder:
         work = folder / "work"
         work.mkdir()
         pictures, bad = _decode_all(opened.uri, items, recipe, work, progress, each)
@@ -61,15 +62,13 @@ def shard_dataset(
         except quarantine.TooManyRejected:
             _publish_quarantine(folder / "quarantine", _kept_quarantine(store_root, aside))
             raise
-        made = _write_all(items, recipe, folder, pictures, aside, each)
-        shutil.rmtree(work)
-        made.save(folder)
-        final = datasets / made.digest[:16]
-        try:
-            publish(folder, final)
-        except FileExistsError:
-            manifest.verify(final, digest=made.digest)
-    return made.ref(final)
+        made = _write_all(items, recipe, root, work, pictures, aside, each)
+        _publish_quarantine(folder / "quarantine", Path(root.uri, manifest.place_of(made.digest), "quarantine"))
+    if root.size(f"{manifest.place_of(made.digest)}/{manifest.FILE}") is None:
+        return made.ref(manifest.publish(made, root))
+    uri = f"{root.uri}/{manifest.place_of(made.digest)}"
+    manifest.verify(uri, digest=made.digest)
+    return made.ref(uri)
 
 
 def decode_chunk(task: dict) -> dict:
@@ -99,9 +98,11 @@ def decode_chunk(task: dict) -> dict:
 
 
 def pack_shard(task: dict) -> dict:
-    """Write one shard from PNGs in blobs; returns its manifest entry."""
-    path = Path(task["path"])
-    return write_shard(path, task["split"], _packed(task["samples"])).model_dump()
+    """Write one shard from PNGs in blobs and put it in its place; returns its manifest entry."""
+    with tempfile.TemporaryDirectory(dir=task["work"]) as folder:
+        entry = write_shard(Path(folder), task["split"], _packed(task["samples"]))
+        put_shard(open_storage(task["root"]), Path(folder), entry)
+    return {"place": task["place"], "entry": entry.model_dump()}
 
 
 def _packed(samples: list[dict]) -> Iterator[PackedSample]:
@@ -110,7 +111,7 @@ def _packed(samples: list[dict]) -> Iterator[PackedSample]:
         with open(blob, "rb") as file:
             file.seek(offset)
             png = file.read(size)
-        yield PackedSample(sample["key"], sample["label"], sample["facts"], png, sample["facts"]["caption"])
+        yield PackedSample(sample["key"], sample["label"], sample["facts"], png)
 
 
 def _decode_all(
@@ -171,7 +172,13 @@ def divide(samples: list[dict], holdout: float) -> tuple[list[dict], list[dict]]
 
 
 def _write_all(
-    items: dict[str, Item], recipe: ShardRecipe, folder: Path, rows: list[dict], aside: list[SetAside], each: Each
+    items: dict[str, Item],
+    recipe: ShardRecipe,
+    root: Storage,
+    work: Path,
+    rows: list[dict],
+    aside: list[SetAside],
+    each: Each,
 ) -> Manifest:
     classes = class_names(items[row["name"]].label for row in rows)
     label_of = {name: label for label, name in enumerate(classes)}
@@ -181,7 +188,7 @@ def _write_all(
         facts = {
             "source": item.name,
             "label": item.label,
-            "caption": item.captions[0].text if item.captions else "",
+            "captions": [list(caption) for caption in item.captions],
             "content_sha256": row["content"],
             "width": row["width"],
             "height": row["height"],
@@ -194,17 +201,16 @@ def _write_all(
     train, held = divide(samples, recipe.holdout)
     tasks = []
     for split, members in (("train", train), ("holdout", held)):
-        for number, start in enumerate(range(0, len(members), recipe.shard_size)):
-            path = str(folder / f"{split}-{number:06d}.tar")
-            tasks.append({"path": path, "split": split, "samples": members[start : start + recipe.shard_size]})
-    entries = [ShardEntry(**result) for result in each(pack_shard, tasks)]
-    places = {Path(task["path"]).name: place for place, task in enumerate(tasks)}
+        for start in range(0, len(members), recipe.shard_size):
+            part = {"split": split, "samples": members[start : start + recipe.shard_size], "place": len(tasks)}
+            tasks.append({**part, "root": root.uri, "work": str(work)})
+    entries = {result["place"]: ShardEntry(**result["entry"]) for result in each(pack_shard, tasks)}
     return Manifest(
         resolution=recipe.resolution,
         classes=classes,
         train_counts=_counts(train, len(classes)),
         holdout_counts=_counts(held, len(classes)),
-        shards=tuple(sorted(entries, key=lambda entry: places[entry.name])),
+        shards=tuple(entries[place] for place in range(len(tasks))),
         processing=Processing(background=recipe.background),
         recipe_digest=digest_of(recipe),
         files=len(items),
