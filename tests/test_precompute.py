@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diffusion.data import ingest, manifest
-from diffusion.data.order import Order
+from diffusion.data.order import Order, order_of
 from diffusion.data.precompute import Maker, Setup, captions_of, in_process, missing, precompute
 from diffusion.data.shards import PackedSample, put_shard, write_shard
 from diffusion.data.sidecar import (
@@ -276,12 +276,12 @@ def test_a_worker_with_another_encoder_is_refused(dataset):
 def test_captions_are_looked_for_in_the_shards_of_their_batch(dataset):
     precompute(dataset, BY)
     reader = ShardReader(dataset.uri)
-    order = Order(reader.counts, seed=3, window=8, streams=3)
+    order = Order(len(reader), 8, seed=3, window=8, streams=3)
     sidecars = sidecars_of(reader)
     assert sidecars.find(reader.read(0).caption) is None  # of no batch yet
     stream = batches(reader, order, 5, stop=2 * len(reader), threads=0)
     count = 0
-    for batch in sidecars.beside(stream, order, reader.counts):
+    for batch in sidecars.beside(stream, order, reader.shards_of):
         for caption in batch.captions:
             assert torch.equal(sidecars.find(caption), embed(caption))
             count += 1
@@ -338,7 +338,7 @@ def test_training_is_the_same_to_the_bit_and_computes_no_caption(dataset, tiny_r
     precompute(dataset, BY)
     recipe = reading(tiny_recipe.train)
     reader = ShardReader(dataset.uri)
-    order = Order(reader.counts, seed=recipe.seed, window=recipe.window, streams=recipe.streams)
+    order = order_of(reader.counts, recipe)
 
     def trained(prepare) -> TrainState:
         state = build_state(recipe, resolution=dataset.resolution, classes=len(dataset.classes), device="cpu")
@@ -353,7 +353,7 @@ def test_training_is_the_same_to_the_bit_and_computes_no_caption(dataset, tiny_r
     def from_sidecars(state, stream):
         sidecars = sidecars_of(reader, encoder=state.encoder)
         state.encoder = looking_up(TextEncoder(state.encoder.identity, refuse), sidecars.find)
-        return sidecars.beside(stream, order, reader.counts)
+        return sidecars.beside(stream, order, reader.shards_of)
 
     plain, found = trained(lambda state, stream: stream), trained(from_sidecars)
     assert weights(plain) == weights(found)

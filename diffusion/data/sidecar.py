@@ -178,12 +178,12 @@ class Sidecars:
         """The shards, by their place, whose captions are asked for next."""
         self._at_hand = tuple(dict.fromkeys(shards))
 
-    def beside(self, batches: Iterable[Batch], order: Order, counts: Sequence[int]) -> Iterator[Batch]:
-        """The batches, turning to the shards of each before it is given.  counts: pictures of each shard."""
-        first = np.array([0, *accumulate(counts)])
+    def beside(
+        self, batches: Iterable[Batch], order: Order, shards_of: Callable[[np.ndarray], np.ndarray]
+    ) -> Iterator[Batch]:
+        """The batches, turning to the shards of each before it is given.  shards_of: the reader's, places by picture."""
         for batch in batches:
-            pictures = order.at(int(batch.index[0]), len(batch.index))
-            self.turn_to((np.searchsorted(first, pictures, side="right") - 1).tolist())
+            self.turn_to(shards_of(order.at(int(batch.index[0]), len(batch.index))).tolist())
             yield batch
 
     def find(self, caption: str) -> Tensor | None:
