@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diffusion.data import ingest, manifest
+from diffusion.data import sidecar as sidecar_module
 from diffusion.data.order import Order, order_of
 from diffusion.data.precompute import Maker, Setup, captions_of, in_process, missing, precompute
 from diffusion.data.shards import PackedSample, put_shard, write_shard
@@ -73,11 +74,13 @@ def sidecars_of(reader: ShardReader, on_damage=None, encoder: TextEncoder | None
 
 
 class InMemory(dict):
-    """As much of a storage as reading one file takes."""
+    """As much of a storage as reading one file takes.  It counts."""
 
     uri = "memory"
+    reads = 0
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        self.reads += 1
         return self[name][start:][:size]
 
 
@@ -116,11 +119,17 @@ def test_what_was_put_in_comes_out_and_nothing_else(embeddings, rng):
         assert theirs["tokens"][first:end].tobytes() == by_key[bytes(key)].tobytes()
 
 
-def test_a_table_longer_than_the_first_read_is_read_whole():
+@pytest.mark.parametrize("first_read", [8 + 1_000, 200_000, 2**22])
+def test_a_file_longer_than_the_first_read_is_read_piece_by_piece(monkeypatch, first_read):
+    """Ended in the table, in the embeddings, and not at all."""
+    monkeypatch.setattr(sidecar_module, "_FIRST_READ_REMOTE", first_read)
     embeddings = {f"number {i}": np.full((1 + i % 3, WIDTH), i, np.float32) for i in range(4_000)}
-    sidecar = open_sidecar(holding(embeddings), BY, SHARD)
+    root = holding(embeddings)
+    sidecar = open_sidecar(root, BY, SHARD)
+    assert root.reads == 1 + (first_read < 10_000)
     for i in random.Random(0).sample(range(4_000), 50):
         assert sidecar.find(f"number {i}").numpy().tobytes() == embeddings[f"number {i}"].tobytes()
+    assert (root.reads == 1) == (first_read == 2**22)
 
 
 @given(st.data())
