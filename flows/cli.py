@@ -69,7 +69,7 @@ def shard(
         with prefect_ready():
             from flows.shard import facts
             from flows.shard import shard as flow
-        for key, value in facts(flow(recipe.shard, where, site)).items():
+        for key, value in facts(flow(recipe.shard, where, site, recipe.train)).items():
             say(f"  {key:<10} {value}")
 
     _do(work, debug, preset, recipe_file, settings, None, home=home)

@@ -5,20 +5,29 @@ from prefect.artifacts import create_table_artifact
 
 from diffusion.adapters.ray_data import shard_dataset
 from diffusion.data.sources import open_source
-from diffusion.recipe import ShardRecipe
+from diffusion.recipe import ShardRecipe, TrainRecipe
 from diffusion.store.refs import DatasetRef
 from diffusion.store.works import recall, work_key
 from flows.console import progress
+from flows.precompute import precompute_stage
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once
 
 
 @flow(name="shard")
-def shard(recipe: ShardRecipe, source: str = "embedded", site: Site | None = None) -> DatasetRef:
-    """Cut a folder or .zip of pictures into shards.  site: None for the one the worker's environment describes."""
+def shard(
+    recipe: ShardRecipe, source: str = "embedded", site: Site | None = None, train: TrainRecipe | None = None
+) -> DatasetRef:
+    """Cut a folder or .zip of pictures into shards.  site: None for the one the worker's environment describes.
+
+    train: what will be trained on them; where it reads captions, they are computed as well.
+    """
     site = site or Site.from_environment()
     site.prepare()
-    return shard_stage(recipe, source, site).ref
+    dataset = shard_stage(recipe, source, site).ref
+    if train:
+        precompute_stage(train, dataset, site)
+    return dataset
 
 
 @task(name="shard", **TASK)

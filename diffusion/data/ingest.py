@@ -24,7 +24,7 @@ from diffusion.data.images import BadPicture
 from diffusion.data.manifest import DUPLICATE, Manifest, Processing, ShardEntry
 from diffusion.data.quarantine import SetAside
 from diffusion.data.shards import PackedSample, put_shard, write_shard
-from diffusion.data.sources import BadSource, Source, open_source, read_file
+from diffusion.data.sources import BadSource, Item, open_source, read_item
 from diffusion.recipe import ShardRecipe, digest_of
 from diffusion.store.publish import publish, staging
 from diffusion.store.refs import DatasetRef
@@ -48,20 +48,21 @@ def shard_dataset(
     Raises BadSource (nothing usable), quarantine.TooManyRejected, ValueError (a damaged dataset under that name).
     """
     opened = open_source(source)
+    items = {item.name: item for item in opened.items()}
     root = open_storage(Path(store_root).resolve())
     with staging(Path(root.uri)) as folder:
         work = folder / "work"
         work.mkdir()
-        pictures, bad = _decode_all(opened, recipe, work, progress, each)
-        pictures, duplicates = _first_of_each(pictures, {item.name: item.label for item in opened.items})
+        pictures, bad = _decode_all(opened.uri, items, recipe, work, progress, each)
+        pictures, duplicates = _first_of_each(pictures, {name: item.label for name, item in items.items()})
         aside = [*bad, *duplicates]
-        quarantine.write_quarantine(folder / "quarantine", aside, opened.read)
+        quarantine.write_quarantine(folder / "quarantine", aside, lambda name: read_item(opened.uri, items[name].place))
         try:
-            quarantine.check_budget(bad, len(opened.items), recipe.max_rejected, _kept_quarantine(store_root, aside))
+            quarantine.check_budget(bad, len(items), recipe.max_rejected, _kept_quarantine(store_root, aside))
         except quarantine.TooManyRejected:
             _publish_quarantine(folder / "quarantine", _kept_quarantine(store_root, aside))
             raise
-        made = _write_all(opened, recipe, root, work, pictures, aside, each)
+        made = _write_all(items, recipe, root, work, pictures, aside, each)
         _publish_quarantine(folder / "quarantine", Path(root.uri, manifest.place_of(made.digest), "quarantine"))
     if root.size(f"{manifest.place_of(made.digest)}/{manifest.FILE}") is None:
         return made.ref(manifest.publish(made, root))
@@ -74,9 +75,9 @@ def decode_chunk(task: dict) -> dict:
     """Decode files and append their PNGs to one blob.  Each file becomes a row: its facts, or why it is set aside."""
     rows = []
     with open(task["blob"], "wb") as blob:
-        for name in task["names"]:
+        for name, place in task["items"]:
             try:
-                picture = images.load(read_file(Path(task["location"]), name))
+                picture = images.load(read_item(task["uri"], place))
                 pixels = images.fit(picture, resolution=task["resolution"], background=task["background"])
             except BadPicture as error:
                 rows.append({"name": name, "kind": error.kind, "detail": error.detail})
@@ -114,21 +115,21 @@ def _packed(samples: list[dict]) -> Iterator[PackedSample]:
 
 
 def _decode_all(
-    source: Source, recipe: ShardRecipe, work: Path, progress: Progress | None, each: Each
+    uri: str, items: dict[str, Item], recipe: ShardRecipe, work: Path, progress: Progress | None, each: Each
 ) -> tuple[list[dict], list[SetAside]]:
     """Rows of good files and the bad ones, each sorted by name; PNGs are in blobs below `work`."""
-    names = [item.name for item in source.items]
-    size = min(max(len(names) // 64, _CHUNK[0]), _CHUNK[1])
-    common = {"location": str(source.location), "resolution": recipe.resolution, "background": recipe.background}
+    places = [[item.name, item.place] for item in items.values()]
+    size = min(max(len(places) // 64, _CHUNK[0]), _CHUNK[1])
+    common = {"uri": uri, "resolution": recipe.resolution, "background": recipe.background}
     tasks = [
-        {**common, "names": names[start : start + size], "blob": str(work / f"{start:09d}")}
-        for start in range(0, len(names), size)
+        {**common, "items": places[start : start + size], "blob": str(work / f"{start:09d}")}
+        for start in range(0, len(places), size)
     ]
     rows: list[dict] = []
     for result in each(decode_chunk, tasks):
         rows += result["rows"]
         if progress:
-            progress(len(rows), len(names))
+            progress(len(rows), len(places))
     rows.sort(key=lambda row: row["name"])
     return [row for row in rows if "content" in row], [SetAside(**row) for row in rows if "kind" in row]
 
@@ -171,9 +172,14 @@ def divide(samples: list[dict], holdout: float) -> tuple[list[dict], list[dict]]
 
 
 def _write_all(
-    source: Source, recipe: ShardRecipe, root: Storage, work: Path, rows: list[dict], aside: list[SetAside], each: Each
+    items: dict[str, Item],
+    recipe: ShardRecipe,
+    root: Storage,
+    work: Path,
+    rows: list[dict],
+    aside: list[SetAside],
+    each: Each,
 ) -> Manifest:
-    items = {item.name: item for item in source.items}
     classes = class_names(items[row["name"]].label for row in rows)
     label_of = {name: label for label, name in enumerate(classes)}
     samples = []
@@ -182,7 +188,7 @@ def _write_all(
         facts = {
             "source": item.name,
             "label": item.label,
-            "captions": [[item.caption, 1.0]] if item.caption else [],
+            "captions": [list(caption) for caption in item.captions],
             "content_sha256": row["content"],
             "width": row["width"],
             "height": row["height"],
@@ -207,7 +213,7 @@ def _write_all(
         shards=tuple(entries[place] for place in range(len(tasks))),
         processing=Processing(background=recipe.background),
         recipe_digest=digest_of(recipe),
-        files=len(source.items),
+        files=len(items),
         set_aside=quarantine.count_by_kind(aside),
     )
 
