@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.data.order import Order
+from diffusion.data.order import Mixture, Order
 from diffusion.data.stream import Batch
 from diffusion.recipe import Frozen, canonical_json, digest_of
 from diffusion.store.storage import Storage
@@ -178,7 +178,7 @@ class Sidecars:
         """The shards, by their place, whose captions are asked for next."""
         self._at_hand = tuple(dict.fromkeys(shards))
 
-    def beside(self, batches: Iterable[Batch], order: Order, counts: Sequence[int]) -> Iterator[Batch]:
+    def beside(self, batches: Iterable[Batch], order: Order | Mixture, counts: Sequence[int]) -> Iterator[Batch]:
         """The batches, turning to the shards of each before it is given.  counts: pictures of each shard."""
         first = np.array([0, *accumulate(counts)])
         for batch in batches:
