@@ -204,6 +204,17 @@ def test_a_removed_dataset_is_made_anew_and_a_lost_list_is_named(tmp_path):
     assert identity(again.uri) == whole
 
 
+def test_another_limit_of_damage_is_obeyed_and_decodes_nothing(tmp_path):
+    root, folder = tmp_path / "root", tmp_path / "s"
+    first = ingest.shard_dataset(write(folder, some(*range(20), x_png=File(DAMAGED))), RECIPE, root)
+    each = Counting()
+    with pytest.raises(TooManyRejected, match="1 of 21 files"):
+        ingest.shard_dataset(folder, RECIPE.model_copy(update={"max_rejected": 0.01}), root, each=each)
+    second = ingest.shard_dataset(folder, RECIPE.model_copy(update={"max_rejected": 0.5}), root, each=each)
+    assert each.files == 0
+    assert manifest.load(second.uri).shards == manifest.load(first.uri).shards
+
+
 def test_damage_in_a_parents_shard_is_named_and_not_passed_on(tmp_path):
     root, folder = tmp_path / "root", tmp_path / "s"
     first = ingest.shard_dataset(write(folder, some(*range(20))), RECIPE, root)

@@ -51,9 +51,9 @@ def shard_dataset(
     """
     opened = open_source(source)
     storage = open_storage(root) if isinstance(root, str | Path) else root
+    if not fresh and (ready := versions.newest(storage, opened.uri, recipe, opened.fingerprint)):
+        return _verified(storage, ready.digest)
     last = None if fresh else versions.head(storage, opened.uri, recipe)
-    if last and last.fingerprint == opened.fingerprint:
-        return _verified(storage, last.digest)
     parent = last and manifest.load(f"{storage.uri}/{manifest.place_of(last.digest)}", digest=last.digest)
     name = f"{versions.head_key(opened.uri, recipe)}{'-fresh' if fresh else ''}"
     with _working(storage, work, name) as (folder, db):

@@ -44,12 +44,14 @@ def head(root: Storage, source: str, recipe: ShardRecipe) -> Head | None:
 
 
 def newest(root: Storage, source: str, recipe: ShardRecipe, fingerprint: str) -> DatasetRef | None:
-    """The newest dataset of the source at this URI, where it was made of the state that `fingerprint` names."""
+    """The newest dataset of the source at this URI, where it was made of the state that `fingerprint` names by this very
+    recipe."""
     last = head(root, source, recipe)
     if last is None or last.fingerprint != fingerprint:
         return None
     uri = f"{root.uri}/{manifest.place_of(last.digest)}"
-    return manifest.load(uri, digest=last.digest).ref(uri)
+    made = manifest.load(uri, digest=last.digest)
+    return made.ref(uri) if made.recipe_digest == digest_of(recipe) else None
 
 
 def set_head(root: Storage, recipe: ShardRecipe, new: Head) -> None:
