@@ -28,7 +28,7 @@ from diffusion.data.sources.items import (
     suffix,
 )
 from diffusion.data.sources.places import is_refused, is_span, located, open_file, open_place, read_item, span_of
-from diffusion.store.storage import LocalFolder, StorageUnavailable
+from diffusion.store.storage import S3_SCHEME, StorageUnavailable
 
 T = TypeVar("T")
 
@@ -186,7 +186,7 @@ class Listing:
 
     def texts(self, wanted: Iterable[tuple[T, list[File]]]) -> Iterator[tuple[T, list[str]]]:
         """Likewise the texts of many small files, in their order.  Those of a bucket are asked for ahead, many at once."""
-        if isinstance(located(self.uri).storage, LocalFolder):
+        if not self.uri.startswith(S3_SCHEME):
             yield from ((what, [self.text(file) for file in files]) for what, files in wanted)
             return
         pool, ahead = ThreadPoolExecutor(_THREADS), deque()
