@@ -38,22 +38,27 @@ def data_root(site: Site) -> "Storage":
 
 @app.command("list")
 def list_(home: Home = None, debug: Debug = False) -> None:
-    """The datasets there are, the latest last."""
+    """The datasets there are."""
 
     def work(site: Site) -> None:
-        from diffusion.data.datasets import by_time
+        from diffusion.data.datasets import latest, opened, places
 
         root = data_root(site)
+        newest = latest(root)
         say(f"  in {root.uri}")
-        for dataset in by_time(root):
+        for uri in places(root):
+            try:
+                dataset = opened(uri)
+            except ValueError as error:
+                warn(str(error))
+                continue
             made = dataset.manifest
+            size = f"{made.resolution:>4} px {made.images:>11,} pictures {made.holdout:>9,} held out"
             after = (
                 f"mixture of {len(made.parts)}" if made.parts else f"after {made.parent[:16]}" if made.parent else ""
             )
-            size = f"{made.resolution:>4} px {made.images:>11,} pictures {made.holdout:>9,} held out"
-            say(
-                f"  {dataset.digest[:16]} {size} {len(made.classes):>6,} classes  {dataset.published}  {after}".rstrip()
-            )
+            is_latest = "latest" if dataset.digest == newest else ""
+            say(f"  {dataset.digest[:16]} {size} {len(made.classes):>6,} classes  {is_latest:<6}  {after}".rstrip())
 
     guarded(work, debug, home=home)
 
@@ -191,7 +196,7 @@ def mix(
     """Publish a mixture: datasets read as one, each as often as its weight says.  Takes no room."""
 
     def work(site: Site) -> None:
-        from diffusion.data.datasets import find
+        from diffusion.data.datasets import find, set_latest
         from diffusion.data.mix import mix as publish
         from diffusion.data.report import overview
 
@@ -203,6 +208,7 @@ def mix(
             weights.append((find(root, ref), float(weight)))
         with waiting("comparing the pictures"):
             mixed = publish(root, weights)
+        set_latest(root, mixed.digest)
         for title, text in overview(mixed).items():
             say(f"  {title:<10} {text}")
 

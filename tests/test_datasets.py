@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.data import manifest
-from diffusion.data.datasets import by_time, find
+from diffusion.data.datasets import find, latest, places, set_latest
 from diffusion.data.stream import ShardReader
 from diffusion.store.storage import LocalFolder
 from tests.made_dataset import Made, published
@@ -18,6 +18,7 @@ def root(tmp_path: Path) -> LocalFolder:
 
 def test_any_way_to_say_it_finds_it(root: LocalFolder) -> None:
     made = published(root, [Made(1), Made(2)])
+    set_latest(root, made.digest)
     digest = made.manifest.digest
     for ref in (digest[:4], digest[:16], digest[:17], digest, made.uri, made.uri + "/", "latest"):
         assert find(root, ref) == made
@@ -26,12 +27,17 @@ def test_any_way_to_say_it_finds_it(root: LocalFolder) -> None:
     assert len(ShardReader(made.whole().uri)) == 2
 
 
-def test_the_latest_is_the_one_published_last(root: LocalFolder) -> None:
-    days = ["2026-03-01T00:00:00Z", "2026-03-03T00:00:00Z", "2026-03-02T00:00:00Z"]
-    made = [published(root, [Made(n)], report={"published": day}) for n, day in enumerate(days)]
-    undated = published(root, [Made(9)])
-    assert by_time(root) == [undated, made[0], made[2], made[1]]
-    assert find(root, "latest") == made[1]
+def test_the_latest_is_the_one_that_was_said_to_be(root: LocalFolder) -> None:
+    first, second = published(root, [Made(1)]), published(root, [Made(2)])
+    for made in (second, first, second):
+        set_latest(root, made.digest)
+        assert find(root, "latest") == made
+        assert latest(root) == made.digest
+    assert places(root) == sorted([first.uri, second.uri])
+    root.remove(f"{manifest.place_of(second.digest)}/{manifest.FILE}")
+    with pytest.raises(ValueError, match=f"begins with {second.digest}") as refused:
+        find(root, "latest")
+    assert first.digest[:16] in str(refused.value)
 
 
 def test_an_unknown_one_tells_what_there_is(root: LocalFolder) -> None:
@@ -58,7 +64,7 @@ def test_digits_that_two_datasets_share_are_not_enough(root: LocalFolder) -> Non
     made = published(root, [Made(1)])
     twin = manifest.place_of(made.digest[:4] + "0" * 60)
     root.put(f"{twin}/{manifest.FILE}", root.read(f"{manifest.place_of(made.digest)}/{manifest.FILE}"))
-    with pytest.raises(ValueError, match="first digits of 2 datasets: give more"):
+    with pytest.raises(ValueError, match=f"2 datasets begin with {made.digest[:4]}, .*: give more digits"):
         find(root, made.digest[:4])
 
 

@@ -152,7 +152,7 @@ def test_a_picture_of_another_size_is_named(root: LocalFolder) -> None:
     made = published(root, PICTURES, resolution=SIDE * 2)
     found = lint(made)
     assert len(found) == len(PICTURES)
-    assert all(f"the picture is {SIDE} x {SIDE}, not {SIDE * 2} x {SIDE * 2}" == what for *_, what in found)
+    assert all(f"of {SIDE} x {SIDE} pixels" in what for *_, what in found)
 
 
 def test_a_picture_that_is_there_twice_is_named(root: LocalFolder) -> None:

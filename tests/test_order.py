@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffusion.data.order import CYCLE, Mixture, Order, order_of
-from diffusion.recipe import TrainRecipe
+from diffusion.data.order import CYCLE, Mixture, Order
 
 orders = st.builds(
     Order,
@@ -243,11 +242,6 @@ def test_pictures_are_the_callers_to_change():
         before = pictures.copy()
         pictures[:] = -1
         assert np.array_equal(sequence.at(0, 10), before)
-
-
-def test_a_run_s_order_has_blocks_of_the_fullest_shard():
-    recipe = TrainRecipe(seed=7, window=30, streams=3)
-    assert order_of((20, 25, 25, 4), recipe) == Order(74, 25, seed=7, window=30, streams=3)
 
 
 @given(mixtures)

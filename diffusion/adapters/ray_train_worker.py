@@ -13,8 +13,8 @@ import ray.train
 import ray.train.torch
 import torch
 
-from diffusion.data.order import order_of
 from diffusion.data.reader import ShardReader
+from diffusion.data.reading_order import order_of
 from diffusion.data.sidecar import Sidecars
 from diffusion.data.stream import Batch, batches
 from diffusion.recipe import TrainRecipe
@@ -130,7 +130,7 @@ def share_of(
 ) -> Iterator[Batch]:
     """This worker's share of the batches from position `start` to the end of `recipe`; `sidecars` turn to its shards.
     Every worker tells of the damage that it meets in its share, and counts it against its own limit."""
-    order = order_of(reader.counts, recipe)
+    order = order_of(reader.manifest, "train", recipe)
     context = ray.train.get_context()
     share = batches(
         reader,
@@ -146,7 +146,7 @@ def share_of(
             {"event": "damaged_sample", "rank": context.get_world_rank(), **damage._asdict()}
         ),
     )
-    return sidecars.beside(share, order, reader.counts) if sidecars else share
+    return sidecars.beside(share, order, reader.shards_of) if sidecars else share
 
 
 def saver(job: Job, facts: checkpoint.Facts, tell: Send) -> Callable[[TrainState], None]:

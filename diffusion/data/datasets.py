@@ -11,10 +11,12 @@ from pathlib import Path
 
 from diffusion.data import manifest
 from diffusion.data.manifest import Manifest, ShardEntry, Split
+from diffusion.recipe import canonical_json
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import S3_SCHEME, LocalFolder, Storage, open_storage
 
 LATEST = "latest"
+_LATEST_FILE = "latest.json"  # in the data root
 REPORT = "report.json"  # beside the manifest: facts for people, no part of the identity
 _FEWEST_DIGITS = 4
 _LISTED = 8  # datasets in an error message
@@ -44,11 +46,6 @@ class Dataset:
         except FileNotFoundError:
             return {}
 
-    @property
-    def published(self) -> str:
-        """When, in UTC as 2026-01-31T12:00:00Z; "" where it is not known."""
-        return self.report.get("published", "")
-
     def whole(self) -> DatasetRef:
         """A reference for the next stage.  Raises ValueError where a shard is missing."""
         return manifest.verify(self.uri, digest=self.digest).ref(self.uri)
@@ -59,13 +56,15 @@ class Dataset:
             yield from zip(self.manifest.entries(split), self.manifest.labels(split), strict=True)
 
 
-def every(root: Storage) -> Iterator[Dataset]:
-    """All datasets of a data root, by digest.  Raises ValueError for a damaged one."""
-    for found in root.walk("datasets/"):
-        folder, _, name = found.name.rpartition("/")
-        if name == manifest.FILE:
-            uri = f"{root.uri}/{folder}"
-            yield Dataset(uri, manifest.load(uri))
+def places(root: Storage) -> list[str]:
+    """The URIs of all datasets of a data root, by digest."""
+    found = (found.name.rpartition("/") for found in root.walk("datasets/"))
+    return [f"{root.uri}/{folder}" for folder, _, name in found if name == manifest.FILE]
+
+
+def opened(uri: str) -> Dataset:
+    """The dataset at `uri`.  Raises ValueError."""
+    return Dataset(uri, manifest.load(uri))
 
 
 def find(root: Storage, ref: str) -> Dataset:
@@ -74,14 +73,14 @@ def find(root: Storage, ref: str) -> Dataset:
     Raises ValueError saying what there is.
     """
     if ref == LATEST:
-        if not (found := by_time(root)):
-            raise ValueError(_there_are(root))
-        return found[-1]
+        digest = latest(root)
+        if digest is None:
+            raise ValueError(f"no dataset is the latest. {_there_are(root)}")
+        return _by_digits(root, digest)
     if re.fullmatch(r"[0-9a-f]{4,64}", ref):
         return _by_digits(root, ref)
     if ref.startswith(S3_SCHEME) or "/" in ref or Path(ref).expanduser().exists():
-        uri = open_storage(ref).uri.rstrip("/")
-        return Dataset(uri, manifest.load(uri))
+        return opened(open_storage(ref).uri.rstrip("/"))
     raise ValueError(
         f"no dataset {ref!r}: give {_FEWEST_DIGITS} or more digits of its digest, the word {LATEST}, or its folder or"
         f" s3://... . {_there_are(root)}"
@@ -89,38 +88,38 @@ def find(root: Storage, ref: str) -> Dataset:
 
 
 def _by_digits(root: Storage, digits: str) -> Dataset:
-    # a place has the first 16 digits of the digest
-    names = sorted({found.name.split("/")[1] for found in root.walk(f"datasets/{digits[:16]}")})
-    found = [dataset for name in names if (dataset := _load(root, name)) and dataset.digest.startswith(digits)]
+    # a place is named by the first 16 digits
+    named = [uri for uri in places(root) if uri.rpartition("/")[2].startswith(digits[:16])]
+    found = [dataset for dataset in map(opened, named) if dataset.digest.startswith(digits)]
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(
-            f"{digits} are the first digits of {len(found)} datasets: give more of them. {_list([d.digest for d in found])}"
-        )
+        raise ValueError(f"{len(found)} datasets begin with {digits}, {_list(named)}: give more digits")
     raise ValueError(f"no dataset's digest begins with {digits}. {_there_are(root)}")
 
 
-def _load(root: Storage, name: str) -> Dataset | None:
-    uri = f"{root.uri}/datasets/{name}"
-    return Dataset(uri, manifest.load(uri)) if root.size(f"datasets/{name}/{manifest.FILE}") is not None else None
+def set_latest(root: Storage, digest: str) -> None:
+    """From now on `LATEST` is the dataset with this digest."""
+    root.put(_LATEST_FILE, canonical_json({"digest": digest}))
 
 
-def by_time(root: Storage) -> list[Dataset]:
-    """All datasets of a data root, the one that was published last at the end."""
-    return sorted(every(root), key=lambda dataset: (dataset.published, dataset.digest))
+def latest(root: Storage) -> str | None:
+    """The digest of the dataset that the last command gave which makes one; None where there was none yet."""
+    try:
+        return json.loads(root.read(_LATEST_FILE))["digest"]
+    except FileNotFoundError:
+        return None
 
 
 def _there_are(root: Storage) -> str:
-    names = sorted({found.name.split("/")[1] for found in root.walk("datasets/") if found.name.endswith(manifest.FILE)})
-    if not names:
+    if not (uris := places(root)):
         return f"There is none in {root.uri}: make one with `diffusion shard --source FOLDER`"
-    return f"In {root.uri}: {_list(names)}"
+    return f"In {root.uri} there are {_list(uris)}"
 
 
-def _list(digests: list[str]) -> str:
-    more = f" and {len(digests) - _LISTED} more, see `diffusion data list`" if len(digests) > _LISTED else ""
-    return ", ".join(digest[:16] for digest in digests[:_LISTED]) + more
+def _list(uris: list[str]) -> str:
+    more = f" and {len(uris) - _LISTED} more, see `diffusion data list`" if len(uris) > _LISTED else ""
+    return ", ".join(uri.rpartition("/")[2] for uri in uris[:_LISTED]) + more
 
 
 @contextmanager

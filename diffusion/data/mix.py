@@ -21,8 +21,9 @@ from diffusion.data import manifest
 from diffusion.data.datasets import Dataset, local_copy
 from diffusion.data.ingest import class_names
 from diffusion.data.manifest import DUPLICATE, Encoding, Manifest, Part, ShardEntry, Split
+from diffusion.data.reading_order import order_of
 from diffusion.data.shards import INDEX, PackedSample, put_shard, read_index, write_shard
-from diffusion.recipe import digest_of
+from diffusion.recipe import TrainRecipe, digest_of
 from diffusion.store.storage import Storage
 
 HELD_ELSEWHERE = "held out elsewhere"  # kind of what is left out of training
@@ -68,6 +69,7 @@ def mix(root: Storage, datasets: Sequence[tuple[Dataset, float]]) -> Dataset:
         set_aside={kind: count for kind, count in sorted(aside.items()) if count},
         parts=tuple(parts),
     )
+    order_of(mixed, "train", TrainRecipe())  # refuses weights that cannot be kept
     return Dataset(manifest.publish(mixed, root), mixed)
 
 

@@ -24,8 +24,6 @@ from math import isfinite, isqrt
 
 import numpy as np
 
-from diffusion.recipe import TrainRecipe
-
 CYCLE = 1_000  # positions of a mixture among which its parts are shared out
 _BLOCKS, _PICTURES, _SLOTS = 0, 1, 2  # what a random number is for: the second word of Philox's key
 _ROUNDS = 10
@@ -133,11 +131,6 @@ class Mixture:
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_cycles"}
-
-
-def order_of(counts: tuple[int, ...], recipe: TrainRecipe) -> Order:
-    """A run's order over shards with `counts` pictures.  Blocks have the size of the fullest shard."""
-    return Order(sum(counts), max(counts), seed=recipe.seed, window=recipe.window, streams=recipe.streams)
 
 
 def _joined(piece: Callable[[int], np.ndarray], start: int, count: int) -> np.ndarray:

@@ -84,6 +84,9 @@ class ShardReader:
             raise ValueError(f"{uri} has no pictures in split {split!r}: shard again with a larger `shard.holdout`")
         self.counts = tuple(entry.pictures for entry in self.entries)
         self._first = np.concatenate([[0], np.cumsum(self.counts)])  # picture of each shard, and the number of all
+        # the shards of a mixture's part count classes as that part does
+        parts = ((np.array(part.labels), getattr(part, split)) for part in self.manifest.parts)
+        self._classes = [classes for classes, shards in parts for _ in range(shards)]
         self._shards = OpenShards(self.root, self.entries, shards)
         self.damage = DamageLog(len(self), max_damaged)
         self._fetched_again: set[int] = set()
@@ -99,16 +102,23 @@ class ShardReader:
     @cached_property
     def keys(self) -> list[str]:
         """Of all pictures: reads every index."""
-        return [key.decode() for key in self._column("key").tolist()]
+        return [key.decode() for keys in self._columns("key") for key in keys.tolist()]
 
     @cached_property
     def labels(self) -> np.ndarray:
         """Of all pictures, int64: reads every index."""
-        return self._column("label").astype(np.int64)
+        return np.concatenate([self._class(n, labels) for n, labels in enumerate(self._columns("label"))]).astype(
+            np.int64
+        )
 
-    def _column(self, name: str) -> np.ndarray:
+    def _columns(self, name: str) -> list[np.ndarray]:
+        """A column of the index of each shard."""
         with ThreadPoolExecutor(8, thread_name_prefix="indexes") as pool:
-            return np.concatenate(list(pool.map(lambda entry: read_index(self.root, entry)[name].copy(), self.entries)))
+            return list(pool.map(lambda entry: read_index(self.root, entry)[name].copy(), self.entries))
+
+    def _class(self, shard: int, labels: np.ndarray) -> np.ndarray:
+        """Labels in a shard -> labels in the dataset."""
+        return self._classes[shard][labels] if self._classes else labels
 
     @property
     def cache(self) -> ShardCache | None:
@@ -150,7 +160,7 @@ class ShardReader:
                 self._substitute(shard, i, place, got)
             return
         rows = opened.index[index]
-        got.label[places] = rows["label"]
+        got.label[places] = self._class(shard, rows["label"])
         cached = pictures < len(self._filled)
         cached[cached] = self._filled[pictures[cached]]
         columns = places, pictures.tolist(), index.tolist(), rows.tolist(), cached.tolist()
@@ -230,7 +240,7 @@ class ShardReader:
             advice = damaged(self.root, tar, f"has a damaged sample, key {key} ({error})")
             self.damage.note(picture, Damage(tar, key, str(error), 1), advice)
             return False
-        got.keys[place], got.label[place] = key, row[1]
+        got.keys[place], got.label[place] = key, self._class(shard, np.array(row[1]))
         return True
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.data.damage import Damage
-from diffusion.data.order import Order
+from diffusion.data.order import Mixture, Order
 from diffusion.data.reader import Captions, ShardReader, first_of
 from diffusion.random import Stream, uniform
 
@@ -39,14 +39,14 @@ class _Part(NamedTuple):
     pictures: np.ndarray
 
 
-def read_batch(reader: ShardReader, order: Order, start: int, stop: int, *, seed: int = 0) -> Batch:
+def read_batch(reader: ShardReader, order: Order | Mixture, start: int, stop: int, *, seed: int = 0) -> Batch:
     """The pictures at global positions [start, stop)."""
     return _read(reader, _Part(start, order.at(start, stop - start)), seed)
 
 
 def batches(
     reader: ShardReader,
-    order: Order,
+    order: Order | Mixture,
     batch_size: int,
     *,
     start: int = 0,
@@ -91,7 +91,9 @@ def batches(
     return _told(reader, read, on_damage)
 
 
-def _parts(order: Order, batch_size: int, start: int, stop: int | None, rank: int, world: int) -> Iterator[_Part]:
+def _parts(
+    order: Order | Mixture, batch_size: int, start: int, stop: int | None, rank: int, world: int
+) -> Iterator[_Part]:
     """The rank's part of one global batch after the other."""
     while stop is None or start < stop:
         size = batch_size if stop is None else min(batch_size, stop - start)
