@@ -18,7 +18,8 @@ from flows.site import Site
 from tests.made_dataset import Made, published
 
 PICTURES = [
-    Made(n, ("cats", "dogs")[n % 2], "holdout" if n > 11 else "train", (f"number {n}",) * (n % 2)) for n in range(14)
+    Made(n, ("cats", "dogs")[n % 2], "holdout" if n > 11 else "train", (f"number {n}", f"the {n}th")[: n % 3])
+    for n in range(14)
 ]
 
 
@@ -119,7 +120,13 @@ def test_a_preview_is_a_sheet_and_its_captions_and_overwrites_nothing(
     shown = [by_key[key] for key in re.findall(r"\b[0-9a-f]{32}\b", told)]
     assert [picture.label for picture in shown] == ["cats"] * 3 + ["dogs"] * 3
     assert all(picture.split == "train" for picture in shown)
-    assert all(f"number {picture.look} (weight 1)" in told for picture in shown if picture.captions)
+    lines = {line.split()[0]: line for line in told.splitlines() if line.startswith("  ")}
+    told_of = ("", "  number {0}", "  number {0} (weight 1); the {0}th (weight 1)")
+    assert all(
+        lines[picture.key].endswith(f"{picture.look}.png{told_of[len(picture.captions)].format(picture.look)}")
+        for picture in shown
+    )
+    assert {len(picture.captions) for picture in shown} == {0, 1, 2}
     sheet = np.array(Image.open(target).convert("RGB"))
     assert all(holds(sheet, picture.image) for picture in shown)
     with pytest.raises(ValueError, match="exists, and no file is overwritten"):
