@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,9 @@ class Request(NamedTuple):
 
 
 class S3Server:
-    """A running server.  `environment`: what boto3 reads, to be put into os.environ."""
+    """A running server.  `environment`: what boto3 reads, to be put into os.environ.  Listings come in pages
+    of 100.
+    """
 
     def __init__(self, url: str, keys: dict[str, str], log: Path) -> None:
         self.url, self._keys, self._log = url, keys, log
@@ -57,6 +60,7 @@ class S3Server:
     def credentials(self, user: str) -> dict[str, str]:
         return {"AWS_ACCESS_KEY_ID": user, "AWS_SECRET_ACCESS_KEY": self._keys[user]}
 
+    @cached_property
     def client(self):
         """A plain boto3 client, for what a test needs beside the code it tests."""
         import boto3
@@ -68,7 +72,7 @@ class S3Server:
         """The URI of a new, empty bucket."""
         self._buckets += 1
         name = f"test-{os.getpid()}-{self._buckets}"
-        self.client().create_bucket(Bucket=name)
+        self.client.create_bucket(Bucket=name)
         return f"s3://{name}"
 
     def requests(self) -> list[Request]:
@@ -146,6 +150,7 @@ client_chunk_size = 1048576
 use = egg:swift#s3api
 location = us-east-1
 dns_compliant_bucket_names = true
+max_bucket_listing = 100
 [filter:tempauth]
 use = egg:swift#tempauth
 {users}

@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diffusion.data import ingest, manifest
-from diffusion.data.order import Order
+from diffusion.data import sidecar as sidecar_module
+from diffusion.data.order import Order, order_of
 from diffusion.data.precompute import Maker, Setup, captions_of, in_process, missing, precompute
 from diffusion.data.shards import PackedSample, put_shard, write_shard
 from diffusion.data.sidecar import (
@@ -73,11 +74,13 @@ def sidecars_of(reader: ShardReader, on_damage=None, encoder: TextEncoder | None
 
 
 class InMemory(dict):
-    """As much of a storage as reading one file takes."""
+    """As much of a storage as reading one file takes.  It counts."""
 
     uri = "memory"
+    reads = 0
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        self.reads += 1
         return self[name][start:][:size]
 
 
@@ -116,11 +119,17 @@ def test_what_was_put_in_comes_out_and_nothing_else(embeddings, rng):
         assert theirs["tokens"][first:end].tobytes() == by_key[bytes(key)].tobytes()
 
 
-def test_a_table_longer_than_the_first_read_is_read_whole():
+@pytest.mark.parametrize("first_read", [8 + 1_000, 200_000, 2**22])
+def test_a_file_longer_than_the_first_read_is_read_piece_by_piece(monkeypatch, first_read):
+    """Ended in the table, in the embeddings, and not at all."""
+    monkeypatch.setattr(sidecar_module, "_FIRST_READ_REMOTE", first_read)
     embeddings = {f"number {i}": np.full((1 + i % 3, WIDTH), i, np.float32) for i in range(4_000)}
-    sidecar = open_sidecar(holding(embeddings), BY, SHARD)
+    root = holding(embeddings)
+    sidecar = open_sidecar(root, BY, SHARD)
+    assert root.reads == 1 + (first_read < 10_000)
     for i in random.Random(0).sample(range(4_000), 50):
         assert sidecar.find(f"number {i}").numpy().tobytes() == embeddings[f"number {i}"].tobytes()
+    assert (root.reads == 1) == (first_read == 2**22)
 
 
 @given(st.data())
@@ -276,12 +285,12 @@ def test_a_worker_with_another_encoder_is_refused(dataset):
 def test_captions_are_looked_for_in_the_shards_of_their_batch(dataset):
     precompute(dataset, BY)
     reader = ShardReader(dataset.uri)
-    order = Order(reader.counts, seed=3, window=8, streams=3)
+    order = Order(len(reader), 8, seed=3, window=8, streams=3)
     sidecars = sidecars_of(reader)
     assert sidecars.find(reader.read(0).caption) is None  # of no batch yet
     stream = batches(reader, order, 5, stop=2 * len(reader), threads=0)
     count = 0
-    for batch in sidecars.beside(stream, order, reader.counts):
+    for batch in sidecars.beside(stream, order, reader.shards_of):
         for caption in batch.captions:
             assert torch.equal(sidecars.find(caption), embed(caption))
             count += 1
@@ -338,7 +347,7 @@ def test_training_is_the_same_to_the_bit_and_computes_no_caption(dataset, tiny_r
     precompute(dataset, BY)
     recipe = reading(tiny_recipe.train)
     reader = ShardReader(dataset.uri)
-    order = Order(reader.counts, seed=recipe.seed, window=recipe.window, streams=recipe.streams)
+    order = order_of(reader.counts, recipe)
 
     def trained(prepare) -> TrainState:
         state = build_state(recipe, resolution=dataset.resolution, classes=len(dataset.classes), device="cpu")
@@ -353,7 +362,7 @@ def test_training_is_the_same_to_the_bit_and_computes_no_caption(dataset, tiny_r
     def from_sidecars(state, stream):
         sidecars = sidecars_of(reader, encoder=state.encoder)
         state.encoder = looking_up(TextEncoder(state.encoder.identity, refuse), sidecars.find)
-        return sidecars.beside(stream, order, reader.counts)
+        return sidecars.beside(stream, order, reader.shards_of)
 
     plain, found = trained(lambda state, stream: stream), trained(from_sidecars)
     assert weights(plain) == weights(found)

@@ -146,7 +146,7 @@ def share_of(
             {"event": "damaged_sample", "rank": context.get_world_rank(), **damage._asdict()}
         ),
     )
-    return sidecars.beside(share, order, reader.counts) if sidecars else share
+    return sidecars.beside(share, order, reader.shards_of) if sidecars else share
 
 
 def saver(job: Job, facts: checkpoint.Facts, tell: Send) -> Callable[[TrainState], None]:

@@ -27,11 +27,12 @@ from torch import Tensor
 from diffusion.data.order import Mixture, Order
 from diffusion.data.stream import Batch
 from diffusion.recipe import Frozen, canonical_json, digest_of
-from diffusion.store.storage import Storage
+from diffusion.store.storage import LocalFolder, Storage
 from diffusion.text import TextEncoder, TextIdentity
 
-_FIRST_READ = 65_536  # bytes: header and table of 1,400 captions
-_OPEN = 64  # tables kept by a reader: 45 bytes a caption
+_FIRST_READ = 2**16  # bytes: header and table of 1,400 captions
+_FIRST_READ_REMOTE = 2**22  # where each read costs a request: embeddings too, mostly all that there are
+_OPEN = 64  # sidecars of which a reader keeps the beginning
 _FLOAT = np.dtype("<f4")
 
 
@@ -108,6 +109,7 @@ class Sidecar:
     crc32: np.ndarray  # (n,) uint32
     start: int  # of the embeddings, bytes from the start of the file
     width: int
+    beginning: bytes  # of the file, as much as was read at once
 
     def find(self, caption: str) -> Tensor | None:
         """(tokens, width) float32, or None for a caption that the shard does not have.  Raises DamagedSidecar."""
@@ -115,8 +117,9 @@ class Sidecar:
         row = int(np.searchsorted(self.keys, key))
         if row == len(self.keys) or self.keys[row] != key:
             return None
-        begin, end = (int(place) * 4 * self.width for place in self.first[row : row + 2])
-        data = self.root.read(self.name, self.start + begin, end - begin)
+        begin, end = (self.start + int(place) * 4 * self.width for place in self.first[row : row + 2])
+        known = end <= len(self.beginning)
+        data = self.beginning[begin:end] if known else self.root.read(self.name, begin, end - begin)
         if zlib.crc32(data) != self.crc32[row]:
             raise DamagedSidecar(_damaged(self.root, self.name, f"has a damaged embedding, of the caption {caption!r}"))
         return torch.frombuffer(bytearray(data), dtype=torch.float32).view(-1, self.width)
@@ -126,7 +129,7 @@ def open_sidecar(root: Storage, by: Computation, shard: str) -> Sidecar | None:
     """The sidecar of the shard with this sha256; None where there is none.  Raises DamagedSidecar."""
     name = by.place(shard)
     try:
-        data = root.read(name, 0, _FIRST_READ)
+        data = root.read(name, 0, _FIRST_READ if isinstance(root, LocalFolder) else _FIRST_READ_REMOTE)
         start = 8 + int.from_bytes(data[:8], "little")
         if len(data) < start:
             raise ValueError("its header is cut off")
@@ -147,7 +150,7 @@ def open_sidecar(root: Storage, by: Computation, shard: str) -> Sidecar | None:
     first = np.frombuffer(table, "<i8", count + 1)
     crc32 = np.frombuffer(table, "<u4", count, first.nbytes)
     keys = np.frombuffer(table, "S32", count, first.nbytes + crc32.nbytes)
-    return Sidecar(root, name, keys, first, crc32, end, by.encoder.width)
+    return Sidecar(root, name, keys, first, crc32, end, by.encoder.width, data)
 
 
 def _damaged(root: Storage, name: str, what: str) -> str:
@@ -178,12 +181,12 @@ class Sidecars:
         """The shards, by their place, whose captions are asked for next."""
         self._at_hand = tuple(dict.fromkeys(shards))
 
-    def beside(self, batches: Iterable[Batch], order: Order | Mixture, counts: Sequence[int]) -> Iterator[Batch]:
-        """The batches, turning to the shards of each before it is given.  counts: pictures of each shard."""
-        first = np.array([0, *accumulate(counts)])
+    def beside(
+        self, batches: Iterable[Batch], order: Order | Mixture, shards_of: Callable[[np.ndarray], np.ndarray]
+    ) -> Iterator[Batch]:
+        """The batches, turning to the shards of each before it is given.  shards_of: the reader's, places by picture."""
         for batch in batches:
-            pictures = order.at(int(batch.index[0]), len(batch.index))
-            self.turn_to((np.searchsorted(first, pictures, side="right") - 1).tolist())
+            self.turn_to(shards_of(order.at(int(batch.index[0]), len(batch.index))).tolist())
             yield batch
 
     def find(self, caption: str) -> Tensor | None:

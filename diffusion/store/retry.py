@@ -43,7 +43,7 @@ class Patience:
 
     def wait_s(self, failed: int) -> float:
         """Seconds to wait after `failed` attempts.  Random, and nothing but time depends on it."""
-        return random.SystemRandom().uniform(0, min(self.longest_s, self.first_s * 2.0 ** (failed - 1)))
+        return random.SystemRandom().uniform(0, min(self.longest_s, self.first_s * 2.0 ** min(failed - 1, 64)))
 
 
 _lock = threading.Lock()

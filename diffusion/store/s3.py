@@ -21,7 +21,7 @@ from uuid import uuid4
 from diffusion.store.publish import replacing
 from diffusion.store.retry import Passing, Patience, ask
 from diffusion.store.s3_errors import Changed, NoUpload, PastEnd, understood
-from diffusion.store.storage import S3_SCHEME, Found, StorageRefused, StorageUnavailable, check_name
+from diffusion.store.storage import S3_SCHEME, Found, StorageRefused, StorageUnavailable, check_name, check_prefix
 
 _MOST_PARTS = 10_000  # of a multipart upload, by S3's rules; a part has 5 MiB or more
 _CHUNK = 2**18  # bytes taken from a socket at once
@@ -64,7 +64,7 @@ class S3Prefix:
             return None
 
     def walk(self, prefix: str = "") -> Iterator[Found]:
-        beginning, more, last = self.prefix + prefix, {}, ""
+        beginning, more, last = self.prefix + check_prefix(prefix), {}, ""
         while True:
             page = self._ask(prefix, "list_objects_v2", Prefix=beginning, **more)
             for entry in page.get("Contents", ()):
@@ -133,20 +133,21 @@ class S3Prefix:
         """Raises FileNotFoundError."""
         key = self._key(name)
 
-        def attempt(client) -> _Object:
+        def attempt(client) -> dict | None:
             from botocore.exceptions import ClientError
 
             try:
-                head = client.head_object(Bucket=self.bucket, Key=key)
+                return client.head_object(Bucket=self.bucket, Key=key)
             except ClientError as error:
-                if not 400 <= error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
-                    raise
-                # an answer to HEAD has no body, which would say whether key, bucket or permission is missing
-                client.get_object(Bucket=self.bucket, Key=key)["Body"].close()
-                raise Passing("contradiction", f"HEAD {error}, and GET finds the object") from error
-            return _Object(head["ContentLength"], head["ETag"], head.get("Metadata", {}).get("upload", ""))
+                if 400 <= error.response["ResponseMetadata"]["HTTPStatusCode"] < 500:
+                    return None
+                raise
 
-        return self._asked(name, attempt)
+        head = self._asked(name, attempt)
+        if head is None:  # an answer to HEAD has no body, which would say whether key, bucket or permission is missing
+            head = self._ask(name, "get_object", Key=key)
+            head["Body"].close()
+        return _Object(head["ContentLength"], head["ETag"], head.get("Metadata", {}).get("upload", ""))
 
     def _get(
         self, name: str, start: int, size: int | None, use: Callable[[Iterable[bytes]], T], mark: str | None = None

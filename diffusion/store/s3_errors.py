@@ -73,7 +73,7 @@ def understood(uri: str, endpoint: str = "the endpoint") -> Iterator[None]:
         raise Passing("timeout", str(error)) from error
     except ResponseParserError as error:
         raise Passing("unreadable answer", str(error)) from error
-    except (exceptions.HTTPClientError, exceptions.IncompleteReadError, HTTPError) as error:
+    except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError, HTTPError) as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise StorageRefused(
                 f"{uri}: the certificate of {endpoint} is not trusted here: set AWS_CA_BUNDLE to the file of its authority"
@@ -119,9 +119,14 @@ def _expected_region(message: str) -> str | None:
     return found and found[1]
 
 
+def now() -> datetime:
+    """What this computer's clock says."""
+    return datetime.now(UTC)
+
+
 def _skew(headers: dict[str, str]) -> str:
     try:
-        ahead_s = (datetime.now(UTC) - parsedate_to_datetime(headers["date"])).total_seconds()
+        ahead_s = (now() - parsedate_to_datetime(headers["date"])).total_seconds()
     except (KeyError, ValueError, TypeError):
         return "this computer's clock differs too much from the server's"
     return f"this computer's clock is {abs(ahead_s):,.0f} s {'ahead of' if ahead_s > 0 else 'behind'} the server's"

@@ -96,6 +96,13 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_prefix(prefix: str) -> str:
+    """`prefix`, where a name may begin so.  Raises StorageRefused."""
+    if prefix:
+        check_name(prefix + "x")
+    return prefix
+
+
 class LocalFolder:
     """A folder of a local (or mounted) file system.  It is made on the first `put`."""
 
@@ -121,10 +128,7 @@ class LocalFolder:
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def walk(self, prefix: str = "") -> Iterator[Found]:
-        base = prefix.rpartition("/")[0]
-        if base:
-            check_name(base)
-        yield from self._below(base, prefix)
+        yield from self._below(check_prefix(prefix).rpartition("/")[0], prefix)
 
     def _below(self, folder: str, prefix: str) -> Iterator[Found]:
         try:

@@ -148,10 +148,10 @@ def _ending(file: File) -> str:
 def _picture(sample: list[File], by_ending: dict[str, File]) -> File | None:
     """The one picture of a sample: `.jpg` before `.mask.png`."""
     pictures = [ending for ending in by_ending if f".{ending.rpartition('.')[2]}" in EXTENSIONS]
-    plain = [ending for ending in pictures if "." not in ending]
-    if len(plain or pictures) > 1:
+    chosen = [ending for ending in pictures if "." not in ending] or pictures
+    if len(chosen) > 1:
         raise BadSource(
-            f"{by_ending[pictures[0]].name}: the sample has {len(plain or pictures)} pictures ({' '.join(sorted(plain or pictures))}):"
-            " keep one of them under a plain ending like .png"
+            f"{by_ending[chosen[0]].name}: the sample has {len(chosen)} pictures ({' '.join(sorted(chosen))}): keep one of"
+            " them under a plain ending like .png"
         )
-    return by_ending[(plain or pictures)[0]] if pictures else None
+    return by_ending[chosen[0]] if chosen else None

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import groupby, islice
 from typing import BinaryIO
 
-from diffusion.data.images import BadPicture
+from diffusion.data.bad_picture import BadPicture
 from diffusion.data.sources.items import (
     MAX_LABELS,
     SINGLE_CLASS,
