@@ -55,6 +55,19 @@ class ShardRecipe(Frozen):
     shard_size: int = Field(256, ge=1, le=100_000, description="Pictures per shard; the last of a split has the rest")
     holdout: Share = Field(0.05, description="Share of the pictures held out of training, chosen by content hash")
     max_rejected: Share = Field(0.1, description="Stop when a larger share of the files cannot be used")
+    min_side: int = Field(
+        1, ge=1, exclude_if=usual(1), description="Pictures whose shorter side has fewer pixels are set aside"
+    )
+    max_aspect: float | None = Field(
+        None, ge=1, exclude_if=unset, description="Set aside where the longer side is more than this times the shorter"
+    )
+    near_duplicates: int | None = Field(
+        None, ge=0, le=16, exclude_if=unset, description="Bits of 64 in which a near duplicate's hash differs at most"
+    )
+    encoding: Literal["png", "jpeg"] = Field(
+        "png", exclude_if=usual("png"), description="Of the pictures in the shards; jpeg: not exact, for 256 pixels up"
+    )
+    jpeg_quality: int = Field(95, ge=1, le=100, exclude_if=usual(95), description="jpeg: 100 is the largest and best")
 
 
 class UNetRecipe(Frozen):

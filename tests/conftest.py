@@ -37,7 +37,7 @@ def short_tmp() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Bits may depend on the number of threads, and networks as small as the tests' are slower on two."""
-    from diffusion.evaluation.worker import one_thread
+    from diffusion.threads import one_thread
 
     with one_thread():
         yield

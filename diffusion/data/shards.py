@@ -37,6 +37,7 @@ INDEX = np.dtype(
         ("txt_size", "<i8"),
     ]
 )
+_COLUMNS = repr(np.lib.format.dtype_to_descr(INDEX)).encode()  # as they stand in the header of a .npy
 
 
 class PackedSample(NamedTuple):
@@ -140,21 +141,29 @@ def put_shard(storage: Storage, folder: Path, entry: ShardEntry) -> None:
         path.unlink()
 
 
+class DamagedShard(ValueError):
+    """A file of a published dataset is missing or not as it was written.  The message names it and says what to do."""
+
+
 def read_index(storage: Storage, entry: ShardEntry) -> np.ndarray:
-    """The index of a shard, (entry.pictures,) of INDEX.  Raises ValueError naming the file where it is damaged."""
+    """The index of a shard, (entry.pictures,) of INDEX, read-only.  Raises DamagedShard."""
     try:
         data = storage.read(entry.index)
     except FileNotFoundError as error:
-        raise ValueError(damaged(storage, entry.index, "is missing")) from error
+        raise DamagedShard(damaged(storage, entry.index, "is missing")) from error
     if hashlib.sha256(data).hexdigest() != entry.index_sha256:
-        raise ValueError(damaged(storage, entry.index, "differs from the manifest's sha256"))
-    return np.load(io.BytesIO(data), allow_pickle=False)
+        raise DamagedShard(damaged(storage, entry.index, "differs from the manifest's sha256"))
+    # numpy's own reader spends 0.2 ms on parsing a header that is known
+    start = 10 + int.from_bytes(data[8:10], "little")
+    if _COLUMNS not in data[:start] or len(data) != start + entry.pictures * INDEX.itemsize:
+        raise DamagedShard(damaged(storage, entry.index, f"is no index of {entry.pictures} pictures"))
+    return np.frombuffer(data, INDEX, offset=start)
 
 
 def check_shard(storage: Storage, entry: ShardEntry, path: Path) -> None:
-    """Read all of the copy `path` of a shard and compare its sha256.  Raises ValueError naming the shard."""
+    """Read all of the copy `path` of a shard and compare its sha256.  Raises DamagedShard."""
     if (actual := sha256_file(path)) != entry.sha256:
-        raise ValueError(damaged(storage, entry.tar, f"has sha256 {actual[:12]}, as its name does not say"))
+        raise DamagedShard(damaged(storage, entry.tar, f"has sha256 {actual[:12]}, as its name does not say"))
 
 
 def damaged(storage: Storage, name: str, what: str) -> str:

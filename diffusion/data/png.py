@@ -1,0 +1,91 @@
+"""The chunks of a PNG: whole and undamaged, or named damage; what makes the pixels; text into a file and out of it.
+
+A PNG is eight bytes and then chunks, each with its length and a checksum.  Only four kinds make the pixels; whatever
+else a file holds (profiles, text, an animation's further frames: perhaps megabytes, perhaps harmful) is dropped before
+a decoder sees it.  [PNG, sections 5 and 11]
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from PIL import Image
+
+from diffusion.data.bad_picture import BadPicture, named_damage
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+
+
+class Png(NamedTuple):
+    """What the chunks of a file say, and the bytes of those that make the pixels, as a PNG of their own."""
+
+    width: int
+    height: int
+    depth: int  # bits of a sample: 1, 2, 4, 8, 16
+    alpha: bool  # by its colour type, or by a table or a colour of transparency
+    exif: bytes
+    data: bytes | memoryview
+
+
+def parse(data: bytes | memoryview) -> Png:
+    """Check every chunk.  Raises BadPicture: truncated, damaged."""
+    view = memoryview(data)
+    kept, dropped, exif, alpha, header = [view[:8]], False, b"", False, None
+    for kind, start, end in _chunks(view):
+        if header is None:
+            if kind != b"IHDR" or end - start != 25:
+                raise BadPicture("damaged", f"PNG: the first chunk is {kind!r} and not a header")
+            header = struct.unpack_from(">IIBB", view, start + 8)
+        if kind in _PIXELS:
+            kept.append(view[start:end])
+            alpha = alpha or kind == b"tRNS"
+        else:
+            dropped = True
+            exif = bytes(view[start + 8 : end - 4]) if kind == b"eXIf" else exif
+    width, height, depth, colour = header
+    return Png(width, height, depth, alpha or colour in (4, 6), exif, b"".join(kept) if dropped else data)
+
+
+def _chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of each chunk up to IEND; what follows IEND is no part of the picture."""
+    kind, end = b"", 8
+    while kind != b"IEND":
+        start = end
+        if start + 12 > len(view):
+            raise BadPicture("truncated", f"PNG: ends after {len(view)} bytes, without its end chunk")
+        size, kind = struct.unpack_from(">I4s", view, start)
+        end = start + 12 + size
+        if end > len(view):
+            raise BadPicture(
+                "truncated", f"PNG: chunk {kind!r} has {size:,} bytes, the file only {len(view) - start - 12:,}"
+            )
+        if zlib.crc32(view[start + 4 : end - 4]) != struct.unpack_from(">I", view, end - 4)[0]:
+            raise BadPicture("damaged", f"PNG: chunk {kind!r} differs from its checksum")
+        yield kind, start, end
+
+
+def with_text(data: bytes, text: Mapping[str, str]) -> bytes:
+    """The PNG with `text` in UTF-8 chunks (iTXt) after its header, in its order.  Raises ValueError for a bad key."""
+    chunks = []
+    for key, value in text.items():
+        name = key.encode("latin-1")
+        if not 1 <= len(name) <= 79 or "\0" in key:
+            raise ValueError(f"{key!r}: a key of PNG text has 1 to 79 characters of Latin-1")
+        body = b"iTXt" + name + b"\0\0\0\0\0" + value.encode()
+        chunks.append(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+def png_text(data: bytes) -> dict[str, str]:
+    """The text chunks of a PNG, by key.  Raises BadPicture where the bytes are no whole PNG."""
+    if not data.startswith(SIGNATURE):
+        raise BadPicture("not a picture", f"begins with {data[:8].hex(' ')}: no PNG")
+    for _ in _chunks(memoryview(data)):  # whole, and as it was written
+        pass
+    with named_damage("PNG"):
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        image.load()
+    return {key: str(value) for key, value in image.text.items()}
