@@ -239,12 +239,12 @@ def test_an_archive_cut_off_anywhere_is_refused(tmp_path):
     ):
         data = whole.read_bytes()
         cut = tmp_path / f"cut{''.join(whole.suffixes)}"
-        end = 2 * tarfile.BLOCKSIZE + 5 * (3 * tarfile.BLOCKSIZE) if whole.suffix == ".tar" else len(data)
-        for length in [*range(0, end - 2 * tarfile.BLOCKSIZE, 97), end - 2 * tarfile.BLOCKSIZE, end - 1025, end - 2000]:
-            if 0 <= length < len(data):
-                cut.write_bytes(data[:length])
-                with pytest.raises(BadSource, match=r"cut off|cannot be read|damaged|no pictures"):
-                    open_source(cut)
+        # of a tar the entries and one block of zeros are needed; writers add more of them
+        needed = (5 * 3 + 1) * tarfile.BLOCKSIZE if whole.suffix == ".tar" else len(data)
+        for length in [*range(0, needed, 97), needed - 1]:
+            cut.write_bytes(data[:length])
+            with pytest.raises(BadSource, match=r"is cut off|cannot be read as a"):
+                open_source(cut)
 
 
 def test_archives_that_explode_are_refused(tmp_path, monkeypatch):
