@@ -33,7 +33,7 @@ def data_root(site: Site) -> "Storage":
     """Where the site's datasets are."""
     from diffusion.store.storage import open_storage
 
-    return open_storage(site.store)
+    return open_storage(site.data_root)
 
 
 @app.command("list")
@@ -140,8 +140,10 @@ def preview(
         for name, pictures in rows.items():
             say(title=name)
             for picture in pictures:
-                captions = "; ".join(f"{text} (weight {weight:g})" for text, weight in picture.captions)
-                say(f"  {picture.key}  {picture.source}  {captions}".rstrip())
+                captions = picture.captions
+                several = [f"{text} (weight {weight:g})" for text, weight in captions]
+                told = "; ".join(several) if len(captions) > 1 else "".join(text for text, _ in captions)
+                say(f"  {picture.key}  {picture.source}  {told}".rstrip())
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(encode_png(sheet({name: [picture.image for picture in row] for name, row in rows.items()})))
         say(f"  sheet      {target}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import webdataset as wds
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.data.images import BadPicture
@@ -93,6 +93,7 @@ def test_zip64_is_read(tmp_path, monkeypatch):
     assert [read_item(source.uri, item.place) for item in items(source)] == [picture(f"#00000{n}") for n in range(5)]
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.text(
@@ -172,6 +173,7 @@ def test_a_folder_of_tars_and_a_pattern_are_all_of_them(tmp_path):
     assert len(open_source(tmp_path / "*.tar")) == 12
 
 
+@settings(deadline=None)
 @given(st.integers(0, 50), st.integers(0, 60), st.integers(1, 4))
 def test_a_range_in_braces_counts_with_zeros(first, count, width):
     expanded = list(patterns.braces(f"x/{{{first:0{width}d}..{first + count}}}.tar"))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.data.images import BadPicture, decode_png
@@ -131,6 +131,7 @@ def test_rows_that_cannot_be_understood_are_refused_by_line(pictures, rows, mess
         open_source(pictures / "t.jsonl")
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=9), st.floats(1e-9, 1e9)),
@@ -426,6 +427,11 @@ def test_archives_and_tables_in_a_bucket(bucket):
     assert read(table, "p/1.png") == picture()
     parquet_of(bucket / "held.parquet", {"image": [picture()]})
     assert read(open_source("s3://bucket/held.parquet"), "held.parquet/000000000") == picture()
+    (bucket / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(np.full((2, 3, 4), 7, np.uint8))))
+    (bucket / "train-labels-idx1-ubyte").write_bytes(idx(np.array([5, 6], np.uint8)))
+    family = open_source("s3://bucket/train-images-idx3-ubyte.gz")
+    assert [item.label for item in items(family)] == ["5", "6"]
+    assert decode_png(read(family, "train/000001.png")).tolist() == [[[7] * 3] * 4] * 3
     for missing in ("s3://bucket/no.tar", "s3://bucket/no*.tar", "s3://bucket/no.csv"):
         with pytest.raises(BadSource, match=r"does not exist|no file is there"):
             open_source(missing)

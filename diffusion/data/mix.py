@@ -19,7 +19,7 @@ import numpy as np
 
 from diffusion.data import manifest
 from diffusion.data.datasets import Dataset, local_copy
-from diffusion.data.ingest import class_names
+from diffusion.data.decide import class_names
 from diffusion.data.manifest import DUPLICATE, Encoding, Manifest, Part, ShardEntry, Split
 from diffusion.data.reading_order import order_of
 from diffusion.data.shards import INDEX, PackedSample, put_shard, read_index, write_shard

@@ -5,16 +5,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from diffusion.data.manifest import ShardEntry
 from diffusion.data.shards import DamagedShard, damaged, read_index
+from diffusion.store.cache import ShardCache
 from diffusion.store.storage import LocalFolder, Storage
-
-if TYPE_CHECKING:
-    from diffusion.store.cache import ShardCache
 
 OPEN_SHARDS = 128  # each holds a file open; a process may have 1,024
 INDEX_BYTES = 64 * 2**20  # of all open shards together
@@ -35,7 +33,7 @@ class OpenShards:
     one, piece by piece from the storage.
     """
 
-    def __init__(self, root: Storage, entries: Sequence[ShardEntry], cache: "ShardCache | None" = None) -> None:
+    def __init__(self, root: Storage, entries: Sequence[ShardEntry], cache: ShardCache | None = None) -> None:
         self.root, self.entries = root, entries
         self.cache = None if isinstance(root, LocalFolder) else cache
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
@@ -82,7 +80,7 @@ class OpenShards:
             raise DamagedShard(damaged(self.root, entry.tar, "is missing")) from error
         return self._pieces(entry)
 
-    def _cached(self, cache: "ShardCache", entry: ShardEntry) -> Callable[[int, int], bytes]:
+    def _cached(self, cache: ShardCache, entry: ShardEntry) -> Callable[[int, int], bytes]:
         while True:
             try:
                 path = cache.path(self.root, entry.tar, entry.sha256, entry.bytes)

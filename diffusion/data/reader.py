@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -20,10 +20,8 @@ from diffusion.data.decode import BadPicture, decode_into
 from diffusion.data.manifest import Split
 from diffusion.data.open_shards import OpenShard, OpenShards
 from diffusion.data.shards import DamagedShard, damaged, read_index
+from diffusion.store.cache import ShardCache
 from diffusion.store.storage import StorageUnavailable
-
-if TYPE_CHECKING:
-    from diffusion.store.cache import ShardCache
 
 Captions = tuple[tuple[str, float], ...]  # a picture's texts, each with its weight
 
@@ -75,7 +73,7 @@ class ShardReader:
         *,
         digest: str | None = None,
         cache_mib: int = 1024,
-        shards: "ShardCache | None" = None,
+        shards: ShardCache | None = None,
         captions: bool = True,
         max_damaged: float = 0.0,
     ) -> None:
@@ -123,7 +121,7 @@ class ShardReader:
         return self._classes[shard][labels] if self._classes else labels
 
     @property
-    def cache(self) -> "ShardCache | None":
+    def cache(self) -> ShardCache | None:
         """Where local copies of shards are made before they are read, if anywhere."""
         return self._shards.cache
 

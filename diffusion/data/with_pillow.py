@@ -39,7 +39,7 @@ def decode_with_pillow(data: bytes, *, formats: tuple[str, ...] = tuple(_OPENING
             if set(bits) == {16} and image.mode in ("RGB", "RGBA"):
                 return _deep_tiff(data, image.tag_v2)
         image.load()
-        return np.asarray(_eight_bits(ImageOps.exif_transpose(image)))
+        return np.array(_eight_bits(ImageOps.exif_transpose(image)))
 
 
 def _check_webp(data: bytes) -> None:

@@ -47,6 +47,8 @@ _UNREADABLE = (
     lzma.LZMAError,
 )
 
+_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
 
 class Placed(NamedTuple):
     """A file on its storage."""
@@ -59,7 +61,7 @@ class Placed(NamedTuple):
 
 
 def place(how: str, file: str, *rest: int | str | None) -> str:
-    return json.dumps([how, file, *rest], separators=(",", ":"), ensure_ascii=False)
+    return _compact([how, file, *rest])
 
 
 def refused(kind: str, detail: str) -> str:
@@ -69,6 +71,16 @@ def refused(kind: str, detail: str) -> str:
 
 def is_refused(place: str) -> bool:
     return place.startswith('["refused"')
+
+
+def is_span(place: str) -> bool:
+    return place.startswith('["span"')
+
+
+def span_of(place: str) -> tuple[str, int, int]:
+    """(file, start, size) of a span that is not too large.  Raises BadPicture."""
+    _, file, start, size = json.loads(place)
+    return file, start, _bounded(size)
 
 
 def file_of(place: str) -> str:
