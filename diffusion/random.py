@@ -30,6 +30,7 @@ class Stream(IntEnum):
     DEGRADATION = 9  # what a network in training is shown of a picture
     BOUND = 10  # steps and noise of the held-out bound
     CAPTION = 12  # which pictures' captions an evaluation draws from
+    WORDS = 13  # which of a picture's captions a position shows
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

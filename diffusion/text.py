@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion.recipe import Frozen
+from diffusion.threads import one_thread
 from diffusion.unet import attend
 
 
@@ -40,8 +41,9 @@ class TextCondition(NamedTuple):
 class TextEncoder:
     """Captions -> embeddings of their tokens.  An empty caption has none.
 
-    Each caption is encoded alone and without padding, so what it becomes does not depend on those beside it, in no bit.
-    T is always identity.tokens, so that captions of different calls can be put together.
+    Each caption is encoded alone, without padding and by one thread, so what it becomes depends neither on those beside it
+    nor on the threads of its process, in no bit.  T is always identity.tokens, so that captions of different calls can be
+    put together.
     """
 
     identity: TextIdentity
@@ -49,6 +51,7 @@ class TextEncoder:
     device: str = "cpu"
 
     @torch.no_grad()
+    @one_thread()
     def __call__(self, captions: Sequence[str]) -> TextCondition:
         if isinstance(captions, str):
             raise ValueError(f"captions={captions!r}: give a list of captions, [{captions!r}] for a single one")
@@ -65,6 +68,16 @@ class TextEncoder:
 def remembering(encoder: TextEncoder, captions: int) -> TextEncoder:
     """The same encoder, which computes a caption again only after so many others.  The embeddings stay on its device."""
     return replace(encoder, embed=lru_cache(captions)(encoder.embed))
+
+
+def looking_up(encoder: TextEncoder, find: Callable[[str], Tensor | None]) -> TextEncoder:
+    """The same encoder, which computes what `find` does not have.  find(caption): the bits of encoder.embed(caption)."""
+
+    def embed(caption: str) -> Tensor:
+        found = find(caption)
+        return encoder.embed(caption) if found is None else found
+
+    return replace(encoder, embed=embed)
 
 
 def bert(weights: Mapping[str, Tensor], ids: Tensor, *, layers: int, heads: int, eps: float) -> Tensor:

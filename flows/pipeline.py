@@ -34,20 +34,22 @@ def pipeline(
     source: str = "embedded",
     until: Until = "deploy",
     site: Site | None = None,
+    dataset: DatasetRef | None = None,
 ) -> Line:
     """From pictures to an endpoint.
 
     source: a folder, a .zip, or "embedded".  until: the last stage.  site: None for the one the worker's environment
-    describes.  What is finished already is not done again.
+    describes.  dataset: a published one to go on from, instead of the source.  What is finished already is not done again.
     """
     site = site or Site.from_environment()
-    check(recipe, source, until, site)
+    check(recipe, source, until, site, dataset)
     site.prepare()
-    dataset = shard_stage(recipe.shard, source, site)
-    run = train_stage(recipe.train, dataset.ref, recipe.name, site)
+    sharded = () if dataset is not None else (shard_stage(recipe.shard, source, site),)
+    dataset = dataset or sharded[0].ref
+    run = train_stage(recipe.train, dataset, recipe.name, site)
     evaluation = evaluate_stage(recipe.evaluate, run.ref, recipe.name, site)
     model = register_stage(recipe, evaluation.ref, site)
-    done: tuple[Done, ...] = (dataset, run, evaluation, model)
+    done: tuple[Done, ...] = (*sharded, run, evaluation, model)
     times = {stage.stage: stage.seconds for stage in done}
     endpoint = None
     if until == "deploy":
@@ -57,7 +59,7 @@ def pipeline(
         endpoint = deploy_stage(recipe.serve, recipe.name, "champion", site)
         times["deploy"] = time.monotonic() - started
     return Line(
-        dataset=dataset.ref,
+        dataset=dataset,
         run=run.ref,
         evaluation=evaluation.ref,
         model=model.ref,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from diffusion.recipe import Recipe, checkpoints_of
+from diffusion.store.refs import DatasetRef
 from flows.site import Site, ray_is_kept
 
 Until = Literal["register", "deploy"]
@@ -15,8 +16,8 @@ _PREFECT_PORTS = range(8000, 9000)
 _FREE_DISK_BYTES = 2 * 2**30  # of a run of the demo, with room for the checkpoints of a few more
 
 
-def check(recipe: Recipe, source: str, until: str, site: Site) -> None:
-    """Everything the line needs."""
+def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetRef | None = None) -> None:
+    """Everything the line needs.  dataset: a published one, in place of the source."""
     if until not in get_args(Until):
         raise ValueError(f"until={until!r}: it is one of {', '.join(get_args(Until))}")
     from diffusion.data.sources import open_source  # they load torch: not for each start of the program
@@ -26,15 +27,21 @@ def check(recipe: Recipe, source: str, until: str, site: Site) -> None:
     from diffusion.store.text_encoders import find_folder
 
     check_home(site)
-    if recipe.shard.holdout == 0:
+    if dataset is None and recipe.shard.holdout == 0:
         raise ValueError(
             "shard.holdout=0 leaves no pictures to judge the model by, so it could not be registered: hold some out, as in"
             " `--set shard.holdout=0.05`"
         )
+    if dataset is not None and dataset.holdout == 0:
+        raise ValueError(
+            f"dataset {dataset.digest[:16]} holds no pictures out to judge the model by, so it could not be registered: make"
+            " one that does, as in `diffusion shard --set shard.holdout=0.05`"
+        )
     for average in wanted_by(recipe.evaluate, checkpoints_of(recipe.train)[-1]):
         if average and average.sigma_rel not in recipe.train.ema:
             check_averages(recipe.train, average)
-    open_source(source)
+    if dataset is None:
+        open_source(source)
     find_weights(recipe.evaluate.extractor)
     sampling_sigmas(recipe.evaluate.sampling, recipe.evaluate.sampling.steps)
     if recipe.train.text_encoder != "none":

@@ -11,6 +11,7 @@ from diffusion.recipe import TrainRecipe
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.works import recall, work_key
 from flows.console import progress, say, warn
+from flows.precompute import precompute_stage
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once, worth_another_try
 
@@ -37,6 +38,7 @@ def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site)
     curve: list[dict[str, float]] = []
 
     def make() -> RunRef:
+        precompute_stage(recipe, dataset, site)
         mlflow = site.tracking(name)
         with (
             ray_running(site),
@@ -104,5 +106,5 @@ def _tell(event: dict) -> None:
             warn(f"train     {changed}: the same run, but not to the last bit")
     elif event["event"] == "worker_failed":
         warn(f"train     worker {event['rank']} failed: {event['error']}")
-    elif event["event"] == "damaged_checkpoint":
+    elif event["event"] in ("damaged_checkpoint", "damaged_sidecar"):
         warn(f"train     {event['reason']}")

@@ -6,12 +6,14 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from diffusion.adapters.mlflow_runs import mlflow_environment
 from diffusion.recipe import PRESETS, Recipe
+from tests.s3_server import NoServer, S3Server, s3_server
 
 os.environ.update(mlflow_environment())  # before anything imports MLflow
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -35,7 +37,7 @@ def short_tmp() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Bits may depend on the number of threads, and networks as small as the tests' are slower on two."""
-    from diffusion.evaluation.worker import one_thread
+    from diffusion.threads import one_thread
 
     with one_thread():
         yield
@@ -74,3 +76,19 @@ def emoji_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_recipe() -> Recipe:
     """The preset `smoke`: every stage in seconds."""
     return PRESETS["smoke"]()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A real S3 server for the session; os.environ leads to it."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(s3_server())
+        except NoServer as error:
+            pytest.skip(str(error))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for key in [key for key in os.environ if key.startswith("AWS_")]:
+            patch.delenv(key)
+        for key, value in server.environment.items():
+            patch.setenv(key, value)
+        yield server

@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 
 from diffusion.data.ingest import shard_dataset
-from diffusion.data.order import Order
-from diffusion.data.stream import ShardReader, read_batch
-from diffusion.evaluation.worker import one_thread
+from diffusion.data.reader import ShardReader
+from diffusion.data.reading_order import order_of
+from diffusion.data.stream import read_batch
 from diffusion.recipe import Recipe, checkpoints_of, digest_of
 from diffusion.store.refs import RunRef
+from diffusion.threads import one_thread
 from diffusion.training import checkpoint
 from diffusion.training.step import build_state, train_step
 
@@ -21,7 +22,7 @@ def make_run(source: Path, recipe: Recipe, root: Path, *, poison: bool = False) 
     """
     dataset, train = shard_dataset(source, recipe.shard, root), recipe.train
     reader = ShardReader(dataset.uri, digest=dataset.digest)
-    order = Order(reader.counts, seed=train.seed, window=train.window, streams=train.streams)
+    order = order_of(reader.manifest, "train", train)
     state = build_state(train, resolution=dataset.resolution, classes=len(dataset.classes), device="cpu")
     checkpoints = root / f"checkpoints-{digest_of(train)[:8]}{'-poisoned' if poison else ''}"
     facts = checkpoint.facts_of(train, dataset, world=1, device=torch.device("cpu"), text=state.text)

@@ -213,7 +213,7 @@ def test_a_published_bundle_draws_as_the_one_in_memory(published):
 @pytest.mark.parametrize("command", ["sample", "restore", "edit"])
 def test_every_command_is_guided_by_the_guide(published, tmp_path, monkeypatch, command):
     """The guided picture differs from the unguided one, and `sample` writes what the engine draws."""
-    monkeypatch.setattr("flows.cli.guarded", lambda work, debug, **given: work(Site(home=tmp_path, gpu=False)))
+    monkeypatch.setattr("flows.cli_pictures.guarded", lambda work, debug, **given: work(Site(home=tmp_path, gpu=False)))
     engine = Engine(load_bundle(published), slots=4)
     wanted = GenerateRequest(label="cat", seed=5, steps=3, guidance=3)
     picture = tmp_path / "picture.png"
@@ -243,7 +243,7 @@ def receipt(engine: Engine, request: GenerateRequest):
 
 
 def test_the_command_line_chooses_and_refuses(published, tmp_path, monkeypatch):
-    monkeypatch.setattr("flows.cli.guarded", lambda work, debug, **given: work(Site(home=tmp_path, gpu=False)))
+    monkeypatch.setattr("flows.cli_pictures.guarded", lambda work, debug, **given: work(Site(home=tmp_path, gpu=False)))
     common = ["sample", "--label", "cat", "--n", "1", "--steps", "2", "--seed", "5", "--out"]
     done = CliRunner().invoke(
         app, [*common, str(tmp_path / "a"), "--bundle", str(published), "--guidance-kind", "classifier_free"]

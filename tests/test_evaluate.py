@@ -14,11 +14,12 @@ from diffusion.evaluation.gate import verdict
 from diffusion.evaluation.measure import evaluate, in_process
 from diffusion.evaluation.plan import draws, evenly, tasks
 from diffusion.evaluation.report import load_report
-from diffusion.evaluation.worker import held_out_loss, one_thread
+from diffusion.evaluation.worker import held_out_loss
 from diffusion.recipe import EvaluateRecipe, GateRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.bundle import load_bundle
+from diffusion.threads import one_thread
 from tests.evaluated_run import make_run
 
 COUNTS = (5, 0, 11)

@@ -1,18 +1,20 @@
 import math
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
 from diffusion.data.images import decode_png
-from diffusion.data.sources import open_source
+from diffusion.data.sources import open_source, read_item
 from diffusion.evaluation.fidelity import psnr, ssim
 
 
 @pytest.fixture(scope="module")
 def pictures() -> torch.Tensor:
     source = open_source("embedded")
-    return torch.from_numpy(np.stack([decode_png(source.read(item.name)) for item in source.items[:400:100]]))
+    places = [item.place for item in islice(source.items(), 0, 400, 100)]
+    return torch.from_numpy(np.stack([decode_png(read_item(source.uri, place)) for place in places]))
 
 
 def noisy(pictures: torch.Tensor, std: float) -> torch.Tensor:

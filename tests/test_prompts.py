@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from diffusion.data.images import decode_png, to_model, to_uint8
-from diffusion.data.stream import ShardReader
+from diffusion.data.reader import ShardReader
 from diffusion.evaluation.measure import evaluate, in_process
 from diffusion.evaluation.plan import draws, evenly
 from diffusion.evaluation.report import digits, load_report
@@ -258,9 +258,9 @@ def test_a_model_of_captions_is_evaluated_with_captions_of_each_class(emoji_fold
 
     held_out = ShardReader(run.dataset.uri, "holdout")
     chosen = list(evenly(len(held_out), tiny_recipe.evaluate.loss_pictures))
-    images, captions = held_out.gather(np.array(chosen))
-    x0, cond = to_model(torch.from_numpy(images)), {"label": torch.from_numpy(held_out.labels[chosen])}
-    for told, agrees in ((captions, True), ([""] * len(captions), False)):
+    shown = held_out.gather(np.array(chosen))
+    x0, cond = to_model(torch.from_numpy(shown.images)), {"label": torch.from_numpy(shown.label)}
+    for told, agrees in ((shown.texts, True), ([""] * len(chosen), False)):
         given = cond | bundle.encoder(told)._asdict()
         loss = held_out_loss(bundle.denoiser, x0, given, level=2, recipe=tiny_recipe.evaluate)["loss"]
         assert (report.held_out[2].loss == digits(float(loss.mean()))) is agrees

@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def diffusion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path):
     """Runs a command here, files named by their name in the folder; its ValueError is the answer."""
-    monkeypatch.setattr("flows.cli.guarded", lambda work, debug, **given: work(Site(home=tmp_path, gpu=False)))
+    monkeypatch.setattr("flows.cli_pictures.guarded", lambda work, debug, **given: work(Site(home=tmp_path, gpu=False)))
     install(monkeypatch)
 
     def run(*arguments: str, out: str = "out", store: str = "store") -> tuple[Path, str]:

@@ -1,6 +1,5 @@
 """Sources: what the imagefolder convention says, and clear refusals of the rest."""
 
-import io
 import json
 import os
 import stat
@@ -8,47 +7,21 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from diffusion.data import sources
 from diffusion.data.images import BadPicture
-from diffusion.data.sources import BadSource, open_source
-
-
-def picture(colour: str = "#336699") -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (4, 4), colour).save(out, "PNG")
-    return out.getvalue()
-
-
-def fill(folder: Path, files: dict[str, bytes | str]) -> Path:
-    for name, data in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return folder
-
-
-def zipped(path: Path, files: dict[str, bytes | str]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
-def lines(*rows: dict) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+from diffusion.data.sources import BadSource, Caption, open_source, places
+from tests.made_sources import fill, items, lines, picture, read, said, zipped
 
 
 def test_embedded_emoji():
     source = open_source("embedded")
-    assert len(source.items) == 1906
-    assert len({item.label for item in source.items}) == 9
-    grinning = next(item for item in source.items if item.name == "smileys-emotion/1f600.png")
-    assert (grinning.label, grinning.caption) == ("smileys-emotion", "grinning face")
+    assert len(source) == len(items(source)) == 1906
+    assert len({item.label for item in items(source)}) == 9
+    grinning = next(item for item in items(source) if item.name == "smileys-emotion/1f600.png")
+    assert (grinning.label, grinning.captions) == ("smileys-emotion", (Caption("grinning face"),))
     assert grinning.extra == {"keywords": ["grinning"], "subcategory": "face-smiling"}
-    assert source.read(grinning.name).startswith(b"\x89PNG")
-    assert [item.name for item in source.items] == sorted(item.name for item in source.items)
+    assert read(source, grinning.name).startswith(b"\x89PNG")
+    assert [item.name for item in items(source)] == sorted(item.name for item in items(source))
 
 
 def test_folder_and_zip_of_the_same_files_are_the_same_source(tmp_path):
@@ -61,18 +34,16 @@ def test_folder_and_zip_of_the_same_files_are_the_same_source(tmp_path):
         "metadata.jsonl": lines({"file_name": "a/1.png", "text": "one", "label": "first", "x": 5}),
     }
     folder, archive = open_source(fill(tmp_path / "f", files)), open_source(zipped(tmp_path / "f.zip", files))
-    assert folder.items == archive.items
-    first, second = folder.items
-    assert (first.name, first.label, first.caption, first.extra) == ("a/1.png", "first", "one", {"x": 5})
-    assert (second.name, second.label, second.caption, second.extra) == ("b/2.PNG", "b", "", {})
-    assert folder.read("b/2.PNG") == archive.read("b/2.PNG") == picture()
+    assert said(folder) == said(archive)
+    assert said(folder) == [("a/1.png", "first", (Caption("one"),), {"x": 5}), ("b/2.PNG", "b", (), {})]
+    assert read(folder, "b/2.PNG") == read(archive, "b/2.PNG") == picture()
 
 
 def test_the_nearest_folder_is_the_class_and_no_folder_is_one_class(tmp_path):
     deep = fill(tmp_path / "deep", {"train/cats/1.png": picture(), "train/dogs/2.jpg": picture()})
-    assert [item.label for item in open_source(deep).items] == ["cats", "dogs"]
+    assert [item.label for item in items(deep)] == ["cats", "dogs"]
     flat = fill(tmp_path / "flat", {"1.png": picture(), "2.png": picture()})
-    assert {item.label for item in open_source(flat).items} == {"picture"}
+    assert {item.label for item in items(flat)} == {"picture"}
 
 
 def test_metadata_is_relative_to_its_folder_csv_works_and_numbers_are_classes(tmp_path):
@@ -88,10 +59,10 @@ def test_metadata_is_relative_to_its_folder_csv_works_and_numbers_are_classes(tm
             },
         )
     )
-    assert [(item.name, item.label, item.caption) for item in source.items] == [
-        ("test/x/1.png", "7", ""),
-        ("train/1.png", "3", "a, b"),
-        ("train/2.bin", "12", "c"),
+    assert said(source) == [
+        ("test/x/1.png", "7", (), {}),
+        ("train/1.png", "3", (Caption("a, b"),), {}),
+        ("train/2.bin", "12", (Caption("c"),), {}),
     ]
 
 
@@ -122,8 +93,8 @@ def test_fingerprint_follows_the_files(tmp_path):
         ({"a/1.png": "x", "metadata.jsonl": lines({"file_name": "../a/1.png"})}, "must be relative"),
         ({"a/1.png": "x", "metadata.jsonl": lines({"file_name": "/etc/passwd"})}, "must be relative"),
         (
-            {"a/1.png": "x", "metadata.jsonl": lines({"file_name": "a/1.png", "text": ["x"]})},
-            "text is .* must be a string",
+            {"a/1.png": "x", "metadata.jsonl": lines({"file_name": "a/1.png", "text": ["x", 5]})},
+            "line 1: text is .* must be a string",
         ),
         ({"a/1.png": "x", "metadata.jsonl": lines({"file_name": "a/1.png", "label": 1.5})}, "label is 1.5"),
         ({"a/1.png": "x", "metadata.jsonl": '{"file_name": "a/1.png", "w": NaN}\n'}, "line 1 is not JSON"),
@@ -144,7 +115,7 @@ def test_missing_paths_and_other_files_are_refused(tmp_path):
     with pytest.raises(BadSource, match=r"does not exist.*'embedded'"):
         open_source(tmp_path / "nowhere")
     with pytest.raises(BadSource, match=r"neither a folder nor a .zip"):
-        open_source(fill(tmp_path, {"a.tar": "x"}) / "a.tar")
+        open_source(fill(tmp_path, {"a.rar": "x"}) / "a.rar")
     whole = zipped(tmp_path / "whole.zip", {"a/1.png": picture()}).read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadSource):
@@ -160,9 +131,9 @@ def test_archive_names_that_point_out_are_refused(tmp_path, name):
 def test_links_out_of_the_source_are_refused_and_links_within_are_read(tmp_path):
     folder = fill(tmp_path / "s", {"a/1.png": picture()})
     (folder / "a" / "2.png").symlink_to("1.png")
-    assert len(open_source(folder).items) == 2
+    assert len(open_source(folder)) == 2
     (tmp_path / "link").symlink_to(folder)
-    assert len(open_source(tmp_path / "link").items) == 2
+    assert len(open_source(tmp_path / "link")) == 2
     (folder / "a" / "3.png").symlink_to("/etc/hostname")
     with pytest.raises(BadSource, match=r"3.png is a link out of the source"):
         open_source(folder)
@@ -195,16 +166,16 @@ def test_files_that_cannot_be_read_are_bad_pictures(tmp_path, monkeypatch):
     folder = open_source(fill(tmp_path / "s", {"a/1.png": picture(), "a/2.png": picture()}))
     (tmp_path / "s" / "a" / "1.png").unlink()
     with pytest.raises(BadPicture, match="unreadable: FileNotFoundError: No such file"):
-        folder.read("a/1.png")
+        read(folder, "a/1.png")
     archive = zipped(tmp_path / "s.zip", {"a/1.png": b"A" * 1000, "a/2.png": picture()})
     archive.write_bytes(archive.read_bytes().replace(b"A" * 1000, b"A" * 999 + b"B"))
     with pytest.raises(BadPicture, match="unreadable: BadZipFile: Bad CRC"):
-        open_source(archive).read("a/1.png")
-    assert open_source(archive).read("a/2.png") == picture()
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 10)
+        read(open_source(archive), "a/1.png")
+    assert read(open_source(archive), "a/2.png") == picture()
+    monkeypatch.setattr(places, "MAX_FILE_BYTES", 10)
     for source in (folder, open_source(archive)):
         with pytest.raises(BadPicture, match="too large: more than 10 bytes"):
-            source.read("a/2.png")
+            read(source, "a/2.png")
 
 
 @pytest.mark.parametrize("label", ["../../evil", "a/b", "a\\b", "two\nlines", "x" * 201])

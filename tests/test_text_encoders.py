@@ -15,7 +15,14 @@ from torch import Tensor
 from diffusion.data.sources import open_source
 from diffusion.recipe import PRESETS
 from diffusion.store import text_encoders
-from diffusion.store.text_encoders import MINILM_SHA256, find_folder, from_transformers, minilm, text_encoder
+from diffusion.store.text_encoders import (
+    MINILM_SHA256,
+    find_folder,
+    from_transformers,
+    minilm,
+    text_encoder,
+    text_identity,
+)
 from diffusion.text import TextEncoder
 
 CAPTIONS = [
@@ -66,13 +73,14 @@ def test_the_identity_names_encoder_files_and_length(encoder, package):
     longer = text_encoder("minilm", tokens=32).identity
     assert identity != longer
     assert identity.digest == longer.digest
+    assert text_identity("minilm", tokens=24) == identity
 
 
 def test_the_preset_reads_every_caption_of_its_pictures_to_the_end(package):
     tokenizer = Tokenizer.from_file(str(package / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    captions = [item.caption for item in open_source("embedded").items]
+    captions = [caption.text for item in open_source("embedded").items() for caption in item.captions]
     longest = max(len(tokenizer.encode(caption).ids) for caption in captions)
     assert longest <= PRESETS["emoji-text"]().train.text_tokens < 2 * longest
 
@@ -89,6 +97,19 @@ def test_a_changed_or_missing_file_is_refused_by_name(package, tmp_path, name):
     (tmp_path / name).unlink()
     with pytest.raises(ValueError, match=f"{name}.*cannot be read"):
         minilm(tmp_path, tokens=24)
+
+
+def test_a_caption_is_the_same_bits_whatever_the_threads_of_the_process(encoder):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = encoder(CAPTIONS)
+        torch.set_num_threads(2)
+        two = encoder(CAPTIONS)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one.text, two.text)
 
 
 @pytest.mark.parametrize("tokens", [2, 513])
@@ -175,6 +196,7 @@ def test_clip_and_t5_are_transformers_in_a_padded_batch(monkeypatch, tmp_path, n
     torch.testing.assert_close(text[mask], theirs.last_hidden_state[mask], rtol=1e-4, atol=1e-5)
     identity = encoder.identity
     assert (identity.name, identity.width, identity.tokens) == (name, 16, 6)
+    assert text_identity(name, tokens=6) == identity
     (folder / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text() + "\n")
     assert from_transformers(name, folder, tokens=6).identity.digest != identity.digest
 

@@ -58,7 +58,8 @@ def train_run(
     workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
-    on_event: likewise with {"event": "started" | "resumed" | "damaged_checkpoint" | "checkpoint" | "worker_failed", ...}.
+    on_event: likewise with {"event": "started" | "resumed" | "damaged_checkpoint" | "damaged_sidecar" | "checkpoint" |
+    "worker_failed", ...}.
     max_failures: how often a dead or failing worker is replaced.
     Raises ValueError for a batch that cannot be divided and for a `run_dir` with another run in it, NonFiniteLoss, and
     TrainingFailed for all else that ends a run early.

@@ -13,10 +13,14 @@ import ray.train
 import ray.train.torch
 import torch
 
-from diffusion.data.order import Order
-from diffusion.data.stream import Batch, ShardReader, batches
+from diffusion.data.reader import ShardReader
+from diffusion.data.reading_order import order_of
+from diffusion.data.sidecar import Sidecars
+from diffusion.data.stream import Batch, batches
 from diffusion.recipe import TrainRecipe
 from diffusion.store.refs import DatasetRef
+from diffusion.store.text_encoders import REMEMBERED
+from diffusion.text import looking_up, remembering
 from diffusion.training import checkpoint
 from diffusion.training.loop import ignore, train
 from diffusion.training.parallel import data_parallel, world_gather
@@ -35,6 +39,7 @@ class Job:
     threads: int
     recompute: bool
     relay: str  # name of the actor that takes records to the driver
+    max_damaged: float = 0.0  # share of the pictures
 
     @property
     def checkpoints(self) -> Path:
@@ -80,9 +85,11 @@ def run_worker(job: Job, send: Send) -> None:
         tell({"event": "damaged_checkpoint", "reason": reason, "instead": str(folder) if folder else None})
     name = "resumed" if folder else "started"
     tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
+    reader = reader_of(job)
+    sidecars = find_captions(state, reader, tell)
     train(
         state,
-        share_of(job, job.recipe, state.images_seen),
+        share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send),
         job.recipe,
         model=data_parallel(state, job.dataset.resolution),
         on_metrics=tell,
@@ -92,15 +99,40 @@ def run_worker(job: Job, send: Send) -> None:
 
 
 def reader_of(job: Job) -> ShardReader:
-    return ShardReader(job.dataset.uri, "train", digest=job.dataset.digest)
+    return ShardReader(
+        job.dataset.uri,
+        "train",
+        digest=job.dataset.digest,
+        captions=job.recipe.text_encoder != "none",
+        max_damaged=job.max_damaged,
+    )
 
 
-def share_of(job: Job, recipe: TrainRecipe, start: int, reader: ShardReader | None = None) -> Iterator[Batch]:
-    """This worker's share of the batches from position `start` to the end of `recipe`."""
-    reader = reader or reader_of(job)
-    order = Order(reader.counts, seed=recipe.seed, window=recipe.window, streams=recipe.streams)
+def find_captions(state: TrainState, reader: ShardReader, tell: Send) -> Sidecars | None:
+    """Have the state's encoder, if it has one, compute only what no sidecar of the dataset has: the numbers are the same."""
+    if state.encoder is None:
+        return None
+    shards = [entry.sha256 for entry in reader.entries]
+    sidecars = Sidecars(
+        reader.root, shards, state.encoder, lambda error: tell({"event": "damaged_sidecar", "reason": str(error)})
+    )
+    state.encoder = remembering(looking_up(state.encoder, sidecars.find), REMEMBERED)
+    return sidecars
+
+
+def share_of(
+    job: Job,
+    recipe: TrainRecipe,
+    start: int,
+    reader: ShardReader,
+    sidecars: Sidecars | None = None,
+    send: Send = ignore,
+) -> Iterator[Batch]:
+    """This worker's share of the batches from position `start` to the end of `recipe`; `sidecars` turn to its shards.
+    Every worker tells of the damage that it meets in its share, and counts it against its own limit."""
+    order = order_of(reader.manifest, "train", recipe)
     context = ray.train.get_context()
-    return batches(
+    share = batches(
         reader,
         order,
         recipe.batch_size,
@@ -108,8 +140,13 @@ def share_of(job: Job, recipe: TrainRecipe, start: int, reader: ShardReader | No
         stop=end_of(recipe),
         rank=context.get_world_rank(),
         world=context.get_world_size(),
+        seed=recipe.seed,
         threads=1,
+        on_damage=lambda damage: send(
+            {"event": "damaged_sample", "rank": context.get_world_rank(), **damage._asdict()}
+        ),
     )
+    return sidecars.beside(share, order, reader.shards_of) if sidecars else share
 
 
 def saver(job: Job, facts: checkpoint.Facts, tell: Send) -> Callable[[TrainState], None]:

@@ -51,7 +51,7 @@ def load(data: bytes) -> Image.Image:
 
 
 def to_model(images: "Tensor") -> "Tensor":
-    """uint8 (B, H, W, 3) or (B, 3, H, W) in 0..255 -> float32 (B, 3, H, W) in [-1, 1]."""
+    """uint8 (B, H, W, 3) or (B, 3, H, W) in 0..255 -> float32 (B, 3, H, W) in [-1, 1], contiguous."""
     import torch
 
     if images.dtype != torch.uint8 or images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]):
@@ -59,7 +59,7 @@ def to_model(images: "Tensor") -> "Tensor":
         raise ValueError(f"to_model takes uint8 (B, 3, H, W) or (B, H, W, 3), not {images.dtype} {shape}")
     if images.shape[1] != 3:
         images = images.permute(0, 3, 1, 2)
-    return images.float() / 127.5 - 1
+    return images.contiguous().float() / 127.5 - 1
 
 
 def to_uint8(x: "Tensor") -> "Tensor":

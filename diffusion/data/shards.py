@@ -1,112 +1,174 @@
 """Shards: plain WebDataset tars anyone can read, with an index of byte offsets beside each.
 
-A sample is four members with one key: `.cls` (class index), `.json` (facts), `.png`, `.txt` (caption).  Time, owner and
-mode of every member are fixed, so equal samples give equal bytes.  The index, `NAME.index.json`, lists keys, labels and
-the (offset, size) of each member, so any picture is one read away.
+A sample is four members with one key: `.cls` (class index), `.json` (facts), `.png` or `.jpg`, `.txt` (first caption).
+Time, owner and mode of every member are fixed, so equal samples give equal bytes, and a shard is named by the sha256 of
+its bytes.  The index, a `.npy` of one row per sample, has what it takes to read any picture in one go and to know it
+undamaged.
 """
 
+import hashlib
 import io
-import json
 import tarfile
+import tempfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.data.manifest import ShardEntry, Split
-from diffusion.recipe import canonical_json
-from diffusion.store.publish import sha256_file
+import numpy as np
 
-INDEX_FORMAT = "diffusion-index/1"
-MEMBERS = ("cls", "json", "png", "txt")
+from diffusion.data.manifest import FILE, Encoding, ShardEntry, Split
+from diffusion.recipe import canonical_json
+from diffusion.store.publish import PREFIX, sha256_file
+from diffusion.store.storage import Storage
+
+EXTENSION: dict[Encoding, str] = {"png": "png", "jpeg": "jpg"}
+INDEX = np.dtype(
+    [
+        ("key", "S32"),
+        ("label", "<i4"),
+        ("captions", "<i4"),
+        ("image_offset", "<i8"),  # bytes from the start of the tar
+        ("image_size", "<i8"),
+        ("image_crc32", "<u4"),
+        ("json_offset", "<i8"),
+        ("json_size", "<i8"),
+        ("txt_offset", "<i8"),
+        ("txt_size", "<i8"),
+    ]
+)
+_COLUMNS = repr(np.lib.format.dtype_to_descr(INDEX)).encode()  # as they stand in the header of a .npy
 
 
 class PackedSample(NamedTuple):
-    """What goes into a shard under one key.  No dots in `key`: WebDataset takes the rest for the extension."""
+    """What goes into a shard under one key of up to 32 ASCII characters.  No dots in it: WebDataset takes the rest for the
+    extension.  facts["captions"] lists (text, weight)."""
 
     key: str
     label: int
     facts: dict
-    png: bytes
-    caption: str
+    image: bytes
 
 
-class Index(NamedTuple):
-    """The index of one shard: parallel lists over its samples; `spans[member][i]` is (offset, size) in the tar."""
+def write_shard(folder: Path, split: Split, samples: Iterable[PackedSample], encoding: Encoding = "png") -> ShardEntry:
+    """Write a tar and its index into `folder`, as the file names of the entry it returns; the same samples in the same
+    order give the same bytes.
 
-    keys: list[str]
-    labels: list[int]
-    spans: dict[str, list[tuple[int, int]]]
-
-
-def write_shard(path: Path, split: Split, samples: Iterable[PackedSample]) -> ShardEntry:
-    """Write `path` (.tar) and its index; the same samples in the same order give the same bytes.
-
-    Raises ValueError for a key with a dot or a slash, a key used twice, or no samples.
+    Raises ValueError for a key that is empty, too long, used twice or has a dot or a slash, and for no samples.
     """
-    index = Index([], [], {member: [] for member in MEMBERS})
-    with open(path, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for sample in samples:
-            if not sample.key or set("./") & set(sample.key):
-                raise ValueError(f"key {sample.key!r}: a key is not empty and has neither '.' nor '/'")
-            index.keys.append(sample.key)
-            index.labels.append(sample.label)
-            content = {
-                "cls": str(sample.label).encode(),
-                "json": canonical_json(sample.facts),
-                "png": sample.png,
-                "txt": sample.caption.encode(),
-            }
-            for member in MEMBERS:
-                index.spans[member].append(_add(tar, f"{sample.key}.{member}", content[member]))
-    if not index.keys or len(set(index.keys)) != len(index.keys):
-        raise ValueError(f"{path.name}: {len(index.keys)} samples, {len(set(index.keys))} different keys")
-    index_path = path.with_suffix(".index.json")
-    spans = {member: [list(span) for span in index.spans[member]] for member in MEMBERS}
-    document = {"format": INDEX_FORMAT, "shard": path.name, "keys": index.keys, "labels": index.labels, "spans": spans}
-    index_path.write_bytes(canonical_json(document) + b"\n")
-    return ShardEntry(
-        name=path.name,
-        split=split,
-        pictures=len(index.keys),
-        bytes=path.stat().st_size,
-        sha256=sha256_file(path),
-        index=index_path.name,
-        index_sha256=sha256_file(index_path),
+    rows, keys, offset = [], set(), 0
+    digest = hashlib.sha256()
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=PREFIX, suffix=".tar", delete=False) as file:
+        try:
+            for sample in samples:
+                if not 0 < len(sample.key) <= 32 or not sample.key.isascii() or set("./") & set(sample.key):
+                    raise ValueError(f"key {sample.key!r}: a key has 1 to 32 ASCII characters and neither '.' nor '/'")
+                keys.add(sample.key)
+                captions = sample.facts["captions"]
+                members = {
+                    "cls": str(sample.label).encode(),
+                    "json": canonical_json(sample.facts),
+                    EXTENSION[encoding]: sample.image,
+                    "txt": captions[0][0].encode() if captions else b"",
+                }
+                parts, spans = [], {}
+                for name, data in members.items():
+                    parts += (_header(f"{sample.key}.{name}", len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE))
+                    spans[name] = (offset + tarfile.BLOCKSIZE, len(data))
+                    offset += tarfile.BLOCKSIZE + len(data) + len(parts[-1])
+                image = (*spans[EXTENSION[encoding]], zlib.crc32(sample.image))
+                rows.append((sample.key, sample.label, len(captions), *image, *spans["json"], *spans["txt"]))
+                block = b"".join(parts)
+                digest.update(block)
+                file.write(block)
+            if not rows or len(keys) != len(rows):
+                raise ValueError(f"a shard of {len(rows)} samples with {len(keys)} different keys")
+            end = bytes(2 * tarfile.BLOCKSIZE + -(offset + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
+            digest.update(end)
+            file.write(end)
+            file.flush()
+            index = io.BytesIO()
+            np.save(index, np.array(rows, INDEX), allow_pickle=False)
+            entry = ShardEntry(
+                split=split,
+                pictures=len(rows),
+                bytes=file.tell(),
+                sha256=digest.hexdigest(),
+                index_sha256=hashlib.sha256(index.getvalue()).hexdigest(),
+            )
+            (folder / Path(entry.index).name).write_bytes(index.getvalue())
+            Path(file.name).chmod(0o644)
+            Path(file.name).rename(folder / Path(entry.tar).name)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+    return entry
+
+
+def _template() -> tuple[bytes, int]:
+    """The header of an empty member without name, and the sum of its bytes without size and checksum."""
+    info = tarfile.TarInfo("")
+    info.mtime, info.mode, info.uid, info.gid, info.uname, info.gname = 0, 0o444, 0, 0, "", ""
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    return header, sum(header[:124]) + sum(header[136:148]) + 8 * ord(" ") + sum(header[156:])
+
+
+_HEADER, _HEADER_SUM = _template()
+
+
+def _header(name: str, size: int) -> bytes:
+    """A member's header as tarfile writes it, ten times as fast.  name: up to 99 ASCII characters; size: below 8 GiB."""
+    encoded, digits = name.encode("ascii"), b"%011o" % size
+    checksum = _HEADER_SUM + sum(encoded) + sum(digits)
+    return b"".join(
+        (
+            encoded.ljust(100, b"\0"),
+            _HEADER[100:124],
+            digits,
+            b"\0",
+            _HEADER[136:148],
+            b"%06o\0 " % checksum,
+            _HEADER[156:],
+        )
     )
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> tuple[int, int]:
-    """Add a member; returns (offset, size) of its bytes in the tar."""
-    info = tarfile.TarInfo(name)
-    info.size, info.mtime, info.mode = len(data), 0, 0o444
-    info.uid, info.gid, info.uname, info.gname = 0, 0, "", ""
-    tar.addfile(info, io.BytesIO(data))
-    blocks = -(-len(data) // tarfile.BLOCKSIZE)
-    return tar.offset - blocks * tarfile.BLOCKSIZE, len(data)
+def put_shard(storage: Storage, folder: Path, entry: ShardEntry) -> None:
+    """Move a shard that `write_shard` wrote into `folder` to its place in the storage, the index last."""
+    for name in (entry.tar, entry.index):
+        path = folder / Path(name).name
+        storage.put(name, path)
+        path.unlink()
 
 
-def read_index(folder: Path, entry: ShardEntry) -> Index:
-    """The index of a shard, checked against its manifest.  Raises ValueError naming the shard and the command."""
-    path = folder / entry.index
-    if not path.exists() or sha256_file(path) != entry.index_sha256:
-        raise ValueError(damaged(folder, entry.index, "is missing or differs from the manifest's sha256"))
-    document = json.loads(path.read_bytes())
-    spans = {member: [tuple(span) for span in document["spans"][member]] for member in MEMBERS}
-    return Index(document["keys"], document["labels"], spans)
+class DamagedShard(ValueError):
+    """A file of a published dataset is missing or not as it was written.  The message names it and says what to do."""
 
 
-def check_shard(folder: Path, entry: ShardEntry) -> None:
-    """Read the whole shard and compare its sha256.  Raises ValueError naming the shard and the command."""
-    path = folder / entry.name
-    if not path.exists():
-        raise ValueError(damaged(folder, entry.name, "is missing"))
+def read_index(storage: Storage, entry: ShardEntry) -> np.ndarray:
+    """The index of a shard, (entry.pictures,) of INDEX, read-only.  Raises DamagedShard."""
+    try:
+        data = storage.read(entry.index)
+    except FileNotFoundError as error:
+        raise DamagedShard(damaged(storage, entry.index, "is missing")) from error
+    if hashlib.sha256(data).hexdigest() != entry.index_sha256:
+        raise DamagedShard(damaged(storage, entry.index, "differs from the manifest's sha256"))
+    # numpy's own reader spends 0.2 ms on parsing a header that is known
+    start = 10 + int.from_bytes(data[8:10], "little")
+    if _COLUMNS not in data[:start] or len(data) != start + entry.pictures * INDEX.itemsize:
+        raise DamagedShard(damaged(storage, entry.index, f"is no index of {entry.pictures} pictures"))
+    return np.frombuffer(data, INDEX, offset=start)
+
+
+def check_shard(storage: Storage, entry: ShardEntry, path: Path) -> None:
+    """Read all of the copy `path` of a shard and compare its sha256.  Raises DamagedShard."""
     if (actual := sha256_file(path)) != entry.sha256:
-        raise ValueError(damaged(folder, entry.name, f"has sha256 {actual[:12]}, manifest says {entry.sha256[:12]}"))
+        raise DamagedShard(damaged(storage, entry.tar, f"has sha256 {actual[:12]}, as its name does not say"))
 
 
-def damaged(folder: Path, name: str, what: str) -> str:
+def damaged(storage: Storage, name: str, what: str) -> str:
     """The message for a file of a published dataset that is not as it was written."""
     return (
-        f"{folder / name} {what}. A published shard never changes, so this copy is damaged: remove the folder {folder}"
-        " and make it again with `diffusion shard`"
+        f"{storage.uri}/{name} {what}. A published file never changes, so this one is damaged: remove it and the {FILE} of"
+        " its dataset, and make them again with `diffusion shard`"
     )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from diffusion.data import manifest
-from diffusion.data.stream import ShardReader
+from diffusion.data.reader import ShardReader
 from diffusion.evaluation import plan
 from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.features import find_weights, identity_of
@@ -27,11 +27,12 @@ from diffusion.evaluation.report import (
     publish_report,
 )
 from diffusion.evaluation.stats import Gaussian, digits, floor, frechet_to
-from diffusion.evaluation.worker import Result, Setup, Worker, one_thread
+from diffusion.evaluation.worker import Result, Setup, Worker
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.averages import wanted_by
 from diffusion.store.bundle import export_bundle, verify_bundle
 from diffusion.store.refs import EvaluationRef, RunRef
+from diffusion.threads import one_thread
 
 Progress = Callable[[int, int], None]  # pictures drawn, pictures to draw
 Picture = np.ndarray  # uint8 (H, W, 3)

@@ -1,7 +1,6 @@
 """One worker of an evaluation: loads the model, does tasks, returns arrays.  Knows nothing of the other workers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from diffusion.data import manifest
 from diffusion.data.images import to_model
-from diffusion.data.stream import ShardReader
+from diffusion.data.reader import ShardReader
 from diffusion.denoiser import Denoiser, linear
 from diffusion.evaluation.bound import held_out_bound
 from diffusion.evaluation.features import Extractor, ExtractorIdentity, extractor
@@ -26,6 +25,7 @@ from diffusion.serving.ladder import NotReproducible
 from diffusion.serving.request import GenerateRequest, prompt_of
 from diffusion.serving.ticket import DrawingFailed
 from diffusion.store.bundle import load_bundle
+from diffusion.threads import one_thread
 
 
 class Setup(Frozen):
@@ -69,8 +69,8 @@ class Worker:
             if task.kind == "bound":
                 return Result(task.number, self._bound(task.indices))
             if task.kind == "real":
-                images, _ = self._reader("train").gather(np.array(task.indices))
-                return Result(task.number, {"features": self._features(images.transpose(0, 2, 3, 1))})
+                images = self._reader("train").gather(np.array(task.indices)).images
+                return Result(task.number, {"features": self._features(images)})
             try:
                 return Result(task.number, self._drawn(task.draws))
             except (DrawingFailed, NotReproducible) as error:
@@ -98,11 +98,11 @@ class Worker:
         """The held-out pictures that are measured, (N, 3, H, W) in [-1, 1], and the condition of each."""
         reader = self._reader("holdout")
         chosen = np.array(evenly(len(reader), self.setup.recipe.loss_pictures))
-        images, captions = reader.gather(chosen)
-        cond = {"label": torch.from_numpy(reader.labels[chosen])}
+        pictures = reader.gather(chosen)
+        cond = {"label": torch.from_numpy(pictures.label)}
         if self.bundle.encoder is not None:
-            cond |= self.bundle.encoder(captions)._asdict()
-        return to_model(torch.from_numpy(images)), cond
+            cond |= self.bundle.encoder(pictures.texts)._asdict()
+        return to_model(torch.from_numpy(pictures.images)), cond
 
     def _drawn(self, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
         if self._engine is None:
@@ -121,8 +121,7 @@ class Worker:
     def _prompt(self, draw: Draw) -> str | None:
         if draw.captioned is None:
             return None
-        _, (caption,) = self._reader("train").gather(np.array([draw.captioned]))
-        return prompt_of(caption)
+        return prompt_of(self._reader("train").read(draw.captioned).caption)
 
     def _features(self, pictures: np.ndarray) -> np.ndarray:
         if self._extractor is None:
@@ -159,17 +158,3 @@ def held_out_loss(
         losses.append(denoising_loss(denoiser, weight, *operands, rows))
         zeros.append(denoising_loss(nothing, weight, *operands, {}))
     return {"loss": torch.cat(losses).double().cpu().numpy(), "zero": torch.cat(zeros).double().cpu().numpy()}
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Sums in one order: float32 convolutions and float64 factorizations round differently with more threads.
-
-    Many workers with a thread each use a machine as well as one with many threads.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 PREFIX = ".tmp-"
 _SWEEP_AFTER_S = 60.0  # a folder younger than this may belong to a writer that has not locked it yet
@@ -56,22 +57,32 @@ def fsync_tree(folder: Path) -> None:
         fsync_path(Path(parent))
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Put a small file in place, replacing it if it exists: readers see the old bytes or the new, never a part."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in the block, under a temporary name.  When the block ends well it is flushed to the disk and takes
+    the place of `path`; on any exception it is deleted.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=PREFIX, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            fcntl.flock(file, fcntl.LOCK_EX)  # so that `sweep` lets it alone
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     fsync_path(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put a small file in place, replacing it if it exists: readers see the old bytes or the new, never a part."""
+    with replacing(path) as file:
+        file.write(data)
 
 
 @contextmanager
@@ -80,7 +91,7 @@ def staging(parent: Path) -> Iterator[Path]:
     `publish` renames it; one that was not published is deleted at the end of the block.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    _sweep(parent)
+    sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
     folder.chmod(0o755)
     lock = os.open(folder, os.O_RDONLY)
@@ -129,7 +140,7 @@ def _taken(final: Path) -> str:
     return f"{final} is published already and is never overwritten: use it, or remove the folder to make it again"
 
 
-def _sweep(parent: Path) -> None:
+def sweep(parent: Path) -> None:
     """Delete what dead publishers left: a living one holds a lock on its temporary folder."""
     for folder in parent.glob(PREFIX + "*"):
         try:

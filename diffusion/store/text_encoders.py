@@ -35,7 +35,7 @@ PACKAGES = {  # what an encoder needs beside torch and safetensors
 }
 FOLDERS = {"clip": "DIFFUSION_TEXT_CLIP", "t5": "DIFFUSION_TEXT_T5"}  # environment variables
 _MODELS = {"clip": ("CLIPTextModel", ("clip", "clip_text_model")), "t5": ("T5EncoderModel", ("t5",))}
-_REMEMBERED = 16_384  # captions of a run: 0.5 GB at 20 tokens of 384 numbers
+REMEMBERED = 16_384  # captions of a run: 0.5 GB at 20 tokens of 384 numbers
 _REMEMBERED_SERVING = 256  # of a server, whose clients send what they like: 25 MB at 64 tokens
 _READ = (".safetensors", ".json", ".txt", ".model")  # what of a folder can change an embedding
 
@@ -53,6 +53,14 @@ def text_encoder(
     return from_transformers(name, folder, tokens=tokens, device=device)
 
 
+def text_identity(name: TextEncoderName, *, tokens: int = 64, folder: Path | None = None) -> TextIdentity:
+    """`text_encoder(...).identity`, from the encoder's files alone: no weights are loaded."""
+    folder = Path(folder or find_folder(name))
+    if name == "minilm":
+        return _minilm_identity(json.loads(_minilm_file(folder, "config.json")), tokens)
+    return _transformers_identity(name, folder, tokens)
+
+
 def encoder_of(recipe: TrainRecipe, device: str = "cpu") -> TextEncoder | None:
     """What reads the captions of a run, each once while there is room to remember it; None where nothing does."""
     if recipe.text_encoder == "none":
@@ -63,7 +71,7 @@ def encoder_of(recipe: TrainRecipe, device: str = "cpu") -> TextEncoder | None:
             f"train.unet.text_width={recipe.unet.text_width}, and this {recipe.text_encoder} gives"
             f" {encoder.identity.width} numbers a token: set train.unet.text_width={encoder.identity.width}"
         )
-    return remembering(encoder, _REMEMBERED)
+    return remembering(encoder, REMEMBERED)
 
 
 def encoder_named(identity: TextIdentity, device: str = "cpu") -> TextEncoder:
@@ -114,14 +122,13 @@ def minilm(folder: Path, *, tokens: int, device: str = "cpu") -> TextEncoder:
         from tokenizers import Tokenizer
     except ModuleNotFoundError as error:
         raise _not_installed("minilm", "tokenizers", "text") from error
-    data = {name: read_checked(folder / name, digest, _OTHER_FILES) for name, digest in MINILM_SHA256.items()}
+    data = {name: _minilm_file(folder, name) for name in MINILM_SHA256}
     facts = json.loads(data["config.json"])
-    _check_tokens(tokens, facts["max_position_embeddings"])
+    identity = _minilm_identity(facts, tokens)
     tokenizer = Tokenizer.from_str(data["tokenizer.json"].decode())
     tokenizer.no_padding()
     tokenizer.enable_truncation(tokens)
     weights = {name: weight.to(device) for name, weight in safetensors.torch.load(data["model.safetensors"]).items()}
-    identity = TextIdentity(name="minilm", digest=digest_of(MINILM_SHA256), width=facts["hidden_size"], tokens=tokens)
     shape = {
         "layers": facts["num_hidden_layers"],
         "heads": facts["num_attention_heads"],
@@ -135,34 +142,31 @@ def minilm(folder: Path, *, tokens: int, device: str = "cpu") -> TextEncoder:
     return TextEncoder(identity, embed, device)
 
 
+def _minilm_file(folder: Path, name: str) -> bytes:
+    return read_checked(folder / name, MINILM_SHA256[name], _OTHER_FILES)
+
+
+def _minilm_identity(facts: dict, tokens: int) -> TextIdentity:
+    """facts: the model's config.json."""
+    _check_tokens(tokens, facts["max_position_embeddings"])
+    return TextIdentity(name="minilm", digest=digest_of(MINILM_SHA256), width=facts["hidden_size"], tokens=tokens)
+
+
 def from_transformers(name: Literal["clip", "t5"], folder: Path, *, tokens: int, device: str = "cpu") -> TextEncoder:
     """The text encoder of CLIP or T5, any size, from a folder as transformers' `save_pretrained` writes it."""
+    identity = _transformers_identity(name, folder, tokens)
+    import transformers
+
     try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise _not_installed(name, "transformers", "text-transformers") from error
-    class_name, kinds = _MODELS[name]
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        if config.model_type not in kinds:
-            raise ValueError(f"{folder} holds a {config.model_type} model, not {name}: name another folder")
         # a pickle is never read, and weights the folder lacks are never made up
-        network, found = getattr(transformers, class_name).from_pretrained(
+        network, found = getattr(transformers, _MODELS[name][0]).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except OSError as error:
-        raise ValueError(f"{folder}: the files of {name} cannot be read: {error}") from error
+        raise _unreadable(name, folder, error) from error
     if found["missing_keys"]:
         raise ValueError(f"{folder} lacks weights of {name}: {sorted(found['missing_keys'])[:3]}. Copy it again")
-    _check_tokens(tokens, getattr(network.config, "max_position_embeddings", None))
-    files = sorted(path for path in folder.iterdir() if path.suffix in _READ)
-    identity = TextIdentity(
-        name=name,
-        digest=digest_of({path.name: sha256_file(path) for path in files}),
-        width=network.config.hidden_size,
-        tokens=tokens,
-    )
     network = network.to(device).eval().requires_grad_(False)
 
     def embed(caption: str) -> Tensor:
@@ -170,6 +174,28 @@ def from_transformers(name: Literal["clip", "t5"], folder: Path, *, tokens: int,
         return network(input_ids=torch.tensor([ids], device=device)).last_hidden_state[0]
 
     return TextEncoder(identity, embed, device)
+
+
+def _transformers_identity(name: Literal["clip", "t5"], folder: Path, tokens: int) -> TextIdentity:
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise _not_installed(name, "transformers", "text-transformers") from error
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except OSError as error:
+        raise _unreadable(name, folder, error) from error
+    if config.model_type not in _MODELS[name][1]:
+        raise ValueError(f"{folder} holds a {config.model_type} model, not {name}: name another folder")
+    config = config.get_text_config()  # of CLIP without its pictures' half
+    _check_tokens(tokens, getattr(config, "max_position_embeddings", None))
+    files = sorted(path for path in folder.iterdir() if path.suffix in _READ)
+    digest = digest_of({path.name: sha256_file(path) for path in files})
+    return TextIdentity(name=name, digest=digest, width=config.hidden_size, tokens=tokens)
+
+
+def _unreadable(name: str, folder: Path, error: OSError) -> ValueError:
+    return ValueError(f"{folder}: the files of {name} cannot be read: {error}")
 
 
 def _check_tokens(tokens: int, most: int | None) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffusion.adapters.mlflow_registry import resolve
 from diffusion.data.images import encode_png, grid, to_model
-from diffusion.data.stream import ShardReader
+from diffusion.data.reader import ShardReader
 from diffusion.evaluation.features import extractor
 from diffusion.evaluation.plan import evenly
 from diffusion.evaluation.worker import held_out_loss
@@ -110,9 +110,9 @@ def main() -> None:
 
     def read(name: str) -> Split:
         reader = ShardReader(site.store / "datasets" / model.dataset_digest[:16], name, digest=model.dataset_digest)
-        images, captions = reader.gather(np.arange(len(reader)))
-        pictures = torch.from_numpy(images).permute(0, 2, 3, 1).contiguous()
-        return Split(pictures, captions, torch.from_numpy(reader.labels), features(pictures))
+        read = reader.gather(np.arange(len(reader)))
+        pictures = torch.from_numpy(read.images)
+        return Split(pictures, read.texts, torch.from_numpy(read.label), features(pictures))
 
     print(f"{options.name} version {model.version}")
     train = read("train")

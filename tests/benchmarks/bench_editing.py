@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusion.adapters.mlflow_registry import resolve
 from diffusion.data.images import encode_png, grid, to_model, to_uint8
-from diffusion.data.stream import ShardReader
+from diffusion.data.reader import ShardReader
 from diffusion.edit import by_condition, levels_of, low_pass, sdedit
 from diffusion.evaluation.features import extractor
 from diffusion.evaluation.fidelity import ssim
@@ -93,8 +93,8 @@ def main() -> None:
         folder = site.store / "datasets" / model.dataset_digest[:16]
         reader = ShardReader(folder, split, digest=model.dataset_digest)
         chosen = np.array(evenly(len(reader), n or len(reader)))
-        images = torch.from_numpy(reader.gather(chosen)[0]).permute(0, 2, 3, 1).contiguous()
-        return images, torch.from_numpy(reader.labels[chosen])
+        pictures = reader.gather(chosen)
+        return torch.from_numpy(pictures.images), torch.from_numpy(pictures.label)
 
     pictures, own = read("holdout", options.pictures)
     train, train_label = read("train")

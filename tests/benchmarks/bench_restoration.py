@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffusion.adapters.mlflow_registry import resolve
 from diffusion.data.images import encode_png, grid, to_model, to_uint8
-from diffusion.data.stream import ShardReader
+from diffusion.data.reader import ShardReader
 from diffusion.degradation import FACTORS, beside
 from diffusion.evaluation.features import extractor
 from diffusion.evaluation.fidelity import psnr, ssim
@@ -150,9 +150,9 @@ def main() -> None:
     digest = drawing.spec.dataset_digest
     reader = ShardReader(site.store / "datasets" / digest[:16], "holdout", digest=digest)
     chosen = torch.arange(min(options.pictures, len(reader))).numpy()
-    truth = torch.from_numpy(reader.gather(chosen)[0])
-    x0, label = to_model(truth), torch.from_numpy(reader.labels[chosen])
-    truth = truth.permute(0, 2, 3, 1).contiguous()
+    pictures = reader.gather(chosen)
+    truth, label = torch.from_numpy(pictures.images), torch.from_numpy(pictures.label)
+    x0 = to_model(truth)
     features = extractor("efficientnet-lite0", resolution=96)
     true_features = features(truth)
     print(

@@ -1,0 +1,115 @@
+"""Shards opened for reading: the index of each, and its bytes from a local file or straight from the storage."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion.data.manifest import ShardEntry
+from diffusion.data.shards import DamagedShard, damaged, read_index
+from diffusion.store.cache import ShardCache
+from diffusion.store.storage import LocalFolder, Storage
+
+OPEN_SHARDS = 128  # each holds a file open; a process may have 1,024
+INDEX_BYTES = 64 * 2**20  # of all open shards together
+
+
+class OpenShard(NamedTuple):
+    """The rows of a shard's index, and read(start, size) -> that many bytes, fewer only at the end of the tar."""
+
+    index: np.ndarray
+    read: Callable[[int, int], bytes]
+
+
+class OpenShards:
+    """The shards used last, of many.  Safe to use from several threads: who still reads from a shard that has left keeps
+    its file open.
+
+    Shards of a local folder are read where they are.  Others are read from a verified local copy in `cache`, or, without
+    one, piece by piece from the storage.
+    """
+
+    def __init__(self, root: Storage, entries: Sequence[ShardEntry], cache: ShardCache | None = None) -> None:
+        self.root, self.entries = root, entries
+        self.cache = None if isinstance(root, LocalFolder) else cache
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._index_bytes = 0
+        self._lock = Lock()
+
+    def get(self, number: int) -> OpenShard:
+        """The shard `number` of `entries`.  Raises DamagedShard where its tar is missing, or its index not as written."""
+        with self._lock:
+            if shard := self._open.get(number):
+                self._open.move_to_end(number)
+                return shard
+        entry = self.entries[number]
+        shard = OpenShard(read_index(self.root, entry), self._reader(entry))
+        with self._lock:
+            if number not in self._open:  # two threads may have opened it
+                self._open[number] = shard
+                self._index_bytes += shard.index.nbytes
+            while len(self._open) > 1 and (len(self._open) > OPEN_SHARDS or self._index_bytes > INDEX_BYTES):
+                self._index_bytes -= self._open.popitem(last=False)[1].index.nbytes
+        return shard
+
+    def fetch(self, number: int) -> None:
+        """Have the local copy of a shard that is not open, where such copies are made.  Raises as ShardCache does."""
+        if self.cache is not None and number not in self._open:
+            entry = self.entries[number]
+            self.cache.path(self.root, entry.tar, entry.sha256, entry.bytes)
+
+    def forget(self, number: int) -> None:
+        """Close a shard in which damage was seen and delete its local copy: the next `get` makes everything anew."""
+        with self._lock:
+            if shard := self._open.pop(number, None):
+                self._index_bytes -= shard.index.nbytes
+        if self.cache is not None:
+            self.cache.drop(self.entries[number].sha256)
+
+    def _reader(self, entry: ShardEntry) -> Callable[[int, int], bytes]:
+        try:
+            if isinstance(self.root, LocalFolder):
+                return _opened(self.root.path(entry.tar))
+            if self.cache is not None:
+                return self._cached(self.cache, entry)
+        except FileNotFoundError as error:
+            raise DamagedShard(damaged(self.root, entry.tar, "is missing")) from error
+        return self._pieces(entry)
+
+    def _cached(self, cache: ShardCache, entry: ShardEntry) -> Callable[[int, int], bytes]:
+        while True:
+            try:
+                path = cache.path(self.root, entry.tar, entry.sha256, entry.bytes)
+            except ValueError:
+                if entry.bytes > cache.max_bytes:
+                    raise
+                # the stored shard is damaged somewhere: those of its pictures that are not can be told by their own sums
+                return self._pieces(entry)
+            try:
+                return _opened(path)
+            except FileNotFoundError:  # it made room for another one before we could open it
+                continue
+
+    def _pieces(self, entry: ShardEntry) -> Callable[[int, int], bytes]:
+        return lambda start, size: self.root.read(entry.tar, start, size)
+
+
+def _opened(path: Path) -> Callable[[int, int], bytes]:
+    return _LocalFile(os.open(path, os.O_RDONLY)).read
+
+
+class _LocalFile:
+    """Closed when nobody refers to it any more."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def read(self, start: int, size: int) -> bytes:
+        return os.pread(self.descriptor, size, start)
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)

@@ -1,0 +1,287 @@
+"""Random access to the pictures of a published dataset, wherever it lies.
+
+Opening reads the manifest alone; the index of a shard is read, and compared with the manifest's sha256, when the first of
+its pictures is asked for, and every picture's crc32 is compared with the index before it is decoded.
+"""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+import numpy as np
+
+from diffusion.data import manifest
+from diffusion.data.damage import Damage, DamageLog
+from diffusion.data.decode import BadPicture, decode_into
+from diffusion.data.manifest import Split
+from diffusion.data.open_shards import OpenShard, OpenShards
+from diffusion.data.shards import DamagedShard, damaged, read_index
+from diffusion.store.cache import ShardCache
+from diffusion.store.storage import StorageUnavailable
+
+Captions = tuple[tuple[str, float], ...]  # a picture's texts, each with its weight
+
+
+class Sample(NamedTuple):
+    """One picture: uint8 (H, W, 3), its class index, and its captions."""
+
+    key: str
+    image: np.ndarray
+    label: int
+    captions: Captions
+
+    @property
+    def caption(self) -> str:
+        """The first; "" where it has none."""
+        return first_of(self.captions)
+
+
+class Pictures(NamedTuple):
+    """b pictures in the order they were asked for; the arrays are the caller's to change."""
+
+    images: np.ndarray  # uint8 (b, H, W, 3)
+    label: np.ndarray  # int64 (b,)
+    keys: list[str]
+    captions: list[Captions]  # () for a picture that has none, and where the reader reads none
+
+    @property
+    def texts(self) -> list[str]:
+        """The first caption of each."""
+        return [first_of(captions) for captions in self.captions]
+
+
+class ShardReader:
+    """Random access to one split of a published dataset.  Safe to use from several threads.
+
+    cache_mib: memory for decoded pictures, the first ones by index: a run passes over all pictures again and again, and
+    then keeping a fixed part beats keeping the latest.  It is taken as pictures come.
+    shards: local copies of the shards of a dataset that is not in a local folder; without, each picture is a request.
+    captions: whether they are read at all.
+    max_damaged: the share of the split that may be damaged.  A damaged picture is read again, from a shard fetched again;
+    then the next good one of its shard takes its place, cyclically, and after the last shard's that of the next one: a
+    function of the picture's index and of the damage.  Each process counts what it meets.  0: the first one is an error.
+    """
+
+    def __init__(
+        self,
+        uri: str | Path,
+        split: Split = "train",
+        *,
+        digest: str | None = None,
+        cache_mib: int = 1024,
+        shards: ShardCache | None = None,
+        captions: bool = True,
+        max_damaged: float = 0.0,
+    ) -> None:
+        self.root, self.split, self.captions = manifest.root_of(uri), split, captions
+        self.manifest = manifest.load(uri, digest=digest)
+        self.entries = self.manifest.entries(split)
+        if not self.entries:
+            raise ValueError(f"{uri} has no pictures in split {split!r}: shard again with a larger `shard.holdout`")
+        self.counts = tuple(entry.pictures for entry in self.entries)
+        self._first = np.concatenate([[0], np.cumsum(self.counts)])  # picture of each shard, and the number of all
+        # the shards of a mixture's part count classes as that part does
+        parts = ((np.array(part.labels), getattr(part, split)) for part in self.manifest.parts)
+        self._classes = [classes for classes, shards in parts for _ in range(shards)]
+        self._shards = OpenShards(self.root, self.entries, shards)
+        self.damage = DamageLog(len(self), max_damaged)
+        self._fetched_again: set[int] = set()
+        side = self.manifest.resolution
+        cached = min(len(self), cache_mib * 2**20 // (3 * side * side))
+        self._pictures = np.empty((cached, side, side, 3), np.uint8)
+        self._captions: list[Captions] = [()] * cached if captions else []
+        self._filled = np.zeros(cached, bool)
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Of all pictures: reads every index."""
+        return [key.decode() for keys in self._columns("key") for key in keys.tolist()]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Of all pictures, int64: reads every index."""
+        return np.concatenate([self._class(n, labels) for n, labels in enumerate(self._columns("label"))]).astype(
+            np.int64
+        )
+
+    def _columns(self, name: str) -> list[np.ndarray]:
+        """A column of the index of each shard."""
+        with ThreadPoolExecutor(8, thread_name_prefix="indexes") as pool:
+            return list(pool.map(lambda entry: read_index(self.root, entry)[name].copy(), self.entries))
+
+    def _class(self, shard: int, labels: np.ndarray) -> np.ndarray:
+        """Labels in a shard -> labels in the dataset."""
+        return self._classes[shard][labels] if self._classes else labels
+
+    @property
+    def cache(self) -> ShardCache | None:
+        """Where local copies of shards are made before they are read, if anywhere."""
+        return self._shards.cache
+
+    def shards_of(self, pictures: np.ndarray) -> np.ndarray:
+        """Numbers of the shards of pictures, (b,)."""
+        return np.searchsorted(self._first, pictures, side="right") - 1
+
+    def fetch(self, shard: int) -> None:
+        """Have the local copy of a shard ready, where there are such copies."""
+        self._shards.fetch(shard)
+
+    def read(self, i: int) -> Sample:
+        """Picture i of the split.  Raises ValueError naming shard, key and command where it is damaged."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"picture {i} of {len(self)}")
+        images, label, keys, captions = self.gather(np.array([i]))
+        return Sample(keys[0], images[0], int(label[0]), captions[0])
+
+    def gather(self, pictures: np.ndarray) -> Pictures:
+        """The pictures of these indices, (b,).  Raises TooMuchDamage, a ValueError."""
+        b, side = len(pictures), self.manifest.resolution
+        got = Pictures(np.empty((b, side, side, 3), np.uint8), np.empty(b, np.int64), [""] * b, [()] * b)
+        shards = self.shards_of(pictures)
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            self._gather(shard, pictures[places], places.tolist(), got)
+        return got
+
+    def _gather(self, shard: int, pictures: np.ndarray, places: list[int], got: Pictures) -> None:
+        """Pictures of one shard into their places."""
+        index = pictures - self._first[shard]
+        try:
+            opened = self._open(shard)
+        except DamagedShard:
+            for place, i in zip(places, index.tolist(), strict=True):
+                self._substitute(shard, i, place, got)
+            return
+        rows = opened.index[index]
+        got.label[places] = self._class(shard, rows["label"])
+        cached = pictures < len(self._filled)
+        cached[cached] = self._filled[pictures[cached]]
+        columns = places, pictures.tolist(), index.tolist(), rows.tolist(), cached.tolist()
+        for place, picture, i, row, known in zip(*columns, strict=True):
+            got.keys[place] = row[0].decode()
+            if known:
+                got.images[place] = self._pictures[picture]
+                if self.captions:
+                    got.captions[place] = self._captions[picture]
+                continue
+            try:
+                got.captions[place] = _load(opened, row, got.images[place], self.captions)
+            except BadPicture:
+                self._again(shard, i, place, got)
+                continue
+            if picture < len(self._filled):  # two threads may both do this, with the same bytes; the mark comes last
+                self._pictures[picture] = got.images[place]
+                if self.captions:
+                    self._captions[picture] = got.captions[place]
+                self._filled[picture] = True
+
+    def _open(self, shard: int) -> OpenShard:
+        """Raises DamagedShard where a shard is lost: counted, and not looked for again."""
+        pictures = self._pictures_of(shard)
+        tar = self.entries[shard].tar
+        if self.damage.known(pictures):
+            raise DamagedShard(tar)
+        try:
+            return self._shards.get(shard)
+        except DamagedShard:
+            try:
+                self._shards.forget(shard)
+                return self._shards.get(shard)
+            except DamagedShard as error:
+                self.damage.note(pictures, Damage(tar, "", str(error), len(pictures)), str(error))
+                raise
+
+    def _pictures_of(self, shard: int) -> range:
+        return range(int(self._first[shard]), int(self._first[shard + 1]))
+
+    def _again(self, shard: int, i: int, place: int, got: Pictures) -> None:
+        """Read picture i of a shard, found damaged, once more: from a file opened, or a copy fetched, again."""
+        if shard not in self._fetched_again or self._shards.cache is None:
+            self._fetched_again.add(shard)
+            self._shards.forget(shard)
+        if not self._good(shard, i, place, got):
+            self._substitute(shard, i, place, got)
+
+    def _substitute(self, shard: int, i: int, place: int, got: Pictures) -> None:
+        """The next good picture after picture i of a shard, as the class says."""
+        if not any(self._good(*other, place, got) for other in self._others(shard, i)):
+            raise ValueError(f"no picture of split {self.split!r} can be read: {self.entries[shard].tar}")
+
+    def _others(self, shard: int, i: int) -> Iterator[tuple[int, int]]:
+        """(shard, place in it) of every other picture, those of the same shard first."""
+        for step in range(len(self.entries)):
+            number = (shard + step) % len(self.entries)
+            count = self.counts[number]
+            if not self.damage.known(self._pictures_of(number)):
+                yield from ((number, (i + further) % count) for further in range(step == 0, count))
+
+    def _good(self, shard: int, i: int, place: int, got: Pictures) -> bool:
+        """Whether picture i of a shard is undamaged; it is in its place then, and else counted."""
+        picture = self._pictures_of(shard)[i : i + 1]
+        if self.damage.known(picture):
+            return False
+        try:
+            opened = self._open(shard)
+        except DamagedShard:
+            return False
+        row = opened.index[i : i + 1].tolist()[0]
+        key = row[0].decode()
+        try:
+            got.captions[place] = _load(opened, row, got.images[place], self.captions)
+        except BadPicture as error:
+            tar = self.entries[shard].tar
+            advice = damaged(self.root, tar, f"has a damaged sample, key {key} ({error})")
+            self.damage.note(picture, Damage(tar, key, str(error), 1), advice)
+            return False
+        got.keys[place], got.label[place] = key, self._class(shard, np.array(row[1]))
+        return True
+
+
+def _load(shard: OpenShard, row: tuple, out: np.ndarray, captions: bool) -> Captions:
+    """The picture of a row of the index into `out`, uint8 (H, W, 3); returns its captions, where they are wanted.  Raises
+    BadPicture."""
+    _, _, number, start, size, crc, json_start, json_size, txt_start, txt_size = row
+    if not (captions and number):
+        picture, text = _read(shard, start, size), b""
+    else:  # one stretch of the tar that has both: they are neighbours
+        words_start, words_size = (txt_start, txt_size) if number == 1 else (json_start, json_size)
+        begin = min(start, words_start)
+        data = memoryview(_read(shard, begin, max(start + size, words_start + words_size) - begin))
+        picture = data[start - begin : start - begin + size]
+        text = data[words_start - begin : words_start - begin + words_size]
+    if crc32(picture) != crc:
+        raise BadPicture("damaged", "its crc32 is not that of the index")
+    decode_into(picture, out)
+    if not text:
+        return ()
+    try:
+        words = str(text, "utf-8")
+        if number == 1:
+            return ((words, 1.0),)
+        return tuple((text, weight) for text, weight in json.loads(words)["captions"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadPicture("damaged", f"its captions cannot be read: {type(error).__name__}") from error
+
+
+def _read(shard: OpenShard, start: int, size: int) -> bytes:
+    try:
+        data = shard.read(start, size)
+    except StorageUnavailable:  # says nothing about the picture
+        raise
+    except OSError as error:
+        raise BadPicture("unreadable", error.strerror or str(error)) from error
+    if len(data) != size:
+        raise BadPicture("truncated", f"{len(data)} of {size} bytes at offset {start}")
+    return data
+
+
+def first_of(captions: Captions) -> str:
+    """The first text; "" where there is none."""
+    return captions[0][0] if captions else ""

@@ -1,0 +1,174 @@
+"""What people want to know of a dataset: a page with counts and reasons, and sheets of its pictures.
+
+The numbers come from the manifest and from `report.json`, which sharding writes beside it; the page and the sheets are put
+there too.  None of these files is part of the dataset's identity, and nothing reads them back but people.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion.data import manifest
+from diffusion.data.datasets import Dataset
+from diffusion.data.images import BadPicture, encode_png, fit, load
+from diffusion.data.preview import preview, sheet
+from diffusion.store.storage import Storage, open_storage
+
+PAGE, PICTURES, ASIDE = "report.md", "pictures.png", "set-aside.png"
+_CLASSES = 50  # in the page
+_EXAMPLES = 5  # of each reason
+_BAR = 40  # characters of the longest bar
+_GENERATIONS = 20  # of a chain of parents
+
+
+class Original(NamedTuple):
+    """A file that was set aside: why, and its bytes, None where there are none."""
+
+    kind: str
+    data: bytes | None
+
+
+def write_report(dataset: Dataset, originals: Iterable[Original] = ()) -> str:
+    """Put the page and the sheets beside the manifest, and return the page.  originals: some of each kind, to look at."""
+    root = open_storage(dataset.uri)
+    rows = {name: [picture.image for picture in row] for name, row in preview(dataset).items()}
+    root.put(PICTURES, encode_png(sheet(rows)))
+    aside = aside_rows(originals, dataset.manifest.resolution)
+    if aside:
+        root.put(ASIDE, encode_png(sheet(aside)))
+    page = markdown(dataset, aside=bool(aside))
+    root.put(PAGE, page.encode())
+    return page
+
+
+def aside_rows(originals: Iterable[Original], side: int) -> dict[str, list[np.ndarray]]:
+    """Kind of reason -> pictures uint8 (side, side, 3) of files set aside for it, a crossed square where there is none."""
+    rows: dict[str, list[np.ndarray]] = {}
+    for kind, data in originals:
+        try:
+            picture = _crossed(side) if data is None else fit(load(data), resolution=side, background="#ffffff")
+        except BadPicture:
+            picture = _crossed(side)
+        rows.setdefault(kind, []).append(picture)
+    return dict(sorted(rows.items()))
+
+
+def _crossed(side: int) -> np.ndarray:
+    """A light square with a cross, uint8 (side, side, 3)."""
+    square = np.full((side, side, 3), 238, np.uint8)
+    diagonal = np.arange(side)
+    for across in (diagonal, diagonal[::-1]):
+        square[diagonal, across] = 176
+    square[[0, -1], :] = square[:, [0, -1]] = 176
+    return square
+
+
+def overview(dataset: Dataset) -> dict[str, str]:
+    """A dataset in some lines: title -> text."""
+    made, report = dataset.manifest, dataset.report
+    tars = {entry.sha256: entry.bytes for entry in made.shards}
+    lines = {
+        "dataset": dataset.digest,
+        "folder": dataset.uri,
+        "pictures": f"{made.images:,} for training, {made.holdout:,} held out, of {made.files:,} files",
+        "size": f"{made.resolution} x {made.resolution}, {made.processing.encoding.upper()}",
+        "shards": f"{len(tars):,} with {amount(sum(tars.values()))}",
+        "classes": f"{len(made.classes):,}: {_few(_counted(made.classes, made.train_counts, made.holdout_counts))}",
+    }
+    if made.set_aside:
+        lines["set aside"] = _few(f"{count:,} {kind}" for kind, count in made.set_aside.items())
+    if "captions" in report:
+        found = report["captions"]
+        lines["captions"] = f"{found['pictures_with']:,} pictures have one, {found['several']:,} of them several"
+    if made.parts:
+        parts = (f"{part.dataset[:16]} with weight {part.weight:g}" for part in made.parts)
+        lines["mixture"] = "of " + _few(parts)
+    chain = list(_parents(dataset.root, made.parent))
+    if chain:
+        lines["after"] = " after ".join(chain)
+    return lines
+
+
+def _counted(classes: tuple[str, ...], train: tuple[int, ...], holdout: tuple[int, ...]) -> Iterator[str]:
+    for name, pictures, held in zip(classes, train, holdout, strict=True):
+        yield f"{name} {pictures:,} + {held:,}"
+
+
+def _parents(root: Storage, digest: str | None) -> Iterator[str]:
+    """The first digits of the datasets that one goes on from, the nearest first."""
+    for _ in range(_GENERATIONS):
+        if digest is None:
+            return
+        place = manifest.place_of(digest)
+        if root.size(f"{place}/{manifest.FILE}") is None:
+            yield f"{digest[:16]}, which is not here"
+            return
+        yield digest[:16]
+        digest = manifest.load(f"{root.uri}/{place}").parent
+    yield "..."
+
+
+def _few(parts: Iterable[str], few: int = 8) -> str:
+    listed = list(parts)
+    return ", ".join(listed[:few]) + (f", and {len(listed) - few:,} more" if len(listed) > few else "")
+
+
+def markdown(dataset: Dataset, *, aside: bool) -> str:
+    """The page.  aside: whether there is a sheet of what was set aside."""
+    made, report = dataset.manifest, dataset.report
+    parts = [f"# Dataset {dataset.digest[:16]}", _table(("", ""), overview(dataset).items())]
+    rows = sorted(
+        zip(made.classes, made.train_counts, made.holdout_counts, strict=True), key=lambda row: (-row[1], row[0])
+    )
+    parts += [
+        "## Classes",
+        _table(("class", "training", "held out"), [(n, f"{t:,}", f"{h:,}") for n, t, h in rows[:_CLASSES]]),
+    ]
+    if len(rows) > _CLASSES:
+        parts.append(f"The {_CLASSES} largest of {len(rows):,}.")
+    parts.append(f"![Some pictures of each class]({PICTURES})")
+    if made.set_aside:
+        examples = report.get("examples", {})
+        lines = [
+            (kind, f"{count:,}", "; ".join(f"{name}: {detail}" for name, detail in examples.get(kind, [])[:_EXAMPLES]))
+            for kind, count in sorted(made.set_aside.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        parts += ["## Set aside", _table(("reason", "files", "such as"), lines)]
+        if aside:
+            parts.append(f"![Some files of each reason; crossed: not a picture any more]({ASIDE})")
+        parts.append(f"All of them, with the originals: `diffusion data quarantine list {dataset.digest[:16]}`")
+    if "formats" in report:
+        found = sorted(report["formats"].items(), key=lambda item: (-item[1], item[0]))
+        parts += ["## Files", _table(("format", "files"), [(name, f"{count:,}") for name, count in found])]
+        parts.append(
+            f"{amount(report['bytes']['source'])} in the source, {amount(report['bytes']['shards'])} in shards."
+        )
+    for title, name in (("Shorter side, pixels", "sides"), ("Longer side / shorter side", "aspects")):
+        if report.get(name):
+            parts += [f"## {title}", "```\n" + "\n".join(bars(report[name])) + "\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
+
+
+def bars(histogram: Mapping[str, int]) -> list[str]:
+    """Lower end of a range -> count, as lines with a bar each, in the order of the ranges."""
+    pairs = sorted(histogram.items(), key=lambda pair: float(pair[0]))
+    most = max(count for _, count in pairs)
+    width = max(len(low) for low, _ in pairs) + 1
+    return [f"{f'{low}-':>{width}} {count:>9,} {'█' * -(-_BAR * count // most)}" for low, count in pairs]
+
+
+def amount(size: int) -> str:
+    """Bytes for people: "3.1 MB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"

@@ -1,0 +1,42 @@
+"""Options that several commands of the program share: one name, one meaning."""
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from diffusion.recipe import PRESETS, SamplerName
+
+Preset = Annotated[str, typer.Option("--preset", help=f"Recipe to start from: {', '.join(PRESETS)}.")]
+RecipeFile = Annotated[
+    Path | None, typer.Option("--recipe", help="TOML file that changes it; see `diffusion recipe show`.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, such as train.images=1000. Repeatable."),
+]
+Name = Annotated[str | None, typer.Option("--name", help="Name of the registered model [the recipe's].")]
+Source = Annotated[
+    str | None, typer.Option("--source", help="Folder or .zip of pictures, or the word embedded. [embedded]")
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset", metavar="REF", help="A published dataset, instead of --source; see `diffusion data list`."
+    ),
+]
+Home = Annotated[Path | None, typer.Option("--home", help="The only folder written to [DIFFUSION_HOME or .diffusion].")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Training workers [one per GPU, or 2 on a CPU].")]
+Port = Annotated[int | None, typer.Option("--port", help="Port of the endpoint [DIFFUSION_PORT or 7777].")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show libraries' own output, and tracebacks.")]
+Which = Annotated[str, typer.Option("--model", help="Alias or version: champion, challenger, 1, 2 ...")]
+
+RegisteredName = Annotated[str, typer.Option("--name", help="Registered model.")]
+BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle's folder, instead of --name.")]
+Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG, JPEG, WebP, GIF, BMP or TIFF file.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Picture i depends on it and i. [drawn, and printed]")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Noise levels visited. [the model's]")]
+SamplerOption = Annotated[
+    str | None, typer.Option("--sampler", help=f"{', '.join(get_args(SamplerName))}. [the model's]")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the PNGs. [a new one in the home]")]

@@ -1,0 +1,30 @@
+"""precompute: what the recipe's text encoder makes of a dataset's captions, beside its shards."""
+
+import time
+
+from prefect import task
+
+from diffusion.adapters.ray_precompute import precompute_dataset
+from diffusion.data.precompute import missing
+from diffusion.data.sidecar import Computation
+from diffusion.recipe import TrainRecipe
+from diffusion.store.refs import DatasetRef
+from diffusion.store.text_encoders import text_identity
+from flows.console import progress, seconds, ticked
+from flows.site import Site, ray_running
+from flows.stage import TASK
+
+
+@task(name="precompute", **TASK)
+def precompute_stage(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> None:
+    """Make the sidecars that are missing; nothing where the recipe reads no captions."""
+    if recipe.text_encoder == "none":
+        return
+    identity = text_identity(recipe.text_encoder, tokens=recipe.text_tokens)
+    by = Computation(encoder=identity, device="cuda" if site.use_gpu else "cpu")
+    if not missing(dataset, by):
+        return
+    started = time.monotonic()
+    with ray_running(site), progress("captions", "pictures") as update:
+        precompute_dataset(dataset, by, actors=site.train_workers, progress=update)
+    ticked(f"captions  {seconds(time.monotonic() - started)}")

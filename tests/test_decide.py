@@ -1,0 +1,111 @@
+"""What goes where: the splits' promises, on catalogues made by hand and against the plain rules written down slowly."""
+
+import json
+import sqlite3
+from collections import defaultdict
+from hashlib import sha256
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.data import catalogue, decide
+from diffusion.data.sources import BadSource
+from diffusion.recipe import ShardRecipe
+
+
+def filled(samples: list[tuple[str, str]]) -> sqlite3.Connection:
+    """A catalogue in which pictures with these (content, label) were found, listed in this order."""
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    db.executescript(catalogue._SCHEMA)
+    catalogue.list_items(db, ((f"{content}.png", "m", "", label, "[]", "{}") for content, label in samples))
+    facts = {"mark": "m", "file": "f", "bytes": 1, "width": 1, "height": 1}
+    catalogue.record(db, ({"name": f"{c}.png", "content": c, "pixels": c, **facts} for c, _ in samples))
+    return db
+
+
+def contents(numbers: list[tuple[int, str]]) -> list[tuple[str, str]]:
+    """Distinct pictures with labels."""
+    return list({sha256(str(number).encode()).hexdigest(): label for number, label in numbers}.items())
+
+
+def divided(samples: list[tuple[str, str]], holdout: float) -> tuple[list[str], list[str]]:
+    """Contents of the training and the held-out pictures, sorted by key."""
+    db = filled(samples)
+    assert decide.choose(db) == {}
+    decide.arrange(db, ShardRecipe(holdout=holdout), None)
+    splits = defaultdict(list)
+    for name, split in db.execute("SELECT name, split FROM sample ORDER BY key"):
+        splits[split].append(name.removesuffix(".png"))
+    return splits["train"], splits["holdout"]
+
+
+def plainly(samples: list[tuple[str, str]], holdout: float) -> set[str]:
+    """The held-out contents by the rules as they are written."""
+    draws = {content: int(content[48:], 16) / 16**16 for content, _ in samples}
+    by_class = defaultdict(list)
+    for content, label in samples:
+        by_class[label].append(content)
+    train = {max(sorted(members), key=draws.get) for members in by_class.values()}
+    held = {content for content, _ in samples if draws[content] < holdout and content not in train}
+    if holdout > 0 and not held:
+        held = {min(sorted(draws.keys() - train), key=draws.get)}
+    return held
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.sampled_from("abc")), min_size=1, max_size=60), st.floats(0, 0.9))
+@settings(deadline=None)
+def test_splits_keep_their_promises(draws, share):
+    samples = contents(draws)
+    labels = dict(samples)
+    if share > 0 and len(samples) == len(set(labels.values())):
+        with pytest.raises(BadSource, match="Add pictures"):
+            divided(samples, share)
+        return
+    train, held = divided(samples, share)
+    assert set(held) == plainly(samples, share)
+    assert {labels[content] for content in train} == set(labels.values())
+    assert bool(held) == (share > 0)
+    assert sorted(train + held) == sorted(labels)
+    assert (train, held) == (sorted(train), sorted(held))
+    assert divided(samples[::-1], share) == (train, held)
+    grown = samples + [(c, label) for c, label in contents([(n, "a") for n in range(501, 540)])]
+    moved = set(held) ^ {content for content in divided(grown, share)[1] if content in labels}
+    assert len(moved) <= len(set(labels.values())) + 1  # only the exceptions for small sets can move
+
+
+def test_the_share_held_out_is_the_recipes():
+    train, held = divided(contents([(n, "ab"[n % 2]) for n in range(20_000)]), 0.05)
+    assert len(train) + len(held) == 20_000
+    # binomial: standard deviation sqrt(20000 x 0.05 x 0.95) = 30.8
+    assert abs(len(held) - 1000) < 5 * 30.8
+
+
+def test_classes_are_ordered_by_name_or_number():
+    assert decide.class_names(["b", "a", "b", "C"]) == ("C", "a", "b")
+    assert decide.class_names(["10", "9", "0"]) == ("0", "9", "10")
+
+
+def test_shards_are_full_but_for_the_last_of_a_split():
+    db = filled(contents([(n, "a") for n in range(1000)]))
+    decide.choose(db)
+    decide.arrange(db, ShardRecipe(holdout=0.1, shard_size=64), None)
+    sizes = defaultdict(list)
+    for shard in decide.new_shards(db):
+        sizes[shard.split].append(
+            db.execute("SELECT count(*) FROM sample WHERE split = ? AND number = ?", shard[:2]).fetchone()[0]
+        )
+    assert sum(map(sum, sizes.values())) == 1000
+    for split in sizes.values():
+        assert set(split[:-1]) == {64}
+        assert 0 < split[-1] <= 64
+
+
+def test_facts_of_a_sample_change_its_digest():
+    args = ("a/1.png", "a", json.dumps([["x", 1.0]]), "{}", "0" * 64, "1" * 64, 5, 6)
+    changed = [
+        (*args[:i], other, *args[i + 1 :])
+        for i, other in enumerate(("a/2.png", "b", "[]", '{"k":1}', "2" * 64, "3" * 64, 7, 8))
+    ]
+    digests = {decide._digest(label, decide._facts(*what)) for label in (0, 1) for what in (args, *changed)}
+    assert len(digests) == 18

@@ -1,0 +1,361 @@
+"""Archives: zips and tars by independent writers, samples by key, patterns, and archives that mean harm."""
+
+import gzip
+import io
+import json
+import random
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import webdataset as wds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion.data.images import BadPicture
+from diffusion.data.sources import BadSource, Caption, containers, describe, open_source, patterns, places, read_item
+from tests.made_sources import fill, items, lines, picture, read, said, zipped
+
+FILES = {
+    "b/2.PNG": picture(),
+    "a/1.png": picture("#000000"),
+    "a/1.txt": "beside",
+    "b/photo.2021.png": picture("#111111"),
+    "b/photo.2022.png": picture("#222222"),
+    "notes.md": "not looked at",
+    ".hidden/3.png": "not looked at",
+    "metadata.jsonl": lines({"file_name": "b/2.PNG", "text": ["one", {"text": "two", "weight": 0.5}], "x": 5}),
+}
+
+
+def tarred(path: Path, files: dict[str, bytes | str], mode: str = "w", **how) -> Path:
+    with tarfile.open(path, mode, **how) as archive:
+        for name, data in files.items():
+            data = data.encode() if isinstance(data, str) else data
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def webdataset_tar(path: Path, samples: list[dict]) -> Path:
+    with wds.TarWriter(str(path), mtime=0) as writer:
+        for sample in samples:
+            writer.write(sample)
+    return path
+
+
+def test_one_set_of_files_in_any_container_is_the_same_source(tmp_path):
+    folder = open_source(fill(tmp_path / "f", FILES))
+    assert said(folder) == [
+        ("a/1.png", "a", (Caption("beside"),), {}),
+        ("b/2.PNG", "b", (Caption("one"), Caption("two", 0.5)), {"x": 5}),
+        ("b/photo.2021.png", "b", (), {}),
+        ("b/photo.2022.png", "b", (), {}),
+    ]
+    shuffled = dict(random.Random(1).sample(sorted(FILES.items()), len(FILES)))
+    for archive in (
+        zipped(tmp_path / "f.zip", shuffled),
+        tarred(tmp_path / "gnu.tar", shuffled, format=tarfile.GNU_FORMAT),
+        tarred(tmp_path / "pax.tar", {f"./{name}": data for name, data in shuffled.items()}, format=tarfile.PAX_FORMAT),
+        tarred(tmp_path / "f.tar.gz", shuffled, "w:gz"),
+        tarred(tmp_path / "f.tgz", shuffled, "w:gz"),
+    ):
+        source = open_source(archive)
+        assert said(source) == said(folder)
+        assert [read_item(source.uri, item.place) for item in items(source)] == [
+            read_item(folder.uri, item.place) for item in items(folder)
+        ]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_every_method_of_zips_is_read_also_behind_other_bytes(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "s.zip", "w", method) as archive:
+        archive.writestr("a/1.png", picture() * 100)
+        archive.comment = b"PK\5\6 is also how the end begins"[5:]
+    assert read(open_source(tmp_path / "s.zip"), "a/1.png") == picture() * 100
+    (tmp_path / "after.zip").write_bytes(b"#!/bin/sh\n" + (tmp_path / "s.zip").read_bytes())
+    assert read(open_source(tmp_path / "after.zip"), "a/1.png") == picture() * 100
+
+
+def test_zip64_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        zipfile, "ZIP_FILECOUNT_LIMIT", 2
+    )  # the writer's: the directory ends as one of 65,536 files does
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 50)  # likewise sizes and offsets
+    with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+        for number in range(5):
+            archive.writestr(f"a/{number}.png", picture(f"#00000{number}"))
+    assert b"PK\6\6" in (tmp_path / "s.zip").read_bytes()
+    source = open_source(tmp_path / "s.zip")
+    assert [read_item(source.uri, item.place) for item in items(source)] == [picture(f"#00000{n}") for n in range(5)]
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.text(
+            st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\\/:"), min_size=1, max_size=40
+        ).filter(lambda name: not name.startswith(".") and name != "__MACOSX"),
+        st.binary(max_size=600),
+        min_size=1,
+        max_size=8,
+    ),
+    st.sampled_from(["zip", "gnu", "pax"]),
+)
+def test_names_and_bytes_survive_any_archive(tmp_path_factory, files, how):
+    path = tmp_path_factory.mktemp("any") / ("s.zip" if how == "zip" else "s.tar")
+    inside = {f"class/{name}.png": data for name, data in files.items()}
+    if how == "zip":
+        zipped(path, inside)
+    else:
+        tarred(path, inside, format=tarfile.GNU_FORMAT if how == "gnu" else tarfile.PAX_FORMAT)
+    source = open_source(path)
+    assert {item.name: read_item(source.uri, item.place) for item in items(source)} == inside
+
+
+def test_webdataset_samples(tmp_path):
+    samples = [
+        {"__key__": "x/0001", "png": picture(), "cls": 3, "txt": "from txt", "json": {"size": 4, "label": "named"}},
+        {"__key__": "x/0002", "jpg": picture(), "cls": 3, "json": {"caption": ["a", "b"], "weights": [1, 3]}},
+        {"__key__": "x/0003", "seg.png": picture("#ffffff"), "png": picture(), "cls": 4, "caption": b"two words\n"},
+        {"__key__": "x/0004", "webp": picture(), "pyd": {"never": "read"}, "pth": b"never read"},
+    ]
+    source = open_source(webdataset_tar(tmp_path / "s.tar", samples))
+    assert said(source) == [
+        ("x/0001.png", "named", (Caption("from txt"),), {"size": 4}),
+        ("x/0002.jpg", "3", (Caption("a", 1.0), Caption("b", 3.0)), {}),
+        ("x/0003.png", "4", (Caption("two words"),), {}),
+        ("x/0004.webp", "x", (), {}),
+    ]
+    assert read(source, "x/0003.png") == picture()
+    facts = describe(source)
+    assert facts["kind"] == ".tar, WebDataset"
+    assert facts["classes"] == {"3": 1, "4": 1, "named": 1, "x": 1}
+    assert (facts["captioned"], facts["with several captions"], facts["captions"]) == (3, 1, 4)
+    assert facts["other files"] == {".caption": 1, ".cls": 3, ".json": 2, ".pth": 1, ".pyd": 1, ".txt": 1}
+    webdataset_reads = wds.WebDataset(str(tmp_path / "s.tar"), shardshuffle=False)
+    assert [row["__key__"] for row in webdataset_reads] == [item.name.partition(".")[0] for item in items(source)]
+
+
+def test_webdataset_samples_without_one_picture(tmp_path):
+    whole = {"__key__": "1", "png": picture(), "cls": 0}
+    source = open_source(webdataset_tar(tmp_path / "s.tar", [whole, {"__key__": "2", "cls": 0}]))
+    with pytest.raises(BadPicture, match="no picture: the sample has only: cls"):
+        read(source, "2.cls")
+    both = {"__key__": "2", "jpg": picture(), "png": picture(), "cls": 0}
+    with pytest.raises(BadSource, match=r"2.jpg: the sample has 2 pictures \(jpg png\)"):
+        open_source(webdataset_tar(tmp_path / "s.tar", [whole, both]))
+
+
+def test_a_folder_of_tars_and_a_pattern_are_all_of_them(tmp_path):
+    for shard in range(12):
+        sample = {"__key__": "same", "png": picture(f"#0000{shard:02x}"), "cls": shard % 2}
+        webdataset_tar(tmp_path / f"{shard:03d}.tar", [sample])
+    folder = open_source(tmp_path)
+    assert [item.name for item in items(folder)] == [f"{shard:03d}/same.png" for shard in range(12)]
+    assert [item.label for item in items(folder)] == ["0", "1"] * 6
+    for pattern in ("{000..011}.tar", "0*.tar", "{00{0,1,2,3,4,5,6,7,8,9},01?}.tar"):
+        source = open_source(tmp_path / pattern)
+        assert said(source) == said(folder)
+        assert source.fingerprint == folder.fingerprint
+        assert read(source, "007/same.png") == picture("#000007")
+    assert len(open_source(tmp_path / "{002..004}.tar")) == 3
+    with pytest.raises(BadSource, match=r"no file is there for 2 of 14 names \(012.tar, 013.tar\)"):
+        open_source(tmp_path / "{000..013}.tar")
+    with pytest.raises(BadSource, match="no file is there for 1 of 1 names"):
+        open_source(tmp_path / "1*.tar")
+    fill(tmp_path, {"a/1.png": picture()})
+    with pytest.raises(BadSource, match=r"holds 1 pictures and 12 archives: .* pattern"):
+        open_source(tmp_path)
+    assert len(open_source(tmp_path / "*.tar")) == 12
+
+
+@settings(deadline=None)
+@given(st.integers(0, 50), st.integers(0, 60), st.integers(1, 4))
+def test_a_range_in_braces_counts_with_zeros(first, count, width):
+    expanded = list(patterns.braces(f"x/{{{first:0{width}d}..{first + count}}}.tar"))
+    assert expanded == [f"x/{number:0{width}d}.tar" for number in range(first, first + count + 1)]
+
+
+@pytest.mark.parametrize("pattern", ["{a}.tar", "{a..c}.tar", "{3..1}.tar", "{0..999999}.tar", "{a,b.tar"])
+def test_braces_that_mean_nothing_are_refused(tmp_path, pattern):
+    with pytest.raises(BadSource, match=r"braces are|is no range"):
+        open_source(tmp_path / pattern)
+
+
+@pytest.mark.parametrize("name", ["/abs.png", "../up.png", "a/../../up.png", "c:/x.png", "a\\..\\x.png"])
+def test_tar_names_that_point_out_are_refused(tmp_path, name):
+    with pytest.raises(BadSource, match="must be relative"):
+        open_source(tarred(tmp_path / "s.tar", {"a/1.png": picture(), name: picture()}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (tarfile.SYMTYPE, "holds the link 'a/2.png'"),
+        (tarfile.LNKTYPE, "holds the link 'a/2.png'"),
+        (tarfile.CHRTYPE, "no plain file"),
+        (tarfile.BLKTYPE, "no plain file"),
+        (tarfile.FIFOTYPE, "no plain file"),
+    ],
+)
+def test_links_and_devices_in_tars_are_refused(tmp_path, kind, message):
+    with tarfile.open(tarred(tmp_path / "s.tar", {"a/1.png": picture()}), "a") as archive:
+        entry = tarfile.TarInfo("a/2.png")
+        entry.type, entry.linkname = kind, "/etc/passwd"
+        archive.addfile(entry)
+    with pytest.raises(BadSource, match=message):
+        open_source(tmp_path / "s.tar")
+
+
+def test_doubles_in_tars_are_refused(tmp_path):
+    with tarfile.open(tarred(tmp_path / "s.tar", {"a/1.png": b"1"}), "a") as archive:
+        archive.addfile(tarfile.TarInfo("./a//1.png"))
+    with pytest.raises(BadSource, match=r"s.tar holds 'a/1.png' twice"):
+        open_source(tmp_path / "s.tar")
+
+
+def test_an_archive_cut_off_anywhere_is_refused(tmp_path):
+    files = {f"a/{number}.png": bytes([number]) * 700 for number in range(5)}
+    for whole in (
+        tarred(tmp_path / "s.tar", files, format=tarfile.GNU_FORMAT),
+        tarred(tmp_path / "s.tar.gz", files, "w:gz"),
+        zipped(tmp_path / "s.zip", files),
+    ):
+        data = whole.read_bytes()
+        cut = tmp_path / f"cut{''.join(whole.suffixes)}"
+        end = 2 * tarfile.BLOCKSIZE + 5 * (3 * tarfile.BLOCKSIZE) if whole.suffix == ".tar" else len(data)
+        for length in [*range(0, end - 2 * tarfile.BLOCKSIZE, 97), end - 2 * tarfile.BLOCKSIZE, end - 1025, end - 2000]:
+            if 0 <= length < len(data):
+                cut.write_bytes(data[:length])
+                with pytest.raises(BadSource, match=r"cut off|cannot be read|damaged|no pictures"):
+                    open_source(cut)
+
+
+def test_archives_that_explode_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "_FREE", 2**20)
+    zeros = {f"a/{number}.bmp": bytes(2**18) for number in range(8)}
+    with zipfile.ZipFile(tmp_path / "s.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in zeros.items():
+            archive.writestr(name, data)
+    with pytest.raises(BadSource, match=r"s.zip explodes: [\d,]+ bytes claim to unpack to more than"):
+        open_source(tmp_path / "s.zip")
+    with pytest.raises(BadSource, match=r"s.tar.gz explodes"):
+        open_source(tarred(tmp_path / "s.tar.gz", zeros, "w:gz"))
+    monkeypatch.setattr(places, "_RATIO", 10_000)  # what is refused is the ratio
+    assert len(open_source(tmp_path / "s.zip")) == len(open_source(tmp_path / "s.tar.gz")) == 8
+
+
+def test_what_a_zip_claims_is_not_believed(tmp_path, monkeypatch):
+    """An entry that says it is small and is not; one with a password; one of an unknown method; a directory that lies."""
+    monkeypatch.setattr(places, "MAX_FILE_BYTES", 10_000)
+    with zipfile.ZipFile(tmp_path / "s.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("bomb", "fine", "locked", "odd", "moved"):
+            archive.writestr(f"a/{name}.png", bytes(100_000 if name == "bomb" else 100))
+    data = bytearray((tmp_path / "s.zip").read_bytes())
+    at = {name: data.rfind(f"a/{name}.png".encode()) - 46 for name in ("bomb", "locked", "odd", "moved")}
+    struct.pack_into("<L", data, at["bomb"] + 24, 100)  # unpacked size
+    struct.pack_into("<H", data, at["locked"] + 8, 1)  # flags
+    struct.pack_into("<H", data, at["odd"] + 10, 97)  # method
+    struct.pack_into("<L", data, at["moved"] + 42, 7)  # where the entry begins
+    (tmp_path / "s.zip").write_bytes(data)
+    source = open_source(tmp_path / "s.zip")
+    assert read(source, "a/fine.png") == bytes(100)
+    for name, message in (
+        ("bomb", "unreadable: BadZipFile: Bad CRC|too large"),
+        ("locked", "encrypted"),
+        ("odd", "unreadable: NotImplementedError"),
+        ("moved", "no entry begins where"),
+    ):
+        with pytest.raises(BadPicture, match=message):
+            read(source, f"a/{name}.png")
+
+
+def test_ten_million_entries_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(containers, "MAX_ENTRIES", 3)
+    files = {f"a/{number}.png": b"" for number in range(4)}
+    for archive in (zipped(tmp_path / "s.zip", files), tarred(tmp_path / "s.tar", files)):
+        with pytest.raises(BadSource, match=r"entries|more than 3"):
+            open_source(archive)
+
+
+def test_names_that_cannot_be_written_down_are_set_aside_with_their_reason(tmp_path):
+    names = ["a/line\nfeed.png", "a/\x1b[31mred.png", "a/" + "long" * 300 + ".png", "a/half\udce9.png"]
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as archive:
+        for name in ["a/good.png", *names]:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(picture())
+            archive.addfile(entry, io.BytesIO(picture()))
+    folder = fill(tmp_path / "f", {"a/good.png": picture(), names[0]: picture(), "a/back\\slash.png": picture()})
+    (folder / names[3]).write_bytes(picture())
+    for source, reasons in (
+        (tmp_path / "s.tar", {"control character '\\n'", "control character '\\x1b'", "1,206 bytes", "not UTF-8"}),
+        (folder, {"control character '\\n'", "backslash", "not UTF-8"}),
+    ):
+        source = open_source(source)
+        found = set()
+        for item in items(source):
+            item.name.encode()
+            assert "\n" not in item.name
+            if item.name != "a/good.png":
+                with pytest.raises(BadPicture, match=r"^unsafe name: ") as refused:
+                    read_item(source.uri, item.place)
+                found |= {reason for reason in reasons if reason in str(refused.value)}
+        assert found == reasons
+        assert len(source) == len(reasons) + 1
+        assert describe(source)["classes"] == {"a": 1}
+
+
+def test_nested_archives_are_not_opened(tmp_path):
+    inner = zipped(tmp_path / "inner.zip", {"b/2.png": picture()}).read_bytes()
+    source = open_source(zipped(tmp_path / "s.zip", {"a/1.png": picture(), "a/inner.zip": inner}))
+    assert [item.name for item in items(source)] == ["a/1.png"]
+    assert describe(source)["other files"] == {".zip": 1}
+
+
+def test_damaged_tars_are_refused(tmp_path):
+    sparse = tarfile.TarInfo("a/1.png")
+    sparse.type = tarfile.GNUTYPE_SPARSE
+    huge = tarfile.TarInfo("a/1.png")
+    huge.size = 2**40
+    for header in (sparse.tobuf(tarfile.GNU_FORMAT), huge.tobuf(tarfile.GNU_FORMAT), b"x" * 512):
+        (tmp_path / "s.tar").write_bytes(header + bytes(2**11))
+        with pytest.raises(BadSource, match=r"s.tar (cannot be read|is cut off|holds 'a/1.png', which is no plain)"):
+            open_source(tmp_path / "s.tar")
+    names = tarfile.TarInfo("././@LongLink")
+    names.type, names.size = tarfile.GNUTYPE_LONGNAME, 2**33
+    (tmp_path / "s.tar").write_bytes(names.tobuf(tarfile.GNU_FORMAT) + bytes(2**11))
+    with pytest.raises(BadSource, match=r"a header of 8,589,934,592 bytes"):
+        open_source(tmp_path / "s.tar")
+
+
+def test_a_gz_in_several_pieces_with_zeros_at_its_end_is_read(tmp_path):
+    plain = tarred(tmp_path / "s.tar", {"a/1.png": picture()}).read_bytes()
+    (tmp_path / "s.tar.gz").write_bytes(gzip.compress(plain[:700]) + gzip.compress(plain[700:]) + bytes(100))
+    assert read(open_source(tmp_path / "s.tar.gz"), "a/1.png") == picture()
+    broken = bytearray(gzip.compress(plain))
+    broken[len(broken) // 2] ^= 255
+    (tmp_path / "s.tar.gz").write_bytes(broken)
+    with pytest.raises(BadSource, match=r"s.tar.gz is (damaged|cut off)"):
+        open_source(tmp_path / "s.tar.gz")
+
+
+def test_a_changed_archive_has_another_fingerprint(tmp_path):
+    def fingerprint(first: bytes, second: bytes) -> str:
+        return open_source(zipped(tmp_path / "s.zip", {"a/1.png": first, "a/2.png": second})).fingerprint
+
+    one, two = b"one", b"two"
+    assert fingerprint(one, two) == fingerprint(one, two)
+    assert len({fingerprint(one, two), fingerprint(two, one), fingerprint(one, one)}) == 3
+
+
+def test_json_of_samples_may_say_nan_and_must_be_json(tmp_path):
+    sample = {"__key__": "1", "png": picture(), "json": b'{"punsafe": NaN, "label": "x"}'}
+    assert said(open_source(webdataset_tar(tmp_path / "s.tar", [sample]))) == [("1.png", "x", (), {"punsafe": None})]
+    for data, message in ((b"{", "1.json is not JSON"), (b"[]", "1.json is not a JSON object"), (b"\xff", "not UTF-8")):
+        with pytest.raises(BadSource, match=message):
+            open_source(webdataset_tar(tmp_path / "s.tar", [{**sample, "json": data}]))
+    assert json.loads(json.dumps(describe(open_source(zipped(tmp_path / "s.zip", {"a/1.png": picture()})))))
