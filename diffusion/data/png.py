@@ -74,10 +74,9 @@ def with_text(data: bytes, text: Mapping[str, str]) -> bytes:
     """The PNG with `text` in UTF-8 chunks (iTXt) after its header, in its order.  Raises ValueError for a bad key."""
     chunks = []
     for key, value in text.items():
-        name = key.encode("latin-1")
-        if not 1 <= len(name) <= 79 or "\0" in key:
+        if not 1 <= len(key) <= 79 or not all("\0" < letter <= "\xff" for letter in key):
             raise ValueError(f"{key!r}: a key of PNG text has 1 to 79 characters of Latin-1")
-        body = b"iTXt" + name + b"\0\0\0\0\0" + value.encode()
+        body = b"iTXt" + key.encode("latin-1") + b"\0\0\0\0\0" + value.encode()
         chunks.append(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
     return data[:33] + b"".join(chunks) + data[33:]
 
