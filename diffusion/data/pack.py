@@ -48,7 +48,7 @@ def decode_chunk(task: dict) -> dict:
         try:
             data = read_original(task["source"], place)
             row |= {"file": sha256(data).hexdigest(), "bytes": len(data)}
-            facts, encoded = _prepare(data, recipe, row["file"] in released)
+            facts, encoded = prepare(data, recipe, row["file"] in released)
         except BadPicture as error:
             row |= {"kind": error.kind, "detail": error.detail}
             continue
@@ -60,7 +60,7 @@ def decode_chunk(task: dict) -> dict:
     return {"rows": rows}
 
 
-def _prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, bytes]:
+def prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, bytes]:
     """A file's bytes -> facts, and the encoded picture.  Raises BadPicture; of a released file only where it is damaged."""
     picture = images.decode_all(data)
     height, width = picture.shape[:2]
