@@ -19,7 +19,11 @@ class Canned(ThreadingHTTPServer):
 
     daemon_threads = True
     answer: tuple[int, dict[str, str], bytes] = (200, {}, b"")
-    asked = 0
+    asked = connections = 0
+
+    def process_request(self, *connection: object) -> None:
+        self.connections += 1
+        super().process_request(*connection)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -123,6 +127,15 @@ def test_a_proper_answer_is_taken(server, storage, tmp_path: Path):
     storage.fetch("a", tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"all of it"
     assert server.asked == 2
+
+
+def test_one_connection_serves_one_read_after_another(server, storage):
+    server.answer = (206, {"Content-Range": "bytes 0-8/9", "ETag": '"1"'}, b"all of it")
+    storage.read("a")
+    before = server.connections
+    for _ in range(5):
+        storage.read("a")
+    assert server.connections == before
 
 
 def test_a_body_that_comes_without_its_length_is_counted(server, storage):
