@@ -1,15 +1,18 @@
 """shard: pictures -> a published dataset."""
 
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 
 from diffusion.adapters.ray_data import shard_dataset
+from diffusion.data import datasets
+from diffusion.data.report import PAGE, write_report
 from diffusion.data.sources import open_source
 from diffusion.data.versions import newest
 from diffusion.recipe import ShardRecipe, TrainRecipe
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import open_storage
 from diffusion.store.works import work_key
+from flows.artifact import with_pictures
 from flows.console import progress
 from flows.precompute import precompute_stage
 from flows.site import Site, ray_running
@@ -51,7 +54,11 @@ def shard_stage(recipe: ShardRecipe, source: str, site: Site, fresh: bool = Fals
 
     key = work_key("shard", recipe, (opened.fingerprint, opened.uri, root.uri))
     done = once("shard", key, DatasetRef, site, make, now=now)
-    create_table_artifact([facts(done.ref)], key="dataset", description=f"Dataset {done.ref.digest}")
+    datasets.set_latest(root, done.ref.digest)
+    if open_storage(done.ref.uri).size(PAGE) is None:
+        write_report(datasets.opened(done.ref.uri))
+    page = with_pictures(done.ref.uri, PAGE)
+    create_markdown_artifact(page, key="dataset", description=f"Dataset {done.ref.digest}")
     return done
 
 
@@ -65,16 +72,3 @@ def finished(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef:
             " options"
         )
     return ref
-
-
-def facts(ref: DatasetRef) -> dict[str, str | int]:
-    """A dataset for people."""
-    return {
-        "pictures": ref.images,
-        "held out": ref.holdout,
-        "set aside": ref.rejected,
-        "classes": len(ref.classes),
-        "resolution": ref.resolution,
-        "digest": ref.digest[:16],
-        "folder": ref.uri,
-    }
