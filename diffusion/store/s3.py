@@ -282,7 +282,6 @@ def _chunks(body, expected: int, patience: Patience) -> Iterator[bytes]:
                 raise Passing("slow body", f"{since:,} bytes in {passed_s:.1f} s")
             began, since = time.monotonic(), 0
         yield chunk
-    body.read()  # nothing: gives the connection back for the next request
 
 
 def _md5(body: bytes) -> str:
