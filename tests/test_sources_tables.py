@@ -338,6 +338,7 @@ def test_idx_files(tmp_path):
         (b"", "no IDX file"),
         (struct.pack(">HBB3I", 0, 9, 3, 1, 2, 2) + bytes(4), "begins with 00 00 09 03"),
         (struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(7), "23 bytes, and 2 x 2 x 2 numbers need 24"),
+        (struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(9), "25 bytes, and 2 x 2 x 2 numbers need 24"),
         (struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31), "no pictures"),
         (idx(np.zeros((3, 2, 2), np.uint8)), "3 pictures and .* 2 labels"),
     ],
