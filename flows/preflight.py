@@ -88,6 +88,13 @@ def check_folder(folder: Path, how: str) -> Path:
     return nearest
 
 
+def check_empty(folder: Path) -> None:
+    """Files can be written into a folder, and it has none that might be the user's only ones."""
+    check_folder(folder.absolute(), "`--out DIR`")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"--out {folder} has files in it, and none is overwritten: give a new folder, or an empty one")
+
+
 def check_home(site: Site) -> None:
     """The home can be written and its disk is not nearly full."""
     nearest = check_folder(site.home, "`--home DIR` or DIFFUSION_HOME=DIR")

@@ -15,6 +15,7 @@ from diffusion.adapters.ray_cluster import local_ray, ray_environment
 from diffusion.data.damage import MAX_DAMAGED
 from diffusion.data.reading import Reading
 from diffusion.recipe import Frozen
+from diffusion.store.storage import open_storage
 from flows.console import waiting
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ class Site(Frozen):
     """Folders, addresses and sizes of one installation.  Each field is the variable DIFFUSION_<FIELD> in capitals."""
 
     home: Path = Field(Path(".diffusion"), validate_default=True, description="The only folder that is written to")
+    data: str | None = Field(
+        None, description="Folder or s3://bucket/prefix that datasets are published to; none: in the home"
+    )
     workers: int | None = Field(None, ge=1, description="Training workers; none: one per GPU, or 2 on a CPU")
     gpu: bool | None = Field(None, description="Train and serve on GPUs; none: where there are any")
     recompute: bool = Field(False, description="Train in less memory and a third more time, to the same bits")
@@ -45,6 +49,11 @@ class Site(Frozen):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @field_validator("data")
+    @classmethod
+    def _whole(cls, data: str | None) -> str | None:
+        return data and open_storage(data).uri
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: object) -> "Site":
@@ -73,6 +82,11 @@ class Site(Frozen):
     @property
     def store(self) -> Path:
         return self.home / "store"
+
+    @property
+    def data_root(self) -> str:
+        """Where datasets are published."""
+        return self.data or str(self.store)
 
     @property
     def logs(self) -> Path:

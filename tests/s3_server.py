@@ -76,7 +76,7 @@ class S3Server:
         return f"s3://{name}"
 
     def requests(self) -> list[Request]:
-        """Every request so far, in the order of their ends.  Read the length first to see what came after."""
+        """Every request answered so far.  Take the length first to see what comes after."""
         return [Request(*line) for line in map(json.loads, self._log.read_text().splitlines())]
 
 
@@ -193,13 +193,15 @@ class _Cache(dict):
 
 
 def _logged(app, path: Path):
-    """WSGI: hand every request the cache, and write it to the access log when it is answered."""
+    """WSGI: hand every request the cache, and write it to the access log before the last byte of its answer is sent, so
+    that a client which has its answer finds it there.
+    """
     cache = _Cache()
     log = open(path, "a", buffering=1)  # noqa: SIM115  for as long as the process lives
 
     def logged(env, start_response):
         env["swift.cache"] = cache
-        status = ["0"]
+        status, announced = "0", None
         what = (
             env["REQUEST_METHOD"],
             env.get("RAW_PATH_INFO") or env["PATH_INFO"],
@@ -208,18 +210,24 @@ def _logged(app, path: Path):
         )
 
         def start(line, headers, *rest):
-            status[0] = line[:3]
+            nonlocal status, announced
+            status = line[:3]
+            announced = next((int(value) for name, value in headers if name.lower() == "content-length"), None)
             return start_response(line, headers, *rest)
 
-        sent, chunks = 0, app(env, start)
+        sent, written, chunks = 0, False, app(env, start)
         try:
             for chunk in chunks:
                 sent += len(chunk)
+                if sent == announced and not written:
+                    log.write(json.dumps([int(status), *what, sent]) + "\n")
+                    written = True
                 yield chunk
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
-            log.write(json.dumps([int(status[0]), *what, sent]) + "\n")
+            if not written:
+                log.write(json.dumps([int(status), *what, sent]) + "\n")
 
     return logged
 

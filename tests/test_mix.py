@@ -100,7 +100,8 @@ def test_shards_that_need_no_change_are_shared_and_take_no_room(root: LocalFolde
     mixed = mix(root, [(a, 3), (b, 1)])
     after = {found.name: found.mark for found in root.walk()}
     assert before.items() <= after.items()
-    assert [name for name in after if name not in before] == [f"{manifest.place_of(mixed.digest)}/manifest.json"]
+    place = manifest.place_of(mixed.digest)
+    assert [name for name in after if name not in before] == [f"{place}/manifest.json", f"{place}/report.json"]
     made = mixed.manifest
     assert (made.classes, made.train_counts, made.holdout_counts, made.set_aside) == (
         ("cats", "dogs"),

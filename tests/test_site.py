@@ -15,6 +15,7 @@ from flows.site import Site, keeping_ray, ray_is_kept
 
 FIELDS = {
     "home": "/somewhere",
+    "data": "/pictures/root",
     "workers": "3",
     "gpu": "false",
     "recompute": "true",

@@ -34,17 +34,22 @@ def content_digest(image: Image.Image | np.ndarray) -> str:
     return hashlib.sha256(b"%dx%d:" % (width, height) + pixels.tobytes()).hexdigest()
 
 
+def opaque(pixels: np.ndarray, background: str) -> np.ndarray:
+    """RGB or RGBA (H, W, 3 or 4) -> RGB, composited on "#rrggbb"."""
+    if pixels.shape[2] == 3:
+        return pixels
+    picture = Image.fromarray(pixels)
+    return np.array(Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB"))
+
+
 def fit(image: Image.Image | np.ndarray, *, resolution: int, background: str) -> np.ndarray:
     """RGB or RGBA picture -> uint8 (resolution, resolution, 3): composited, centre-cropped, resized."""
-    pixels = np.asarray(image)
-    if pixels.shape[2] == 4:
-        picture = Image.fromarray(pixels)
-        pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB"))
+    pixels = opaque(np.asarray(image), background)
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
-    return square if side == resolution else _lanczos(square, resolution)
+    square = pixels[top : top + side, left : left + side]
+    return np.array(square) if side == resolution else _lanczos(square, resolution)
 
 
 def _lanczos(square: np.ndarray, resolution: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from diffusion.store.publish import replacing
 from diffusion.store.retry import Passing, Patience, ask
-from diffusion.store.s3_errors import Changed, NoUpload, PastEnd, understood
+from diffusion.store.s3_errors import CORRECT, Changed, NoUpload, PastEnd, understood
 from diffusion.store.storage import S3_SCHEME, Found, StorageRefused, StorageUnavailable, check_name, check_prefix
 
 _MOST_PARTS = 10_000  # of a multipart upload, by S3's rules; a part has 5 MiB or more
@@ -263,8 +263,9 @@ def _check_range(answer: dict, start: int, size: int | None) -> tuple[int, int]:
     wanted = whole if size is None else min(start + size, whole)
     if (first, last + 1) != (start, wanted):
         raise Passing("wrong answer", f"{told} where {start}-{wanted - 1} was asked for")
-    if answer["ContentLength"] != wanted - start:
-        raise Passing("short body", f"{answer['ContentLength']:,} of {wanted - start:,} bytes are announced")
+    announced = answer.get("ContentLength", wanted - start)  # a chunked answer announces nothing
+    if announced != wanted - start:
+        raise Passing("short body", f"{announced:,} of {wanted - start:,} bytes are announced")
     return wanted - start, whole
 
 
@@ -307,4 +308,7 @@ def _made_client(pid: int, settings: tuple, connect_s: float, silent_s: float):
         request_checksum_calculation="when_required",  # the MD5 that we send does it
         response_checksum_validation="when_required",
     )
-    return boto3.session.Session().client("s3", config=config)
+    try:
+        return boto3.session.Session().client("s3", config=config)
+    except ValueError as error:  # "Invalid endpoint: ..."
+        raise StorageRefused(f"{error}. {CORRECT}") from error

@@ -372,23 +372,3 @@ def test_a_wrong_clock_is_named_with_its_difference(s3, storage, hours, words, m
     monkeypatch.setattr("diffusion.store.s3_errors.now", lambda: now(False) + timedelta(hours=hours))
     with pytest.raises(StorageRefused, match=rf"clock is {words} the server's: set the clock \(`timedatectl"):
         storage.read("a")
-
-
-def test_a_server_that_is_not_there_is_unavailable_and_one_that_is_no_s3_too(s3, storage, monkeypatch):
-    import http.server
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-        with pytest.raises(StorageUnavailable, match=r"Could not connect .* \(asked 5 times"):
-            storage.read("a")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
-        with pytest.raises((StorageUnavailable, StorageRefused), match=r"127\.0\.0\.1"):
-            storage.read("a")
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -8,9 +8,9 @@ that file is read, so the file is set aside with its reason and the others go on
 
 import hashlib
 import math
+import posixpath
 import re
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from diffusion.recipe import canonical_json
@@ -121,13 +121,12 @@ def hidden(name: str) -> bool:
 
 
 def suffix(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+    return posixpath.splitext(name)[1].lower()
 
 
 def check_inside(name: str, what: str) -> None:
     """Raises BadSource where a name leads out of its source.  what: the start of the message."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name[1:2] == ":":
+    if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name or name[1:2] == ":":
         raise BadSource(f"{what} {name!r}: names must be relative, with '/', and stay inside the source")
 
 
@@ -175,7 +174,7 @@ def item_of(
     said = _label(row.pop(labels, None), where) if labels else ""
     if not captions and caption:
         captions = [Caption(caption)]
-    nearest = PurePosixPath(file.inside).parent.name if folder else ""
+    nearest = posixpath.basename(posixpath.dirname(file.inside)) if folder else ""
     chosen = check_label(said or label or nearest, file.name)
     return Item(file.name, file.place, file.mark, chosen, tuple(captions), row, file.size)
 

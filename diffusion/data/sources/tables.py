@@ -2,9 +2,10 @@
 (Hugging Face's {"bytes", "path"}, img2dataset's `jpg`).  Columns are found by usual names, or named by `Columns`.
 """
 
+import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from diffusion.data.sources import parquet
@@ -63,7 +64,7 @@ def _paths(listing: Listing, table: File, columns: Columns, root: str) -> Iterat
             )
         path = path.removeprefix(root.rstrip("/") + "/")
         check_inside(path, f"{where}: {column} (below {root})")
-        yield PurePosixPath(path).as_posix(), where, row
+        yield posixpath.normpath(path), where, row
 
 
 def _no_pictures(name: str, present: list[str]) -> BadSource:

@@ -1,0 +1,152 @@
+"""S3: what a server may answer beside what the one of tests/integration does, and what becomes of it."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from diffusion.store.retry import Patience, retries
+from diffusion.store.s3 import S3Prefix
+from diffusion.store.storage import StorageRefused, StorageUnavailable
+
+QUICK = Patience(attempts=3, first_s=0.001, silent_s=1.0)
+
+
+class Canned(ThreadingHTTPServer):
+    """Gives one answer to everything: (status, headers, body); HEAD gets the same without the body."""
+
+    daemon_threads = True
+    answer: tuple[int, dict[str, str], bytes] = (200, {}, b"")
+    asked = 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        status, headers, body = self.server.answer
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            if value:
+                self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Canned]:
+    with Canned(("127.0.0.1", 0), Handler) as server, pytest.MonkeyPatch.context() as patch:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        settings = {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}", "DEFAULT_REGION": "us-east-1"}
+        for name, value in {**settings, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+            patch.setenv(f"AWS_{name}", value)
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def server(running: Canned) -> Canned:
+    running.asked = 0
+    return running
+
+
+@pytest.fixture
+def storage(server: Canned) -> S3Prefix:
+    return S3Prefix("s3://bucket/x", patience=QUICK)
+
+
+def says(status: int, code: str, extra: str = "", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """An error as S3 writes it."""
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>words</Message>{extra}</Error>'
+    return status, {"Content-Type": "application/xml", **headers}, body.encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (says(400, "ExpiredToken"), r"the session has expired: log in again"),
+        (says(400, "InvalidToken"), r"unset AWS_SESSION_TOKEN"),
+        (says(403, "InvalidAccessKeyId"), r"the key id is not known at http://127.*: set AWS_ACCESS_KEY_ID"),
+        (says(400, "IllegalLocationConstraintException", "<Region>eu-west-1</Region>"), r"AWS_DEFAULT_REGION=eu-west-1$"),
+        (says(403, "RequestTimeTooSkewed", Date="nonsense"), r"clock differs too much from the server's: set the clock"),
+        (says(501, "NotImplemented"), r"refuses GetObject: NotImplemented \(501\) words"),
+        (says(403, "AccountProblem"), r"http://127.* refuses GetObject: AccountProblem \(403\) words"),
+    ],
+)  # fmt: skip
+def test_refusals_are_not_asked_again(server, storage, answer, words):
+    server.answer, before = answer, retries()
+    with pytest.raises(StorageRefused, match=rf"^s3://bucket/x/a: .*{words}"):
+        storage.read("a")
+    assert retries() == before
+    assert server.asked == (2 if b"<Region>" in answer[2] else 1)  # boto3 asks for the bucket's region itself
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (says(429, "TooManyRequests"), "429 TooManyRequests"),
+        (says(503, "SlowDown"), "503 SlowDown"),
+        (says(400, "RequestTimeout"), "400 RequestTimeout"),
+        (says(400, "BadDigest"), "400 BadDigest"),
+        ((502, {}, b"<html>Bad gateway</html>"), "502"),
+        ((404, {"Content-Type": "text/html"}, b"<html>Not found</html>"), "unreadable answer"),
+        ((403, {}, b""), "unreadable answer"),
+        ((200, {}, b"all of it"), "wrong answer"),
+        ((206, {"Content-Range": "bytes 0-8/10", "ETag": '"1"'}, b"all of it"), "wrong answer"),
+        ((206, {"Content-Range": "bytes 2-9/10", "ETag": '"1"'}, b"all of it"), "wrong answer"),
+        ((206, {"Content-Range": "bytes 1-9/10", "ETag": '"1"'}, b"a part"), "short body"),
+    ],
+)
+def test_what_may_pass_is_asked_again(server, storage, answer, kind):
+    server.answer, before = answer, retries()
+    with pytest.raises(StorageUnavailable, match=rf"^s3://bucket/x/a: {kind}.* \(asked 3 times"):
+        storage.read("a", 1)
+    assert server.asked == 3
+    assert retries() - before == {kind: 2}
+
+
+def test_a_proper_answer_is_taken(server, storage, tmp_path: Path):
+    server.answer = (206, {"Content-Range": "bytes 1-9/10", "ETag": '"1"'}, b"all of it")
+    assert storage.read("a", 1) == b"all of it"
+    server.answer = (206, {"Content-Range": "bytes 0-8/9", "ETag": '"1"'}, b"all of it")
+    storage.fetch("a", tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"all of it"
+    assert server.asked == 2
+
+
+def test_a_body_that_comes_without_its_length_is_counted(server, storage):
+    headers = {"Content-Range": "bytes 0-8/9", "ETag": '"1"', "Transfer-Encoding": "chunked", "Content-Length": ""}
+    server.answer = (206, headers, b"9\r\nall of it\r\n0\r\n\r\n")
+    assert storage.read("a") == b"all of it"
+    server.answer = (206, headers, b"3\r\nall\r\n0\r\n\r\n")
+    with pytest.raises(StorageUnavailable, match="short body: 3 of 9 bytes came"):
+        storage.read("a")
+
+
+def test_a_listing_out_of_order_is_refused(server, storage):
+    objects = "".join(
+        f'<Contents><Key>x/{name}</Key><Size>1</Size><ETag>"1"</ETag></Contents>' for name in ("a", "c", "b")
+    )
+    body = f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{objects}</ListBucketResult>'
+    server.answer = (200, {"Content-Type": "application/xml"}, body.encode())
+    walk = storage.walk()
+    assert [next(walk).name, next(walk).name] == ["a", "c"]
+    with pytest.raises(StorageRefused, match=r"lists 'b' after 'c'.* Use a general purpose bucket"):
+        next(walk)
+
+
+def test_no_server_is_unavailable(storage, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(StorageUnavailable, match=r"^s3://bucket/x/a: connection: Could not connect .* \(asked 3 times"):
+        storage.read("a")
