@@ -289,14 +289,9 @@ def test_a_damaged_picture_is_told_of_by_who_reads_it_and_too_many_stop_the_run(
     recipe = RECIPE.model_copy(update={"images": 12 * 5})  # more than an epoch
     with pytest.raises(TrainingFailed, match=rf"2 of {len(sound)} pictures are damaged, and 1 are allowed.*{tar.name}"):
         train_run(recipe, copy, tmp_path / "stops", workers=1, max_failures=0)
-    told = Reading(max_damaged=0.1)
-    runs = [train_run(recipe, copy, tmp_path / str(workers), workers=workers, reading=told) for workers in (1, 2)]
-    for run, workers in zip(runs, (1, 2), strict=True):
-        damaged = [event for event in history(run)[1] if event["event"] == "damaged_sample"]
-        assert {event["rank"] for event in damaged} <= set(range(workers))
-        assert {(event["shard"], event["key"], event["pictures"]) for event in damaged} == {
-            (sound.entries[1].tar, row["key"].decode(), 1) for row in index[:2]
-        }
-    assert [row["loss"] for row in numbers(runs[1])] == pytest.approx(
-        [row["loss"] for row in numbers(runs[0])], rel=1e-3
-    )
+    run = train_run(recipe, copy, tmp_path / "goes on", workers=2, reading=Reading(max_damaged=0.1))
+    damaged = [event for event in history(run)[1] if event["event"] == "damaged_sample"]
+    assert {event["rank"] for event in damaged} <= {0, 1}
+    assert {(event["shard"], event["key"], event["pictures"]) for event in damaged} == {
+        (sound.entries[1].tar, row["key"].decode(), 1) for row in index[:2]
+    }
