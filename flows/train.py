@@ -65,6 +65,7 @@ def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site)
                 use_gpu=site.use_gpu,
                 threads=site.threads,
                 recompute=site.recompute,
+                reading=site.reading,
                 on_metrics=on_metrics,
                 on_event=on_event,
                 max_failures=3,
@@ -106,5 +107,8 @@ def _tell(event: dict) -> None:
             warn(f"train     {changed}: the same run, but not to the last bit")
     elif event["event"] == "worker_failed":
         warn(f"train     worker {event['rank']} failed: {event['error']}")
+    elif event["event"] == "damaged_sample":
+        what = f"picture {event['key']} of" if event["key"] else f"{event['pictures']:,} pictures of"
+        warn(f"train     {what} {event['shard']} cannot be read ({event['reason']}): others stand in")
     elif event["event"] in ("damaged_checkpoint", "damaged_sidecar"):
         warn(f"train     {event['reason']}")

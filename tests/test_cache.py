@@ -245,10 +245,12 @@ _FILL = """
 import sys, time
 from pathlib import Path
 from diffusion.store.cache import ShardCache
-from tests.test_cache import Counted
+from diffusion.store.storage import LocalFolder
 
-class Slow(Counted):
+class Slow(LocalFolder):
     def fetch(self, name, target):
+        with open(f"{self.folder}.fetches", "a") as log:
+            log.write(f"{name}\\n")
         super().fetch(name, target)
         print("fetched", flush=True)
         time.sleep(float(sys.argv[4]))
@@ -287,6 +289,7 @@ def test_a_killed_fill_is_taken_over_and_swept(storage, tmp_path):
     assert listing(tmp_path / "cache") == left
     # the dead one's room is free again: its lock is not held
     cache = ShardCache(tmp_path / "cache", 100_000)
+    cache.path(*stored(storage, "other.tar", bytes(60_000)))
     assert cache.path(*asked).read_bytes() == data
     assert listing(tmp_path / "cache") == {asked[2]}
     # what nobody asks for again is swept in time

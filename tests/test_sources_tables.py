@@ -3,8 +3,11 @@
 import gzip
 import json
 import os
+import random
 import struct
 from pathlib import Path
+from threading import Lock
+from time import sleep
 
 import numpy as np
 import pandas as pd
@@ -131,7 +134,7 @@ def test_rows_that_cannot_be_understood_are_refused_by_line(pictures, rows, mess
         open_source(pictures / "t.jsonl")
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(
         st.tuples(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=9), st.floats(1e-9, 1e9)),
@@ -404,10 +407,34 @@ def test_a_bucket_is_read_as_a_folder_is(bucket):
         open_source("s3://bucket/nothing")
 
 
+def test_texts_beside_pictures_are_asked_of_a_bucket_many_at_once_and_stay_in_order(bucket, monkeypatch):
+    names = [f"a/{number:03d}" for number in range(80)]
+    fill(bucket, {f"{name}.png": picture() for name in names} | {f"{name}.txt": f"of {name}" for name in names})
+    under_way, most, draw = 0, 0, random.Random(1)
+    read_one, counting = Bucket.read, Lock()
+
+    def slowly(*arguments: object) -> bytes:
+        nonlocal under_way, most
+        with counting:
+            under_way += 1
+            most = max(most, under_way)
+        sleep(draw.random() / 100)  # answers come in another order than the questions
+        with counting:
+            under_way -= 1
+        return read_one(*arguments)
+
+    monkeypatch.setattr(Bucket, "read", slowly)
+    assert [item.captions for item in items(open_source("s3://bucket"))] == [(Caption(f"of {name}"),) for name in names]
+    assert 1 < most <= 16
+    fill(bucket, {"a/040.txt": b"\xff"})
+    with pytest.raises(BadSource, match=r"a/040.txt is not UTF-8"):
+        open_source("s3://bucket")
+
+
 def test_archives_and_tables_in_a_bucket(bucket):
     from tests.test_sources_archives import FILES, tarred
 
-    files = {**FILES, **{f"c/{number}.png": os.urandom(3_000) for number in range(300)}}
+    files = {**FILES, **{f"c/{number}.png": os.urandom(3_000) for number in range(100)}}
     for name in (zipped(bucket.parent / "s.zip", files), tarred(bucket.parent / "s.tar", files)):
         bucket.mkdir(exist_ok=True)
         name.rename(bucket / name.name)

@@ -168,7 +168,7 @@ def _make(job: _Job, progress: Progress | None) -> DatasetRef:
     db, recipe = job.db, job.recipe
     while True:
         _decode(job, progress)
-        by_kind = decide.choose(db)
+        by_kind = decide.choose(db, recipe.near_duplicates, job.released)
         _check_budget(job, by_kind)
         classes = decide.arrange(db, recipe, job.parent)
         if not (names := decide.without_pixels(db)):

@@ -3,6 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -18,11 +19,15 @@ OPEN_SHARDS = 128  # each holds a file open; a process may have 1,024
 INDEX_BYTES = 64 * 2**20  # of all open shards together
 
 
+Read = Callable[[int, int], bytes]  # (size, start) -> that many bytes, fewer only at the end of the tar
+
+
 class OpenShard(NamedTuple):
-    """The rows of a shard's index, and read(start, size) -> that many bytes, fewer only at the end of the tar."""
+    """The rows of a shard's index, and its bytes, for as long as this is held."""
 
     index: np.ndarray
-    read: Callable[[int, int], bytes]
+    read: Read
+    file: object = None
 
 
 class OpenShards:
@@ -47,7 +52,7 @@ class OpenShards:
                 self._open.move_to_end(number)
                 return shard
         entry = self.entries[number]
-        shard = OpenShard(read_index(self.root, entry), self._reader(entry))
+        shard = OpenShard(read_index(self.root, entry), *self._reader(entry))
         with self._lock:
             if number not in self._open:  # two threads may have opened it
                 self._open[number] = shard
@@ -70,7 +75,7 @@ class OpenShards:
         if self.cache is not None:
             self.cache.drop(self.entries[number].sha256)
 
-    def _reader(self, entry: ShardEntry) -> Callable[[int, int], bytes]:
+    def _reader(self, entry: ShardEntry) -> tuple[Read, object]:
         try:
             if isinstance(self.root, LocalFolder):
                 return _opened(self.root.path(entry.tar))
@@ -80,7 +85,7 @@ class OpenShards:
             raise DamagedShard(damaged(self.root, entry.tar, "is missing")) from error
         return self._pieces(entry)
 
-    def _cached(self, cache: ShardCache, entry: ShardEntry) -> Callable[[int, int], bytes]:
+    def _cached(self, cache: ShardCache, entry: ShardEntry) -> tuple[Read, object]:
         while True:
             try:
                 path = cache.path(self.root, entry.tar, entry.sha256, entry.bytes)
@@ -94,22 +99,20 @@ class OpenShards:
             except FileNotFoundError:  # it made room for another one before we could open it
                 continue
 
-    def _pieces(self, entry: ShardEntry) -> Callable[[int, int], bytes]:
-        return lambda start, size: self.root.read(entry.tar, start, size)
+    def _pieces(self, entry: ShardEntry) -> tuple[Read, object]:
+        return (lambda size, start: self.root.read(entry.tar, start, size)), None
 
 
-def _opened(path: Path) -> Callable[[int, int], bytes]:
-    return _LocalFile(os.open(path, os.O_RDONLY)).read
-
-
-class _LocalFile:
-    """Closed when nobody refers to it any more."""
+class _Closing:
+    """Closes a file when nobody refers to it any more."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
-    def read(self, start: int, size: int) -> bytes:
-        return os.pread(self.descriptor, size, start)
-
     def __del__(self) -> None:
         os.close(self.descriptor)
+
+
+def _opened(path: Path) -> tuple[Read, object]:
+    descriptor = os.open(path, os.O_RDONLY)
+    return partial(os.pread, descriptor), _Closing(descriptor)

@@ -16,7 +16,8 @@ import numpy as np
 
 from diffusion.data import images, quarantine
 from diffusion.data.bad_picture import BadPicture
-from diffusion.data.fit import check_wanted
+from diffusion.data.fit import check_wanted, opaque
+from diffusion.data.near import perceptual_hash
 from diffusion.data.shards import PackedSample, damaged, put_shard, write_shard
 from diffusion.data.sources import read_item
 from diffusion.recipe import ShardRecipe
@@ -72,6 +73,9 @@ def prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, byt
         "width": width,
         "height": height,
     }
+    if recipe.near_duplicates is not None:
+        look = perceptual_hash(opaque(picture, recipe.background))
+        facts["hash"] = None if look is None else f"{look:016x}"
     if recipe.encoding == "jpeg":
         return facts, images.encode_jpeg(pixels, recipe.jpeg_quality)
     return facts, images.encode_png(pixels)

@@ -18,12 +18,13 @@ from diffusion.data import manifest
 from diffusion.data.damage import Damage, DamageLog
 from diffusion.data.decode import BadPicture, decode_into
 from diffusion.data.manifest import Split
-from diffusion.data.open_shards import OpenShard, OpenShards
+from diffusion.data.open_shards import OpenShard, OpenShards, Read
 from diffusion.data.shards import DamagedShard, damaged, read_index
 from diffusion.store.cache import ShardCache
 from diffusion.store.storage import StorageUnavailable
 
 Captions = tuple[tuple[str, float], ...]  # a picture's texts, each with its weight
+DAMAGE = (BadPicture, OSError)
 
 
 class Sample(NamedTuple):
@@ -172,8 +173,10 @@ class ShardReader:
                     got.captions[place] = self._captions[picture]
                 continue
             try:
-                got.captions[place] = _load(opened, row, got.images[place], self.captions)
-            except BadPicture:
+                got.captions[place] = _load(opened.read, row, got.images[place], self.captions)
+            except StorageUnavailable:  # says nothing about the picture
+                raise
+            except DAMAGE:
                 self._again(shard, i, place, got)
                 continue
             if picture < len(self._filled):  # two threads may both do this, with the same bytes; the mark comes last
@@ -234,8 +237,10 @@ class ShardReader:
         row = opened.index[i : i + 1].tolist()[0]
         key = row[0].decode()
         try:
-            got.captions[place] = _load(opened, row, got.images[place], self.captions)
-        except BadPicture as error:
+            got.captions[place] = _load(opened.read, row, got.images[place], self.captions)
+        except StorageUnavailable:
+            raise
+        except DAMAGE as error:
             tar = self.entries[shard].tar
             advice = damaged(self.root, tar, f"has a damaged sample, key {key} ({error})")
             self.damage.note(picture, Damage(tar, key, str(error), 1), advice)
@@ -244,19 +249,23 @@ class ShardReader:
         return True
 
 
-def _load(shard: OpenShard, row: tuple, out: np.ndarray, captions: bool) -> Captions:
-    """The picture of a row of the index into `out`, uint8 (H, W, 3); returns its captions, where they are wanted.  Raises
-    BadPicture."""
+def _load(read: Read, row: tuple, out: np.ndarray, captions: bool) -> Captions:
+    """The picture of a row of the index into `out`, uint8 (H, W, 3); returns its captions, where they are wanted.
+
+    Raises one of DAMAGE.  Called for every picture: Python's own time in here is what the decoder's is up against.
+    """
     _, _, number, start, size, crc, json_start, json_size, txt_start, txt_size = row
     if not (captions and number):
-        picture, text = _read(shard, start, size), b""
+        picture, text = read(size, start), b""
     else:  # one stretch of the tar that has both: they are neighbours
         words_start, words_size = (txt_start, txt_size) if number == 1 else (json_start, json_size)
         begin = min(start, words_start)
-        data = memoryview(_read(shard, begin, max(start + size, words_start + words_size) - begin))
+        data = memoryview(read(max(start + size, words_start + words_size) - begin, begin))
         picture = data[start - begin : start - begin + size]
         text = data[words_start - begin : words_start - begin + words_size]
     if crc32(picture) != crc:
+        if len(picture) != size:
+            raise BadPicture("truncated", f"{len(picture)} of {size} bytes at offset {start}")
         raise BadPicture("damaged", "its crc32 is not that of the index")
     decode_into(picture, out)
     if not text:
@@ -268,18 +277,6 @@ def _load(shard: OpenShard, row: tuple, out: np.ndarray, captions: bool) -> Capt
         return tuple((text, weight) for text, weight in json.loads(words)["captions"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadPicture("damaged", f"its captions cannot be read: {type(error).__name__}") from error
-
-
-def _read(shard: OpenShard, start: int, size: int) -> bytes:
-    try:
-        data = shard.read(start, size)
-    except StorageUnavailable:  # says nothing about the picture
-        raise
-    except OSError as error:
-        raise BadPicture("unreadable", error.strerror or str(error)) from error
-    if len(data) != size:
-        raise BadPicture("truncated", f"{len(data)} of {size} bytes at offset {start}")
-    return data
 
 
 def first_of(captions: Captions) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion.adapters import ray_actors
 from diffusion.adapters.ray_precompute import precompute_dataset
 from diffusion.adapters.ray_train import train_run
 from diffusion.data import ingest, manifest
@@ -46,7 +47,8 @@ def sidecar_files(dataset: DatasetRef) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_any_number_of_actors_and_none_give_the_same_bytes(datasets, by):
+def test_any_number_of_actors_and_none_give_the_same_bytes(datasets, by, monkeypatch):
+    monkeypatch.setattr(ray_actors, "_WAVE", 3)
     plain = datasets("plain")
     precompute(plain, by)
     assert len(sidecar_files(plain)) == len(manifest.load(plain.uri).shards)

@@ -79,9 +79,9 @@ def open_source(source: str | Path, *, columns: Columns | None = None) -> Source
 
     Raises BadSource; StorageRefused and StorageUnavailable pass.  Reads no picture.
     """
-    uri = _uri(str(source))
-    listing = Listing(uri)
     try:
+        uri = _uri(str(source))
+        listing = Listing(uri)
         kind, items = _kind(listing, uri, columns)
         listing.add_items(items)
         listing.close()
