@@ -1,5 +1,6 @@
 """S3: what a server may answer beside what the one of tests/integration does, and what becomes of it."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -141,6 +142,26 @@ def test_one_connection_serves_one_read_after_another(server, storage):
     for _ in range(5):
         storage.read("a")
     assert server.connections == before
+
+
+def test_a_fork_has_a_connection_of_its_own(server, storage):
+    server.answer = (206, {"Content-Range": "bytes 0-8/9", "ETag": '"1"'}, b"all of it")
+    storage.read("a")
+    before = server.connections
+    readable, writable = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writable, storage.read("a"))
+        finally:
+            os._exit(0)
+    os.close(writable)
+    with open(readable, "rb") as answer:
+        assert answer.read() == b"all of it"
+    os.waitpid(child, 0)
+    assert server.connections == before + 1
+    storage.read("a")
+    assert server.connections == before + 1
 
 
 def test_a_body_that_comes_without_its_length_is_counted(server, storage):

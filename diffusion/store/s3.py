@@ -212,7 +212,8 @@ class _Upload:
                 parts = list(pool.map(lambda at: self._send(begun, *at), numbered))
             self._complete(begun, parts)
         except BaseException:
-            # where this fails too, the parts stay, unseen: a bucket's rule AbortIncompleteMultipartUpload removes them
+            # Where this fails too, the parts stay, unseen, as does an empty upload whose id got lost on the way back:
+            # a bucket's rule AbortIncompleteMultipartUpload removes both.
             with suppress(NoUpload, StorageRefused, StorageUnavailable):
                 self._ask("abort_multipart_upload", UploadId=begun)
             raise
