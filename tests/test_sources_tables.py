@@ -108,6 +108,20 @@ def test_columns_are_named_where_they_are_not_usual(pictures, tmp_path_factory):
         Columns(captions=("a",), weights=("x", "y"))
 
 
+def test_a_table_reaches_nothing_through_links_out_of_its_folder(pictures, tmp_path_factory):
+    outside = fill(tmp_path_factory.mktemp("outside"), {"secret.png": picture()})
+    (pictures / "out").symlink_to(outside)
+    (pictures / "y").symlink_to("x")
+    (pictures / "link.png").symlink_to(outside / "secret.png")
+    assert len(open_source(write(pictures / "t.csv", [{"path": "y/1.png"}]))) == 1
+    for name, message in (("out/secret.png", "a link there leads out"), ("link.png", "is a link out of the source")):
+        with pytest.raises(BadSource, match=message):
+            open_source(write(pictures / "t.csv", [{"path": name}]))
+    (linked := outside.parent / "linked").symlink_to(pictures)
+    table = write(outside / "t.csv", [{"path": str(linked / "x/1.png")}])
+    assert said(open_source(table, columns=Columns(root=str(linked)))) == [("x/1.png", "x", (), {})]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
