@@ -69,7 +69,7 @@ def dry_run(
 
     The sample is of the files with the lowest sha256 of their name, so it is the same every time.  Raises BadSource.
     """
-    opened = open_source(source)
+    opened = open_source(source, columns=recipe.columns)
     last = None if fresh else versions.head(root, opened.uri, recipe)
     counts: Counter[str] = Counter()
 

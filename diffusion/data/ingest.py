@@ -49,7 +49,7 @@ def shard_dataset(
     every file is read.  Raises BadSource (nothing usable), quarantine.TooManyRejected, catalogue.Busy, ValueError (a damaged
     dataset), and what the source and the root raise.
     """
-    opened = open_source(source)
+    opened = open_source(source, columns=recipe.columns)
     storage = open_storage(root) if isinstance(root, str | Path) else root
     if not fresh and (ready := versions.newest(storage, opened.uri, recipe, opened.fingerprint)):
         return _verified(storage, ready.digest)
