@@ -11,9 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusion.data.datasets import Dataset, set_latest
+from diffusion.recipe import PRESETS
 from diffusion.store.storage import LocalFolder, open_storage
+from flows import cli
 from flows.cli import app
 from flows.cli_data import data_root
+from flows.preflight import check
 from flows.site import Site
 from tests.made_dataset import Made, published
 
@@ -179,3 +182,21 @@ def test_a_report_tells_of_captions(diffusion, root: LocalFolder) -> None:
     dataset = next(root.walk("datasets/")).name.split("/")[1]
     assert "7 pictures have one, 2 of them several" in diffusion("info", dataset)[1]
     assert json.loads(root.read(f"datasets/{dataset}/report.json"))["captions"]["several"] == 2
+
+
+def test_a_stage_goes_on_from_a_dataset_that_is_named(site: Site, made: Dataset, root: LocalFolder) -> None:
+    recipe = PRESETS["smoke"]()
+    assert cli._dataset(recipe, None, "latest", site) == made.manifest.ref(made.uri)
+    with pytest.raises(ValueError, match="--source embedded and --dataset latest: give one of the two"):
+        cli._dataset(recipe, "embedded", "latest", site)
+    unjudged = published(root, PICTURES[:3])
+    with pytest.raises(ValueError, match=f"dataset {unjudged.digest[:16]} holds no pictures out"):
+        check(recipe, "embedded", "register", site, unjudged.whole())
+    root.remove(made.manifest.shards[0].tar)
+    with pytest.raises(ValueError, match="is missing"):
+        cli._dataset(recipe, None, "latest", site)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "register", "run"])
+def test_every_stage_after_the_first_takes_a_dataset(command: str) -> None:
+    assert "--dataset" in CliRunner().invoke(app, [command, "--help"]).stdout
