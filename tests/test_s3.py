@@ -115,7 +115,9 @@ def test_refusals_are_not_asked_again(server, storage, answer, words):
         ((200, {}, b"all of it"), "wrong answer"),
         ((206, {"Content-Range": "bytes 0-8/10", "ETag": '"1"'}, b"all of it"), "wrong answer"),
         ((206, {"Content-Range": "bytes 2-9/10", "ETag": '"1"'}, b"all of it"), "wrong answer"),
-        ((206, {"Content-Range": "bytes 1-9/10", "ETag": '"1"'}, b"a part"), "short body"),
+        ((200, {"Content-Range": "bytes 1-9/10", "ETag": '"1"'}, b"all of it"), "wrong answer"),
+        ((206, {"Content-Range": "bytes 1-9/10", "ETag": '"1"'}, b"a part"), "wrong length"),
+        ((206, {"Content-Range": "bytes 1-9/10", "ETag": '"1"'}, b"all of it, and more"), "wrong length"),
     ],
 )
 def test_what_may_pass_is_asked_again(server, storage, answer, kind):
