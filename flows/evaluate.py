@@ -27,7 +27,13 @@ def evaluate_stage(recipe: EvaluateRecipe, run: RunRef, name: str, site: Site) -
     def make() -> EvaluationRef:
         with ray_running(site), progress("evaluate", "pictures") as update:
             evaluation = evaluate_run(
-                run, recipe, site.store, actors=site.train_workers, use_gpu=site.use_gpu, progress=update
+                run,
+                recipe,
+                site.store,
+                actors=site.train_workers,
+                use_gpu=site.use_gpu,
+                reading=site.reading,
+                progress=update,
             )
         log_evaluation(site.tracking(name), evaluation, recipe)
         return evaluation

@@ -14,7 +14,7 @@ from diffusion.store.storage import open_storage
 from diffusion.store.works import work_key
 from flows.artifact import with_pictures
 from flows.console import progress
-from flows.precompute import precompute_stage
+from flows.precompute import precomputed
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once
 
@@ -36,7 +36,7 @@ def shard(
     site.prepare()
     dataset = shard_stage(recipe, source, site, fresh).ref
     if train:
-        precompute_stage(train, dataset, site)
+        precomputed(train, dataset, site)
     return dataset
 
 

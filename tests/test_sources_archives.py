@@ -81,6 +81,33 @@ def test_every_method_of_zips_is_read_also_behind_other_bytes(tmp_path, method):
     assert read(open_source(tmp_path / "after.zip"), "a/1.png") == picture() * 100
 
 
+def test_an_entry_with_a_long_header_is_read(tmp_path):
+    entry = zipfile.ZipInfo("a/1.png")
+    entry.extra = struct.pack("<2H", 0x9999, 3_000) + bytes(3_000)
+    zipped(tmp_path / "s.zip", {entry: picture()})
+    assert read(open_source(tmp_path / "s.zip"), "a/1.png") == picture()
+
+
+def test_an_archive_that_changes_after_it_was_listed_gives_no_wrong_bytes(tmp_path):
+    for path, inside in (  # a byte of the picture
+        (tarred(tmp_path / "s.tar", {"a/1.png": picture()}), 550),
+        (zipped(tmp_path / "s.zip", {"a/1.png": picture()}), 60),
+    ):
+        source = open_source(path)
+        place = items(source)[0].place
+        for data in (path.read_bytes()[:inside], b""):
+            path.write_bytes(data)
+            with pytest.raises(BadPicture, match="unreadable: "):
+                read_item(source.uri, place)
+
+
+def test_a_tar_with_a_note_is_no_webdataset(tmp_path):
+    files = {"a/photo.2021.png": picture(), "a/photo.2022.png": picture(), "README.txt": "hello", "LICENSE.json": "{}"}
+    source = open_source(tarred(tmp_path / "s.tar", files))
+    assert source.kind == ".tar, imagefolder"
+    assert [(item.name, item.label) for item in items(source)] == [("a/photo.2021.png", "a"), ("a/photo.2022.png", "a")]
+
+
 def test_zip64_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(
         zipfile, "ZIP_FILECOUNT_LIMIT", 2

@@ -108,6 +108,20 @@ def test_columns_are_named_where_they_are_not_usual(pictures, tmp_path_factory):
         Columns(captions=("a",), weights=("x", "y"))
 
 
+def test_a_table_reaches_nothing_through_links_out_of_its_folder(pictures, tmp_path_factory):
+    outside = fill(tmp_path_factory.mktemp("outside"), {"secret.png": picture()})
+    (pictures / "out").symlink_to(outside)
+    (pictures / "y").symlink_to("x")
+    (pictures / "link.png").symlink_to(outside / "secret.png")
+    assert len(open_source(write(pictures / "t.csv", [{"path": "y/1.png"}]))) == 1
+    for name, message in (("out/secret.png", "a link there leads out"), ("link.png", "is a link out of the source")):
+        with pytest.raises(BadSource, match=message):
+            open_source(write(pictures / "t.csv", [{"path": name}]))
+    (linked := outside.parent / "linked").symlink_to(pictures)
+    table = write(outside / "t.csv", [{"path": str(linked / "x/1.png")}])
+    assert said(open_source(table, columns=Columns(root=str(linked)))) == [("x/1.png", "x", (), {})]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -338,6 +352,7 @@ def test_idx_files(tmp_path):
         (b"", "no IDX file"),
         (struct.pack(">HBB3I", 0, 9, 3, 1, 2, 2) + bytes(4), "begins with 00 00 09 03"),
         (struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(7), "23 bytes, and 2 x 2 x 2 numbers need 24"),
+        (struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(9), "25 bytes, and 2 x 2 x 2 numbers need 24"),
         (struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31), "no pictures"),
         (idx(np.zeros((3, 2, 2), np.uint8)), "3 pictures and .* 2 labels"),
     ],

@@ -5,6 +5,7 @@
 import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -83,10 +84,13 @@ def _files_named(listing: Listing, root: str) -> Iterator[File]:
         for file in folder_files(storage):
             yield file._replace(place=place("file", f"{root.rstrip('/')}/{file.name}"))
         return
-    folder = Path(root)
+    folder, real = Path(root), Path(root).resolve()
+    leads_out = lru_cache(lambda parent: not parent.resolve().is_relative_to(real))
     for name in listing.row_names():
+        if leads_out((folder / name).parent):
+            raise BadSource(f"the table names {name}, and a link there leads out of {root}: name the real path")
         try:
-            size, mark = local_mark(folder / name, folder)
+            size, mark = local_mark(folder / name, real)
         except OSError:
             continue  # it is counted with all that are missing
         yield checked("", name, size, mark, place("file", str(folder / name)))
