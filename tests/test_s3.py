@@ -12,7 +12,7 @@ from diffusion.store.retry import Patience, retries
 from diffusion.store.s3 import S3Prefix
 from diffusion.store.storage import StorageRefused, StorageUnavailable
 
-QUICK = Patience(attempts=3, first_s=0.001, silent_s=1.0)
+QUICK = Patience(attempts=3, first_s=0.001)
 
 
 Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
