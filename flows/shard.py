@@ -1,17 +1,20 @@
 """shard: pictures -> a published dataset."""
 
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 
 from diffusion.adapters.ray_data import shard_dataset
+from diffusion.data import datasets
+from diffusion.data.report import PAGE, write_report
 from diffusion.data.sources import open_source
 from diffusion.data.versions import newest
 from diffusion.recipe import ShardRecipe, TrainRecipe
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import open_storage
 from diffusion.store.works import work_key
+from flows.artifact import with_pictures
 from flows.console import progress
-from flows.precompute import precompute_stage
+from flows.precompute import precomputed
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once
 
@@ -33,13 +36,13 @@ def shard(
     site.prepare()
     dataset = shard_stage(recipe, source, site, fresh).ref
     if train:
-        precompute_stage(train, dataset, site)
+        precomputed(train, dataset, site)
     return dataset
 
 
 @task(name="shard", **TASK)
 def shard_stage(recipe: ShardRecipe, source: str, site: Site, fresh: bool = False) -> Done[DatasetRef]:
-    opened, root = open_source(source), open_storage(site.data_root)
+    opened, root = open_source(source, columns=recipe.columns), open_storage(site.data_root)
 
     def make() -> DatasetRef:
         with ray_running(site), progress("shard", "pictures") as update:
@@ -51,13 +54,17 @@ def shard_stage(recipe: ShardRecipe, source: str, site: Site, fresh: bool = Fals
 
     key = work_key("shard", recipe, (opened.fingerprint, opened.uri, root.uri))
     done = once("shard", key, DatasetRef, site, make, now=now)
-    create_table_artifact([facts(done.ref)], key="dataset", description=f"Dataset {done.ref.digest}")
+    datasets.set_latest(root, done.ref.digest)
+    if open_storage(done.ref.uri).size(PAGE) is None:
+        write_report(datasets.opened(done.ref.uri))
+    page = with_pictures(done.ref.uri, PAGE)
+    create_markdown_artifact(page, key="dataset", description=f"Dataset {done.ref.digest}")
     return done
 
 
 def finished(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef:
     """The newest dataset of this source as it is now.  Raises ValueError where there is none."""
-    opened = open_source(source)
+    opened = open_source(source, columns=recipe.columns)
     ref = newest(open_storage(site.data_root), opened.uri, recipe, opened.fingerprint)
     if ref is None:
         raise ValueError(
@@ -65,16 +72,3 @@ def finished(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef:
             " options"
         )
     return ref
-
-
-def facts(ref: DatasetRef) -> dict[str, str | int]:
-    """A dataset for people."""
-    return {
-        "pictures": ref.images,
-        "held out": ref.holdout,
-        "set aside": ref.rejected,
-        "classes": len(ref.classes),
-        "resolution": ref.resolution,
-        "digest": ref.digest[:16],
-        "folder": ref.uri,
-    }

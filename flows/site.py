@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field, ValidationError, field_validator
 
 from diffusion.adapters.ray_cluster import local_ray, ray_environment
+from diffusion.data.damage import MAX_DAMAGED
+from diffusion.data.reading import Reading
 from diffusion.recipe import Frozen
 from diffusion.store.storage import open_storage
 from flows.console import waiting
@@ -37,6 +39,11 @@ class Site(Frozen):
     replicas: int = Field(1, ge=1, description="Copies of the model behind the endpoint")
     mlflow: str | None = Field(None, description="MLflow tracking URI; none: an SQLite file in the home")
     ray: str | None = Field(None, description="Address of a Ray cluster; none: one of our own, for as long as needed")
+
+    shard_copies_mib: int = Field(20_480, ge=1, description="MiB of local copies of shards whose dataset is on S3")
+    max_damaged: float = Field(
+        MAX_DAMAGED, ge=0, lt=1, description="Share of the training pictures that may be damaged before a run stops"
+    )
 
     @field_validator("home")
     @classmethod
@@ -106,6 +113,12 @@ class Site(Frozen):
         import torch
 
         return torch.cuda.device_count()
+
+    @property
+    def reading(self) -> Reading:
+        """How datasets are read here."""
+        copies = str(self.home / "cache" / "shards")
+        return Reading(copies=copies, copies_mib=self.shard_copies_mib, max_damaged=self.max_damaged)
 
     @property
     def threads(self) -> int:

@@ -11,9 +11,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusion.data.datasets import Dataset, set_latest
+from diffusion.recipe import PRESETS
 from diffusion.store.storage import LocalFolder, open_storage
+from flows import cli
 from flows.cli import app
 from flows.cli_data import data_root
+from flows.preflight import check
 from flows.site import Site
 from tests.made_dataset import Made, published
 
@@ -71,10 +74,12 @@ def test_info_tells_what_is_there(diffusion, made: Dataset) -> None:
 
 
 def test_what_shards_prints_is_what_webdataset_takes(diffusion, made: Dataset) -> None:
-    _, told = diffusion("info", made.digest[:8], "--shards")
-    keys = [sample["__key__"] for sample in webdataset.WebDataset(told.split(), shardshuffle=False)]
-    expected = [sorted(p.key for p in PICTURES if p.split == split) for split in ("train", "holdout")]
-    assert keys == expected[0] + expected[1]
+    for split in ("train", "holdout"):
+        _, told = diffusion("info", made.digest[:8], "--shards", split)
+        keys = [sample["__key__"] for sample in webdataset.WebDataset(told.split(), shardshuffle=False)]
+        assert keys == sorted(picture.key for picture in PICTURES if picture.split == split)
+    with pytest.raises(ValueError, match="--shards all: the splits are train and holdout"):
+        diffusion("info", "latest", "--shards", "all")
 
 
 def test_versions_name_the_datasets_before_them(diffusion, root: LocalFolder, made: Dataset) -> None:
@@ -128,7 +133,7 @@ def test_a_preview_is_a_sheet_and_its_captions_and_overwrites_nothing(
     )
     assert {len(picture.captions) for picture in shown} == {0, 1, 2}
     sheet = np.array(Image.open(target).convert("RGB"))
-    assert all(holds(sheet, picture.image) for picture in shown)
+    assert all(holds(sheet, picture.image.repeat(4, axis=0).repeat(4, axis=1)) for picture in shown)
     with pytest.raises(ValueError, match="exists, and no file is overwritten"):
         diffusion("preview", "latest", "--out", str(target))
     diffusion("preview", "latest", "--label", "dogs")
@@ -137,9 +142,8 @@ def test_a_preview_is_a_sheet_and_its_captions_and_overwrites_nothing(
 
 def holds(sheet: np.ndarray, image: np.ndarray) -> bool:
     height, width = image.shape[:2]
-    windows = np.lib.stride_tricks.sliding_window_view(sheet, (height, width, 3))[:, :, 0]
-    corners = np.argwhere((windows[:, :, 0, 0] == image[0, 0]).all(axis=-1))
-    return any(np.array_equal(windows[y, x], image) for y, x in corners)
+    corners = np.argwhere((sheet == image[0, 0]).all(axis=-1))
+    return any(np.array_equal(sheet[y : y + height, x : x + width], image) for y, x in corners)
 
 
 def test_a_diff_is_told_in_counts_and_names(diffusion, root: LocalFolder, made: Dataset) -> None:
@@ -180,3 +184,21 @@ def test_a_report_tells_of_captions(diffusion, root: LocalFolder) -> None:
     dataset = next(root.walk("datasets/")).name.split("/")[1]
     assert "7 pictures have one, 2 of them several" in diffusion("info", dataset)[1]
     assert json.loads(root.read(f"datasets/{dataset}/report.json"))["captions"]["several"] == 2
+
+
+def test_a_stage_goes_on_from_a_dataset_that_is_named(site: Site, made: Dataset, root: LocalFolder) -> None:
+    recipe = PRESETS["smoke"]()
+    assert cli._dataset(recipe, None, "latest", site) == made.manifest.ref(made.uri)
+    with pytest.raises(ValueError, match="--source embedded and --dataset latest: give one of the two"):
+        cli._dataset(recipe, "embedded", "latest", site)
+    unjudged = published(root, PICTURES[:3])
+    with pytest.raises(ValueError, match=f"dataset {unjudged.digest[:16]} holds no pictures out"):
+        check(recipe, "embedded", "register", site, unjudged.whole())
+    root.remove(made.manifest.shards[0].tar)
+    with pytest.raises(ValueError, match="is missing"):
+        cli._dataset(recipe, None, "latest", site)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "register", "run"])
+def test_every_stage_after_the_first_takes_a_dataset(command: str) -> None:
+    assert "--dataset" in CliRunner().invoke(app, [command, "--help"]).stdout

@@ -32,7 +32,7 @@ def contents(numbers: list[tuple[int, str]]) -> list[tuple[str, str]]:
 def divided(samples: list[tuple[str, str]], holdout: float) -> tuple[list[str], list[str]]:
     """Contents of the training and the held-out pictures, sorted by key."""
     db = filled(samples)
-    assert decide.choose(db) == {}
+    assert decide.choose(db, None, ()) == {}
     decide.arrange(db, ShardRecipe(holdout=holdout), None)
     splits = defaultdict(list)
     for name, split in db.execute("SELECT name, split FROM sample ORDER BY key"):
@@ -81,6 +81,49 @@ def test_the_share_held_out_is_the_recipes():
     assert abs(len(held) - 1000) < 5 * 30.8
 
 
+def with_hashes(hashes: dict[str, int | None], kept_before: set[str]) -> sqlite3.Connection:
+    db = filled([(name, "a") for name in hashes])
+    for name, look in hashes.items():
+        text = None if look is None else f"{look:016x}"
+        db.execute("UPDATE found SET hash = ?, file = ? WHERE name = ?", (text, name, f"{name}.png"))
+    rows = ({"name": f"{name}.png", "pixels": name, "split": "train"} for name in kept_before)
+    catalogue.load_before(db, "parent", rows)
+    return db
+
+
+@given(
+    st.dictionaries(st.integers(0, 99), st.none() | st.integers(0, 2**64 - 1), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99), st.sets(st.integers(0, 63), max_size=6)), max_size=20),
+    st.integers(0, 5),
+    st.sets(st.integers(0, 99)),
+    st.sets(st.integers(0, 99)),
+)
+@settings(deadline=None)
+def test_near_duplicates_are_what_the_plain_rule_drops(seeds, copies, near, kept_before, released):
+    """In the order of name, those that the parent kept first: dropped is what is near to one that is kept."""
+    numbers = dict(seeds)
+    for number, of, flipped in copies:
+        if number not in numbers and numbers.get(of) is not None:
+            numbers[number] = numbers[of] ^ sum(1 << bit for bit in flipped)
+    hashes = {sha256(str(n).encode()).hexdigest(): look for n, look in numbers.items()}
+    name_of = {n: sha256(str(n).encode()).hexdigest() for n in numbers}
+    old = {name_of[n] for n in kept_before & numbers.keys()}
+    passing = {name_of[n] for n in released & numbers.keys()}
+    kept, dropped = {}, set()
+    for name in sorted(hashes, key=lambda name: (name not in old, name)):
+        look = hashes[name]
+        close = look is not None and any((look ^ other).bit_count() <= near for other in kept.values())
+        if close and name not in old | passing:
+            dropped.add(name)
+        elif look is not None:
+            kept[name] = look
+    db = with_hashes(hashes, old)
+    counts = decide.choose(db, near, passing)
+    assert counts == ({"near duplicate": len(dropped)} if dropped else {})
+    assert {name.removesuffix(".png") for (name,) in db.execute("SELECT name FROM aside")} == dropped
+    assert db.execute("SELECT count(*) FROM kept").fetchone()[0] == len(hashes) - len(dropped)
+
+
 def test_classes_are_ordered_by_name_or_number():
     assert decide.class_names(["b", "a", "b", "C"]) == ("C", "a", "b")
     assert decide.class_names(["10", "9", "0"]) == ("0", "9", "10")
@@ -88,7 +131,7 @@ def test_classes_are_ordered_by_name_or_number():
 
 def test_shards_are_full_but_for_the_last_of_a_split():
     db = filled(contents([(n, "a") for n in range(1000)]))
-    decide.choose(db)
+    decide.choose(db, None, ())
     decide.arrange(db, ShardRecipe(holdout=0.1, shard_size=64), None)
     sizes = defaultdict(list)
     for shard in decide.new_shards(db):

@@ -151,3 +151,30 @@ def test_releasing_from_an_older_version_leaves_the_newest_as_it_is(source, root
     branch = ingest.release(root, first.digest, [aside(root, first.digest)["long.png"].sha256])
     assert manifest.load(branch.uri).parent == first.digest
     assert ingest.shard_dataset(source, RECIPE, root) == second
+
+
+def test_near_duplicates_are_set_aside_come_back_when_alone_and_are_released(tmp_path, root):
+    """A photograph-like picture, and the same saved as JPEG: which is decoded again when its better is gone."""
+    folder, recipe = tmp_path / "near", ShardRecipe(resolution=32, shard_size=4, holdout=0.2, near_duplicates=4)
+    folder.mkdir()
+    for i in range(8):
+        smooth = np.random.default_rng(i).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(smooth).resize((64, 64), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    Image.open(folder / "3.png").save(folder / "z.jpg", quality=80)
+    first = ingest.shard_dataset(folder, recipe, root)
+    assert manifest.load(first.uri).set_aside == {"near duplicate": 1}
+    assert first.rejected == 0
+    file = aside(root, first.digest)["z.jpg"]
+    assert file.detail == "nearly the same picture as 3.png"
+    assert quarantine.original(root, file) == (folder / "z.jpg").read_bytes()
+    released = ingest.release(root, first.digest, [file.sha256])
+    made = accounts_for(released.uri, {*(f"{i}.png" for i in range(8)), "z.jpg"})
+    assert (made.set_aside, made.parent) == ({}, first.digest)
+    other = tmp_path / "other"
+    ingest.shard_dataset(folder, recipe, other)
+    (folder / "3.png").unlink()
+    each = Counting()
+    second = ingest.shard_dataset(folder, recipe, other, each=each)
+    assert each.files == 1
+    assert "z.jpg" in {s.facts["source"] for s in samples_of(second.uri)}
+    accounts_for(second.uri, {path.name for path in folder.iterdir()})

@@ -1,7 +1,8 @@
 """S3: what a server may answer beside what the one of tests/integration does, and what becomes of it."""
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,12 +15,19 @@ from diffusion.store.storage import StorageRefused, StorageUnavailable
 QUICK = Patience(attempts=3, first_s=0.001, silent_s=1.0)
 
 
+Answer = tuple[int, dict[str, str], bytes]  # status, headers, body
+
+
 class Canned(ThreadingHTTPServer):
-    """Gives one answer to everything: (status, headers, body); HEAD gets the same without the body."""
+    """Gives one answer to everything, or what a function of the request says; HEAD gets it without the body."""
 
     daemon_threads = True
-    answer: tuple[int, dict[str, str], bytes] = (200, {}, b"")
-    asked = 0
+    answer: Answer | Callable[[BaseHTTPRequestHandler], Answer] = (200, {}, b"")
+    asked = connections = 0
+
+    def process_request(self, *connection: object) -> None:
+        self.connections += 1
+        super().process_request(*connection)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -27,7 +35,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked += 1
-        status, headers, body = self.server.answer
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        answer = self.server.answer
+        status, headers, body = answer(self) if callable(answer) else answer
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             if value:
@@ -36,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    do_HEAD = do_GET
+    do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
     def log_message(self, *_: object) -> None:
         return
@@ -66,7 +76,7 @@ def storage(server: Canned) -> S3Prefix:
     return S3Prefix("s3://bucket/x", patience=QUICK)
 
 
-def says(status: int, code: str, extra: str = "", **headers: str) -> tuple[int, dict[str, str], bytes]:
+def says(status: int, code: str, extra: str = "", **headers: str) -> Answer:
     """An error as S3 writes it."""
     body = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>words</Message>{extra}</Error>'
     return status, {"Content-Type": "application/xml", **headers}, body.encode()
@@ -105,7 +115,9 @@ def test_refusals_are_not_asked_again(server, storage, answer, words):
         ((200, {}, b"all of it"), "wrong answer"),
         ((206, {"Content-Range": "bytes 0-8/10", "ETag": '"1"'}, b"all of it"), "wrong answer"),
         ((206, {"Content-Range": "bytes 2-9/10", "ETag": '"1"'}, b"all of it"), "wrong answer"),
-        ((206, {"Content-Range": "bytes 1-9/10", "ETag": '"1"'}, b"a part"), "short body"),
+        ((200, {"Content-Range": "bytes 1-9/10", "ETag": '"1"'}, b"all of it"), "wrong answer"),
+        ((206, {"Content-Range": "bytes 1-9/10", "ETag": '"1"'}, b"a part"), "wrong length"),
+        ((206, {"Content-Range": "bytes 1-9/10", "ETag": '"1"'}, b"all of it, and more"), "wrong length"),
     ],
 )
 def test_what_may_pass_is_asked_again(server, storage, answer, kind):
@@ -123,6 +135,35 @@ def test_a_proper_answer_is_taken(server, storage, tmp_path: Path):
     storage.fetch("a", tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == b"all of it"
     assert server.asked == 2
+
+
+def test_one_connection_serves_one_read_after_another(server, storage):
+    server.answer = (206, {"Content-Range": "bytes 0-8/9", "ETag": '"1"'}, b"all of it")
+    storage.read("a")
+    before = server.connections
+    for _ in range(5):
+        storage.read("a")
+    assert server.connections == before
+
+
+def test_a_fork_has_a_connection_of_its_own(server, storage):
+    server.answer = (206, {"Content-Range": "bytes 0-8/9", "ETag": '"1"'}, b"all of it")
+    storage.read("a")
+    before = server.connections
+    readable, writable = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(writable, storage.read("a"))
+        finally:
+            os._exit(0)
+    os.close(writable)
+    with open(readable, "rb") as answer:
+        assert answer.read() == b"all of it"
+    os.waitpid(child, 0)
+    assert server.connections == before + 1
+    storage.read("a")
+    assert server.connections == before + 1
 
 
 def test_a_body_that_comes_without_its_length_is_counted(server, storage):
@@ -144,6 +185,36 @@ def test_a_listing_out_of_order_is_refused(server, storage):
     assert [next(walk).name, next(walk).name] == ["a", "c"]
     with pytest.raises(StorageRefused, match=r"lists 'b' after 'c'.* Use a general purpose bucket"):
         next(walk)
+
+
+@pytest.mark.parametrize("whose", ["ours", "another's"])
+def test_an_upload_whose_end_got_lost_is_done_if_the_object_is_ours(server, whose):
+    """AWS forgets an upload that is complete: the second asking is answered "no such upload"."""
+    marks, ends = [], iter([says(500, "InternalError")])
+    started = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+
+    def answer(request: BaseHTTPRequestHandler) -> Answer:
+        if request.command == "POST" and "uploads" in request.path:
+            marks.append(request.headers["x-amz-meta-upload"])
+            return 200, {}, started
+        if request.command == "POST":
+            return next(ends, says(404, "NoSuchUpload"))
+        if request.command == "PUT":
+            return 200, {"ETag": '"1"'}, b""
+        if request.command == "HEAD":
+            return 200, {"ETag": '"2"', "x-amz-meta-upload": marks[0] if whose == "ours" else "x"}, bytes(11)
+        return 204, {}, b""
+
+    server.answer = answer
+    storage = S3Prefix("s3://bucket/x", patience=QUICK, part_bytes=10)
+    if whose == "ours":
+        storage.put("a", bytes(11))
+        marks.clear()
+        with pytest.raises(StorageUnavailable, match="a has 11 bytes where 12 were sent: put it again"):
+            storage.put("a", bytes(12))
+    else:
+        with pytest.raises(StorageUnavailable, match="the upload was removed by somebody else; put it again"):
+            storage.put("a", bytes(11))
 
 
 def test_no_server_is_unavailable(storage, monkeypatch):

@@ -21,7 +21,9 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from diffusion.data import catalogue
+from diffusion.data.bad_picture import NEAR_DUPLICATE
 from diffusion.data.manifest import DUPLICATE, Manifest, Split
+from diffusion.data.near import NearIndex
 from diffusion.data.sources import BadSource
 from diffusion.recipe import ShardRecipe, canonical_json
 
@@ -30,6 +32,7 @@ _TABLES = """
 DROP TABLE IF EXISTS aside;
 DROP TABLE IF EXISTS kept;
 DROP TABLE IF EXISTS sample;
+DROP TABLE IF EXISTS near_bands;
 CREATE TABLE aside (name TEXT PRIMARY KEY, kind TEXT, detail TEXT) WITHOUT ROWID;
 CREATE TABLE kept (
     name TEXT PRIMARY KEY, pixels TEXT, content TEXT, label TEXT,
@@ -52,12 +55,16 @@ class NewShard(NamedTuple):
     digest: str
 
 
-def choose(db: sqlite3.Connection) -> dict[str, int]:
-    """Which files are kept and which are set aside: fills `aside` and `kept`.  Returns kind of reason -> files."""
+def choose(db: sqlite3.Connection, near: int | None, released: Iterable[str]) -> dict[str, int]:
+    """Which files are kept and which are set aside: fills `aside` and `kept`.  Returns kind of reason -> files.
+
+    near: bits within which pictures are near duplicates; None: there are none.  released: sha256 of files that are kept
+    however near they are to others.
+    """
     db.create_function("draw", 1, draw, deterministic=True)
     db.executescript(_TABLES)
     with catalogue.transaction(db):
-        _keep(db)
+        _keep(db, near, set(released))
     return dict(db.execute("SELECT kind, count(*) FROM aside GROUP BY kind ORDER BY kind"))
 
 
@@ -78,7 +85,7 @@ def draw(content: str) -> float:
     return int(content[48:], 16) / 16**16
 
 
-def _keep(db: sqlite3.Connection) -> None:
+def _keep(db: sqlite3.Connection, near: int | None, released: set[str]) -> None:
     db.execute(
         "INSERT INTO aside SELECT f.name, f.kind, f.detail FROM items JOIN found f USING (name) WHERE f.kind IS NOT NULL"
     )
@@ -91,6 +98,8 @@ def _keep(db: sqlite3.Connection) -> None:
     db.execute(
         "INSERT INTO kept SELECT name, pixels, content, label, old, NULL, 0, draw(content) FROM equals WHERE name = first"
     )
+    if near is not None:
+        _drop_near(db, near, released)
     db.execute(
         "INSERT INTO aside SELECT e.name, ?, 'the same picture as ' || e.first || CASE WHEN e.label <> k.label"
         " THEN ', which is kept as ' || k.label || '; this one says ' || e.label ELSE '' END"
@@ -98,6 +107,22 @@ def _keep(db: sqlite3.Connection) -> None:
         (DUPLICATE,),
     )
     db.execute("DROP TABLE equals")
+
+
+def _drop_near(db: sqlite3.Connection, near: int, released: set[str]) -> None:
+    index = NearIndex(db)
+    hashes = db.execute(
+        "SELECT k.name, f.hash, f.file, k.old FROM kept k JOIN found f USING (name) WHERE f.hash IS NOT NULL"
+        " ORDER BY k.old DESC, k.name"
+    )
+    for name, text, file, old in hashes:
+        look = int(text, 16)
+        if old or file in released:
+            index.add(name, look)
+        elif other := index.keep(name, look, near):
+            row = (name, NEAR_DUPLICATE, f"nearly the same picture as {other}")
+            db.execute("INSERT INTO aside VALUES (?, ?, ?)", row)
+    db.execute("DELETE FROM kept WHERE name IN (SELECT name FROM aside)")
 
 
 def _divide(db: sqlite3.Connection, holdout: float, goes_on: bool) -> None:

@@ -49,7 +49,7 @@ def shard_dataset(
     every file is read.  Raises BadSource (nothing usable), quarantine.TooManyRejected, catalogue.Busy, ValueError (a damaged
     dataset), and what the source and the root raise.
     """
-    opened = open_source(source)
+    opened = open_source(source, columns=recipe.columns)
     storage = open_storage(root) if isinstance(root, str | Path) else root
     if not fresh and (ready := versions.newest(storage, opened.uri, recipe, opened.fingerprint)):
         return _verified(storage, ready.digest)
@@ -168,7 +168,7 @@ def _make(job: _Job, progress: Progress | None) -> DatasetRef:
     db, recipe = job.db, job.recipe
     while True:
         _decode(job, progress)
-        by_kind = decide.choose(db)
+        by_kind = decide.choose(db, recipe.near_duplicates, job.released)
         _check_budget(job, by_kind)
         classes = decide.arrange(db, recipe, job.parent)
         if not (names := decide.without_pixels(db)):

@@ -16,7 +16,8 @@ import numpy as np
 
 from diffusion.data import images, quarantine
 from diffusion.data.bad_picture import BadPicture
-from diffusion.data.fit import check_wanted
+from diffusion.data.fit import check_wanted, opaque
+from diffusion.data.near import perceptual_hash
 from diffusion.data.shards import PackedSample, damaged, put_shard, write_shard
 from diffusion.data.sources import read_item
 from diffusion.recipe import ShardRecipe
@@ -47,7 +48,7 @@ def decode_chunk(task: dict) -> dict:
         try:
             data = read_original(task["source"], place)
             row |= {"file": sha256(data).hexdigest(), "bytes": len(data)}
-            facts, encoded = _prepare(data, recipe, row["file"] in released)
+            facts, encoded = prepare(data, recipe, row["file"] in released)
         except BadPicture as error:
             row |= {"kind": error.kind, "detail": error.detail}
             continue
@@ -59,7 +60,7 @@ def decode_chunk(task: dict) -> dict:
     return {"rows": rows}
 
 
-def _prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, bytes]:
+def prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, bytes]:
     """A file's bytes -> facts, and the encoded picture.  Raises BadPicture; of a released file only where it is damaged."""
     picture = images.decode_all(data)
     height, width = picture.shape[:2]
@@ -72,6 +73,9 @@ def _prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, by
         "width": width,
         "height": height,
     }
+    if recipe.near_duplicates is not None:
+        look = perceptual_hash(opaque(picture, recipe.background))
+        facts["hash"] = None if look is None else f"{look:016x}"
     if recipe.encoding == "jpeg":
         return facts, images.encode_jpeg(pixels, recipe.jpeg_quality)
     return facts, images.encode_png(pixels)

@@ -212,7 +212,8 @@ class _Upload:
                 parts = list(pool.map(lambda at: self._send(begun, *at), numbered))
             self._complete(begun, parts)
         except BaseException:
-            # where this fails too, the parts stay, unseen: a bucket's rule AbortIncompleteMultipartUpload removes them
+            # Where this fails too, the parts stay, unseen, as does an empty upload whose id got lost on the way back:
+            # a bucket's rule AbortIncompleteMultipartUpload removes both.
             with suppress(NoUpload, StorageRefused, StorageUnavailable):
                 self._ask("abort_multipart_upload", UploadId=begun)
             raise
@@ -265,7 +266,7 @@ def _check_range(answer: dict, start: int, size: int | None) -> tuple[int, int]:
         raise Passing("wrong answer", f"{told} where {start}-{wanted - 1} was asked for")
     announced = answer.get("ContentLength", wanted - start)  # a chunked answer announces nothing
     if announced != wanted - start:
-        raise Passing("short body", f"{announced:,} of {wanted - start:,} bytes are announced")
+        raise Passing("wrong length", f"{announced:,} bytes are announced where {wanted - start:,} were asked for")
     return wanted - start, whole
 
 
@@ -282,7 +283,6 @@ def _chunks(body, expected: int, patience: Patience) -> Iterator[bytes]:
                 raise Passing("slow body", f"{since:,} bytes in {passed_s:.1f} s")
             began, since = time.monotonic(), 0
         yield chunk
-    body.read()  # nothing: gives the connection back for the next request
 
 
 def _md5(body: bytes) -> str:

@@ -35,7 +35,7 @@ def make_source(path: Path, first: int, last: int) -> None:
 
 def measure(source: Path, root: Path) -> dict[str, float]:
     """Shard in this process."""
-    before = resource.getrusage(resource.RUSAGE_SELF)
+    at_first, before = peak_mib(), resource.getrusage(resource.RUSAGE_SELF)
     start = time.perf_counter()
     ref = shard_dataset(source, RECIPE, root)
     seconds = time.perf_counter() - start
@@ -44,9 +44,15 @@ def measure(source: Path, root: Path) -> dict[str, float]:
         "pictures": ref.images + ref.holdout,
         "seconds": seconds,
         "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        "mib_before": before.ru_maxrss / 1024,
-        "mib": after.ru_maxrss / 1024,
+        "mib_before": at_first,
+        "mib": peak_mib(),
     }
+
+
+def peak_mib() -> float:
+    """Most resident memory that this program has had; rusage's figure begins with its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def in_a_process(source: Path, root: Path) -> dict[str, float]:

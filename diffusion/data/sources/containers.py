@@ -206,11 +206,12 @@ def _directory(opened: BinaryIO, name: str) -> Iterator[zipfile.ZipInfo]:
     """The entries of a zip's central directory, one at a time.  [APPNOTE 6.3.10, sections 4.3.12 to 4.3.16]"""
     damaged = BadSource(f"{name} cannot be read as a zip archive: it may be cut off or damaged; copy it again")
     count, size, start, before = _directory_end(opened, damaged)
-    if count > MAX_ENTRIES:
-        raise BadSource(f"{name} holds {count:,} entries, more than {MAX_ENTRIES:,}: divide it into several")
     opened.seek(start + before)
-    read = 0
+    read = passed = 0
     while read < size:
+        passed += 1
+        if max(passed, count) > MAX_ENTRIES:  # the count may be a lie
+            raise BadSource(f"{name} holds more than {MAX_ENTRIES:,} entries: divide it into several")
         head = opened.read(_ENTRY.size)
         if len(head) < _ENTRY.size or head[:4] != b"PK\1\2":
             raise damaged
