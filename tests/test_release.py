@@ -98,6 +98,21 @@ def test_release_is_the_same_bytes_whether_interrupted_or_not(source, root, tmp_
     assert ingest.release(root, first.digest, wanted).digest == ingest.release(twin, first.digest, wanted[::-1]).digest
 
 
+def test_a_release_in_the_middle_of_a_night_is_not_lost(source, root):
+    first = ingest.shard_dataset(source, RECIPE, root)
+    (sha256,) = (file.sha256 for file in aside(root, first.digest).values() if file.kind == "too elongated")
+    Image.new("RGB", (20, 20), "#123456").save(source / "a" / "new.png")
+
+    def meanwhile(function, tasks):
+        ingest.release(root, first.digest, [sha256])
+        return map(function, tasks)
+
+    made = manifest.load(ingest.shard_dataset(source, RECIPE, root, each=meanwhile).uri)
+    assert made.released == (sha256,)
+    assert made.set_aside == {"too small": 2, "truncated": 1}
+    accounts_for(f"{root.uri}/{manifest.place_of(made.digest)}", names_of(source))
+
+
 def test_damage_unknown_files_and_lost_originals_are_not_released(source, root, monkeypatch):
     first = ingest.shard_dataset(source, RECIPE, root)
     with pytest.raises(ValueError, match=r"a/cut.png.*truncated.*cannot be released.*quarantine retry"):
