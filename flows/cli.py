@@ -1,7 +1,8 @@
 """The program `diffusion`: a command per stage, one for the line, and what a recipe says.
 
-The commands that draw are in `cli_pictures`, those on datasets in `cli_data`.  Prefect, Ray and MLflow read their folders
-from the environment when they are imported, so each command first prepares the site and then imports its flow.
+The commands that draw are in `cli_pictures`, those on datasets in `cli_data` and `cli_quarantine`.  Prefect, Ray and MLflow
+read their folders from the environment when they are imported, so each command first prepares the site and then imports its
+flow.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffusion.recipe import Recipe
-from flows import cli_data, cli_pictures, recipes
+from flows import cli_data, cli_pictures, cli_quarantine, recipes
 from flows.console import say, waiting
 from flows.foreground import end_soon, guarded, prefect_ready, reported, stay
 from flows.options import (
@@ -47,6 +48,7 @@ app = typer.Typer(
 recipe_app = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cli_pictures.app)
 app.add_typer(cli_data.app, name="data")
+cli_data.app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(recipe_app, name="recipe")
 
 
@@ -56,21 +58,32 @@ def shard(
     source: Source = None,
     settings: Settings = None,
     recipe_file: RecipeFile = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Read every file, and go on from no version of before.")
+    ] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and write nothing.")] = False,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Cut pictures into shards: decode, resize, split into training and held-out, write."""
+    """Cut pictures into shards: decode, resize, split into training and held-out, write.  What has changed since the last
+    time makes a new version."""
 
     def work(recipe: Recipe, site: Site) -> None:
         from diffusion.data.sources import open_source
 
         where = source or EMBEDDED
-        open_source(where)
+        if dry:
+            from flows.dry_run import dry_run
+
+            dry_run(recipe.shard, where, site, fresh)
+            return
+        open_source(where, columns=recipe.shard.columns)
         with prefect_ready():
-            from flows.shard import facts
             from flows.shard import shard as flow
-        for key, value in facts(flow(recipe.shard, where, site, recipe.train)).items():
-            say(f"  {key:<10} {value}")
+        made = flow(recipe.shard, where, site, recipe.train, fresh)
+        from diffusion.data.datasets import opened
+
+        cli_data.sharded(opened(made.uri))
 
     _do(work, debug, preset, recipe_file, settings, None, home=home)
 

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -33,7 +33,16 @@ def data_root(site: Site) -> "Storage":
     """Where the site's datasets are."""
     from diffusion.store.storage import open_storage
 
-    return open_storage(site.store)
+    return open_storage(site.data_root)
+
+
+def sharded(dataset: "Dataset") -> None:
+    """What a new dataset holds, and where its report is."""
+    from diffusion.data.report import PAGE, overview
+
+    for title, text in overview(dataset).items():
+        say(f"  {title:<10} {text}")
+    say(f"  report     {dataset.uri}/{PAGE}")
 
 
 @app.command("list")
@@ -57,8 +66,8 @@ def list_(home: Home = None, debug: Debug = False) -> None:
             after = (
                 f"mixture of {len(made.parts)}" if made.parts else f"after {made.parent[:16]}" if made.parent else ""
             )
-            is_latest = "latest" if dataset.digest == newest else ""
-            say(f"  {dataset.digest[:16]} {size} {len(made.classes):>6,} classes  {is_latest:<6}  {after}".rstrip())
+            when = f"{dataset.report.get('published', ''):<20} {'latest' if dataset.digest == newest else '':<6}"
+            say(f"  {dataset.digest[:16]} {size} {len(made.classes):>6,} classes  {when}  {after}".rstrip())
 
     guarded(work, debug, home=home)
 
@@ -67,24 +76,30 @@ def list_(home: Home = None, debug: Debug = False) -> None:
 def info(
     ref: Ref,
     shards: Annotated[
-        bool, typer.Option("--shards", help="Print nothing but where the tars are, in reading order: for webdataset.")
-    ] = False,
+        str | None,
+        typer.Option(
+            "--shards", metavar="SPLIT", help="Print only where the tars of train or holdout are: for webdataset."
+        ),
+    ] = None,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
     """What a dataset holds."""
 
     def work(dataset: "Dataset", _: Site) -> None:
-        if shards:
-            for entry, _ in dataset.entries():
-                say(f"{dataset.root.uri}/{entry.tar}")
-            return
+        from diffusion.data.manifest import Split
         from diffusion.data.report import overview
 
+        if shards is not None:
+            if shards not in get_args(Split):
+                raise ValueError(f"--shards {shards}: the splits are {' and '.join(get_args(Split))}")
+            for entry in dataset.manifest.entries(shards):
+                say(f"{dataset.root.uri}/{entry.tar}")
+            return
         for title, text in overview(dataset).items():
             say(f"  {title:<10} {text}")
 
-    _on(ref, work, debug, home)
+    on_dataset(ref, work, debug, home)
 
 
 @app.command()
@@ -109,7 +124,7 @@ def lint(ref: Ref, home: Home = None, debug: Debug = False) -> None:
             f"lint      {made.images + made.holdout:,} pictures in {len(made.shards):,} shards are as they were written"
         )
 
-    _on(ref, work, debug, home)
+    on_dataset(ref, work, debug, home)
 
 
 @app.command()
@@ -140,13 +155,15 @@ def preview(
         for name, pictures in rows.items():
             say(title=name)
             for picture in pictures:
-                captions = "; ".join(f"{text} (weight {weight:g})" for text, weight in picture.captions)
-                say(f"  {picture.key}  {picture.source}  {captions}".rstrip())
+                captions = picture.captions
+                several = [f"{text} (weight {weight:g})" for text, weight in captions]
+                told = "; ".join(several) if len(captions) > 1 else "".join(text for text, _ in captions)
+                say(f"  {picture.key}  {picture.source}  {told}".rstrip())
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(encode_png(sheet({name: [picture.image for picture in row] for name, row in rows.items()})))
         say(f"  sheet      {target}")
 
-    _on(ref, work, debug, home)
+    on_dataset(ref, work, debug, home)
 
 
 @app.command()
@@ -198,7 +215,7 @@ def mix(
     def work(site: Site) -> None:
         from diffusion.data.datasets import find, set_latest
         from diffusion.data.mix import mix as publish
-        from diffusion.data.report import overview
+        from diffusion.data.report import write_report
 
         root, weights = data_root(site), []
         for part in parts:
@@ -209,13 +226,13 @@ def mix(
         with waiting("comparing the pictures"):
             mixed = publish(root, weights)
         set_latest(root, mixed.digest)
-        for title, text in overview(mixed).items():
-            say(f"  {title:<10} {text}")
+        write_report(mixed)
+        sharded(mixed)
 
     guarded(work, debug, home=home)
 
 
-def _on(ref: str, work: Callable[["Dataset", Site], None], debug: bool, home: Path | None) -> None:
+def on_dataset(ref: str, work: Callable[["Dataset", Site], None], debug: bool, home: Path | None) -> None:
     """Run a command on the dataset that `ref` names."""
 
     def find_and_work(site: Site) -> None:

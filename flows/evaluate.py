@@ -1,11 +1,5 @@
 """evaluate: a run -> a bundle and a report on it."""
 
-import base64
-import re
-from io import BytesIO
-from pathlib import Path
-
-from PIL import Image
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
@@ -14,11 +8,10 @@ from diffusion.adapters.ray_evaluate import evaluate_run
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.refs import EvaluationRef, RunRef
 from diffusion.store.works import recall, work_key
+from flows.artifact import with_pictures
 from flows.console import progress
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once
-
-_PICTURE_PIXELS = 800  # side of a picture in the artifact: it lies in Prefect's database
 
 
 @flow(name="evaluate")
@@ -34,13 +27,21 @@ def evaluate_stage(recipe: EvaluateRecipe, run: RunRef, name: str, site: Site) -
     def make() -> EvaluationRef:
         with ray_running(site), progress("evaluate", "pictures") as update:
             evaluation = evaluate_run(
-                run, recipe, site.store, actors=site.train_workers, use_gpu=site.use_gpu, progress=update
+                run,
+                recipe,
+                site.store,
+                actors=site.train_workers,
+                use_gpu=site.use_gpu,
+                reading=site.reading,
+                progress=update,
             )
         log_evaluation(site.tracking(name), evaluation, recipe)
         return evaluation
 
     done = once("evaluate", _key(recipe, run), EvaluationRef, site, make)
-    create_markdown_artifact(_markdown(done.ref), key="evaluation", description=f"Report {done.ref.digest}")
+    create_markdown_artifact(
+        with_pictures(done.ref.uri, "report.md"), key="evaluation", description=f"Report {done.ref.digest}"
+    )
     return done
 
 
@@ -56,18 +57,3 @@ def finished(recipe: EvaluateRecipe, run: RunRef, site: Site) -> EvaluationRef:
 
 def _key(recipe: EvaluateRecipe, run: RunRef) -> str:
     return work_key("evaluate", recipe, (run.digest,))
-
-
-def _markdown(ref: EvaluationRef) -> str:
-    """The report with its pictures inside: Prefect's page reads no local files."""
-    return re.sub(
-        r"\((\w+\.png)\)", lambda found: f"({_inline(Path(ref.uri, found[1]))})", Path(ref.uri, "report.md").read_text()
-    )
-
-
-def _inline(path: Path) -> str:
-    picture = Image.open(path).convert("RGB")
-    picture.thumbnail((_PICTURE_PIXELS, _PICTURE_PIXELS))
-    data = BytesIO()
-    picture.save(data, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -24,7 +24,7 @@ from diffusion.serving.request import GenerateRequest, ResolvedRequest, parse, r
 from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import Bundle, load_bundle
 from flows.console import progress, say, waiting
-from flows.preflight import check_folder
+from flows.preflight import check_empty
 from flows.site import Site
 
 DETAIL = 0.02  # last level above 0: at 0.1, where the demo's generation ends, a picture is blurred (34.6 dB, here 42.9)
@@ -187,9 +187,7 @@ def folder(site: Site, out: Path | None, kind: str, name: str) -> Path:
     """
     new = f"{name[:100]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # two commands may start in one second
     target = (out or site.home / kind / new).absolute()
-    check_folder(target, "`--out DIR`")
-    if target.exists() and any(target.iterdir()):
-        raise ValueError(f"--out {target} has files in it, and none is overwritten: give a new folder, or an empty one")
+    check_empty(target)
     return target
 
 

@@ -41,7 +41,7 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
         if average and average.sigma_rel not in recipe.train.ema:
             check_averages(recipe.train, average)
     if dataset is None:
-        open_source(source)
+        open_source(source, columns=recipe.shard.columns)
     find_weights(recipe.evaluate.extractor)
     sampling_sigmas(recipe.evaluate.sampling, recipe.evaluate.sampling.steps)
     if recipe.train.text_encoder != "none":
@@ -86,6 +86,13 @@ def check_folder(folder: Path, how: str) -> Path:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ValueError(f"{folder} cannot be written: choose another folder with {how}")
     return nearest
+
+
+def check_empty(folder: Path) -> None:
+    """Files can be written into a folder, and it has none that might be the user's only ones."""
+    check_folder(folder.absolute(), "`--out DIR`")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"--out {folder} has files in it, and none is overwritten: give a new folder, or an empty one")
 
 
 def check_home(site: Site) -> None:

@@ -1,68 +1,74 @@
 """shard: pictures -> a published dataset."""
 
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 
 from diffusion.adapters.ray_data import shard_dataset
+from diffusion.data import datasets
+from diffusion.data.report import PAGE, write_report
 from diffusion.data.sources import open_source
+from diffusion.data.versions import newest
 from diffusion.recipe import ShardRecipe, TrainRecipe
 from diffusion.store.refs import DatasetRef
-from diffusion.store.works import recall, work_key
+from diffusion.store.storage import open_storage
+from diffusion.store.works import work_key
+from flows.artifact import with_pictures
 from flows.console import progress
-from flows.precompute import precompute_stage
+from flows.precompute import precomputed
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once
 
 
 @flow(name="shard")
 def shard(
-    recipe: ShardRecipe, source: str = "embedded", site: Site | None = None, train: TrainRecipe | None = None
+    recipe: ShardRecipe,
+    source: str = "embedded",
+    site: Site | None = None,
+    train: TrainRecipe | None = None,
+    fresh: bool = False,
 ) -> DatasetRef:
-    """Cut a folder or .zip of pictures into shards.  site: None for the one the worker's environment describes.
+    """Cut pictures into shards.  A source that has changed since it was last sharded gives a new version of its dataset.
 
-    train: what will be trained on them; where it reads captions, they are computed as well.
+    site: None for the one the worker's environment describes.  train: what will be trained on them; where it reads captions,
+    they are computed as well.  fresh: read every file, and go on from no version.
     """
     site = site or Site.from_environment()
     site.prepare()
-    dataset = shard_stage(recipe, source, site).ref
+    dataset = shard_stage(recipe, source, site, fresh).ref
     if train:
-        precompute_stage(train, dataset, site)
+        precomputed(train, dataset, site)
     return dataset
 
 
 @task(name="shard", **TASK)
-def shard_stage(recipe: ShardRecipe, source: str, site: Site) -> Done[DatasetRef]:
+def shard_stage(recipe: ShardRecipe, source: str, site: Site, fresh: bool = False) -> Done[DatasetRef]:
+    opened, root = open_source(source, columns=recipe.columns), open_storage(site.data_root)
+
     def make() -> DatasetRef:
         with ray_running(site), progress("shard", "pictures") as update:
-            return shard_dataset(source, recipe, site.store, progress=update)
+            return shard_dataset(source, recipe, root, site.home / "work", fresh=fresh, progress=update)
 
-    done = once("shard", _key(recipe, source), DatasetRef, site, make)
-    create_table_artifact([facts(done.ref)], key="dataset", description=f"Dataset {done.ref.digest}")
+    def now(_: DatasetRef) -> DatasetRef | None:
+        # people may have released files since, which gave a newer version of the same state
+        return None if fresh else newest(root, opened.uri, recipe, opened.fingerprint)
+
+    key = work_key("shard", recipe, (opened.fingerprint, opened.uri, root.uri))
+    done = once("shard", key, DatasetRef, site, make, now=now)
+    datasets.set_latest(root, done.ref.digest)
+    if open_storage(done.ref.uri).size(PAGE) is None:
+        write_report(datasets.opened(done.ref.uri))
+    page = with_pictures(done.ref.uri, PAGE)
+    create_markdown_artifact(page, key="dataset", description=f"Dataset {done.ref.digest}")
     return done
 
 
 def finished(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef:
-    """The dataset that `shard` made of this source.  Raises ValueError where it has not."""
-    ref = recall(site.store, _key(recipe, source), DatasetRef)
+    """The newest dataset of this source as it is now.  Raises ValueError where there is none."""
+    opened = open_source(source, columns=recipe.columns)
+    ref = newest(open_storage(site.data_root), opened.uri, recipe, opened.fingerprint)
     if ref is None:
         raise ValueError(
-            f"source {source} is not sharded with this recipe yet: run `diffusion shard` with the same options"
+            f"source {source} is not sharded with this recipe yet, or has changed since: run `diffusion shard` with the same"
+            " options"
         )
     return ref
-
-
-def facts(ref: DatasetRef) -> dict[str, str | int]:
-    """A dataset for people."""
-    return {
-        "pictures": ref.images,
-        "held out": ref.holdout,
-        "set aside": ref.rejected,
-        "classes": len(ref.classes),
-        "resolution": ref.resolution,
-        "digest": ref.digest[:16],
-        "folder": ref.uri,
-    }
-
-
-def _key(recipe: ShardRecipe, source: str) -> str:
-    return work_key("shard", recipe, (open_source(source).fingerprint,))

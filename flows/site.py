@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 from pydantic import Field, ValidationError, field_validator
 
 from diffusion.adapters.ray_cluster import local_ray, ray_environment
+from diffusion.data.damage import MAX_DAMAGED
+from diffusion.data.reading import Reading
 from diffusion.recipe import Frozen
+from diffusion.store.storage import open_storage
 from flows.console import waiting
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ class Site(Frozen):
     """Folders, addresses and sizes of one installation.  Each field is the variable DIFFUSION_<FIELD> in capitals."""
 
     home: Path = Field(Path(".diffusion"), validate_default=True, description="The only folder that is written to")
+    data: str | None = Field(
+        None, description="Folder or s3://bucket/prefix that datasets are published to; none: in the home"
+    )
     workers: int | None = Field(None, ge=1, description="Training workers; none: one per GPU, or 2 on a CPU")
     gpu: bool | None = Field(None, description="Train and serve on GPUs; none: where there are any")
     recompute: bool = Field(False, description="Train in less memory and a third more time, to the same bits")
@@ -34,10 +40,20 @@ class Site(Frozen):
     mlflow: str | None = Field(None, description="MLflow tracking URI; none: an SQLite file in the home")
     ray: str | None = Field(None, description="Address of a Ray cluster; none: one of our own, for as long as needed")
 
+    shard_copies_mib: int = Field(20_480, ge=1, description="MiB of local copies of shards whose dataset is on S3")
+    max_damaged: float = Field(
+        MAX_DAMAGED, ge=0, lt=1, description="Share of the training pictures that may be damaged before a run stops"
+    )
+
     @field_validator("home")
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @field_validator("data")
+    @classmethod
+    def _whole(cls, data: str | None) -> str | None:
+        return data and open_storage(data).uri
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: object) -> "Site":
@@ -68,6 +84,11 @@ class Site(Frozen):
         return self.home / "store"
 
     @property
+    def data_root(self) -> str:
+        """Where datasets are published."""
+        return self.data or str(self.store)
+
+    @property
     def logs(self) -> Path:
         return self.home / "logs"
 
@@ -92,6 +113,12 @@ class Site(Frozen):
         import torch
 
         return torch.cuda.device_count()
+
+    @property
+    def reading(self) -> Reading:
+        """How datasets are read here."""
+        copies = str(self.home / "cache" / "shards")
+        return Reading(copies=copies, copies_mib=self.shard_copies_mib, max_damaged=self.max_damaged)
 
     @property
     def threads(self) -> int:

@@ -11,7 +11,7 @@ from diffusion.recipe import TrainRecipe
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.works import recall, work_key
 from flows.console import progress, say, warn
-from flows.precompute import precompute_stage
+from flows.precompute import precomputed
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once, worth_another_try
 
@@ -38,7 +38,7 @@ def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site)
     curve: list[dict[str, float]] = []
 
     def make() -> RunRef:
-        precompute_stage(recipe, dataset, site)
+        precomputed(recipe, dataset, site)
         mlflow = site.tracking(name)
         with (
             ray_running(site),
@@ -65,6 +65,7 @@ def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site)
                 use_gpu=site.use_gpu,
                 threads=site.threads,
                 recompute=site.recompute,
+                reading=site.reading,
                 on_metrics=on_metrics,
                 on_event=on_event,
                 max_failures=3,
@@ -106,5 +107,8 @@ def _tell(event: dict) -> None:
             warn(f"train     {changed}: the same run, but not to the last bit")
     elif event["event"] == "worker_failed":
         warn(f"train     worker {event['rank']} failed: {event['error']}")
+    elif event["event"] == "damaged_sample":
+        what = f"picture {event['key']} of" if event["key"] else f"{event['pictures']:,} pictures of"
+        warn(f"train     {what} {event['shard']} cannot be read ({event['reason']}): others stand in")
     elif event["event"] in ("damaged_checkpoint", "damaged_sidecar"):
         warn(f"train     {event['reason']}")

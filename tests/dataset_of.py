@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusion.data import manifest
 from diffusion.data.images import encode_png
-from diffusion.data.manifest import Manifest, Processing
+from diffusion.data.manifest import Encoding, Manifest, Processing
 from diffusion.data.shards import PackedSample, put_shard, write_shard
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage
@@ -19,11 +19,13 @@ def sample(i: int, side: int, captions: Sequence[tuple[str, float]] = ()) -> Pac
     return PackedSample(f"{i:08x}", i % 3, {"captions": [list(caption) for caption in captions]}, encode_png(pixels))
 
 
-def publish(root: Storage, folder: Path, shards: Sequence[Sequence[PackedSample]], side: int) -> DatasetRef:
+def publish(
+    root: Storage, folder: Path, shards: Sequence[Sequence[PackedSample]], side: int, encoding: Encoding = "png"
+) -> DatasetRef:
     """A dataset of training pictures alone, with shards of these samples."""
     entries = []
     for samples in shards:
-        entries.append(write_shard(folder, "train", samples))
+        entries.append(write_shard(folder, "train", samples, encoding))
         put_shard(root, folder, entries[-1])
     labels = [row.label for samples in shards for row in samples]
     made = Manifest(
@@ -32,7 +34,7 @@ def publish(root: Storage, folder: Path, shards: Sequence[Sequence[PackedSample]
         train_counts=tuple(labels.count(label) for label in range(3)),
         holdout_counts=(0, 0, 0),
         shards=tuple(entries),
-        processing=Processing(background="#ffffff"),
+        processing=Processing(background="#ffffff", encoding=encoding),
         recipe_digest="0" * 64,
         files=len(labels),
         set_aside={},

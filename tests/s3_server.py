@@ -76,7 +76,7 @@ class S3Server:
         return f"s3://{name}"
 
     def requests(self) -> list[Request]:
-        """Every request so far, in the order of their ends.  Read the length first to see what came after."""
+        """Every request answered so far.  Take the length first to see what comes after."""
         return [Request(*line) for line in map(json.loads, self._log.read_text().splitlines())]
 
 
@@ -85,6 +85,8 @@ def make_environment() -> Path:
     folder = Path(sys.prefix) / "s3-server"
     mark, wanted = folder / ".ready", hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
     python = folder / "bin" / "python"
+    if mark.is_file() and mark.read_text() == wanted:  # written last
+        return python
     if not os.access(folder.parent, os.W_OK):
         raise NoServer(f"no S3 server: {folder} cannot be made, since {folder.parent} is not writable")
     with open(folder.with_name(".s3-server.lock"), "w") as lock:
@@ -94,7 +96,7 @@ def make_environment() -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         pip = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
         for command in ((sys.executable, "-m", "venv", str(folder)), (*pip, "-r", str(REQUIREMENTS))):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 shutil.rmtree(folder, ignore_errors=True)
                 why = (done.stderr.strip() or done.stdout.strip() or "?").splitlines()[-1]
@@ -193,13 +195,15 @@ class _Cache(dict):
 
 
 def _logged(app, path: Path):
-    """WSGI: hand every request the cache, and write it to the access log when it is answered."""
+    """WSGI: hand every request the cache, and write it to the access log before the last byte of its answer is sent, so
+    that a client which has its answer finds it there.
+    """
     cache = _Cache()
     log = open(path, "a", buffering=1)  # noqa: SIM115  for as long as the process lives
 
     def logged(env, start_response):
         env["swift.cache"] = cache
-        status = ["0"]
+        status, announced = "0", None
         what = (
             env["REQUEST_METHOD"],
             env.get("RAW_PATH_INFO") or env["PATH_INFO"],
@@ -208,18 +212,24 @@ def _logged(app, path: Path):
         )
 
         def start(line, headers, *rest):
-            status[0] = line[:3]
+            nonlocal status, announced
+            status = line[:3]
+            announced = next((int(value) for name, value in headers if name.lower() == "content-length"), None)
             return start_response(line, headers, *rest)
 
-        sent, chunks = 0, app(env, start)
+        sent, written, chunks = 0, False, app(env, start)
         try:
             for chunk in chunks:
                 sent += len(chunk)
+                if sent == announced and not written:
+                    log.write(json.dumps([int(status), *what, sent]) + "\n")
+                    written = True
                 yield chunk
         finally:
             if hasattr(chunks, "close"):
                 chunks.close()
-            log.write(json.dumps([int(status[0]), *what, sent]) + "\n")
+            if not written:
+                log.write(json.dumps([int(status), *what, sent]) + "\n")
 
     return logged
 

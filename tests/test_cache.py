@@ -69,10 +69,11 @@ def test_equal_shards_under_two_names_are_one_entry(storage, tmp_path):
 def test_the_least_recently_used_makes_room(storage, tmp_path):
     cache = ShardCache(tmp_path / "cache", 300)
     a, b, c, d = (stored(storage, name, name.encode() * 100) for name in "abcd")
-    for number, asked in enumerate((a, b, c, a)):
+    for number, asked in enumerate((a, b, c)):
         os.utime(cache.path(*asked), ns=(number, number))
     with open(cache.path(*b), "rb") as used:
-        os.utime(cache.path(*b), ns=(0, 0))
+        os.utime(cache.path(*b), ns=(1, 1))
+        cache.path(*a)  # from now on b is the oldest
         cache.path(*d)
         assert used.read() == b"b" * 100  # an open file keeps its bytes
     assert listing(tmp_path / "cache") == {a[2], c[2], d[2]}
@@ -245,10 +246,12 @@ _FILL = """
 import sys, time
 from pathlib import Path
 from diffusion.store.cache import ShardCache
-from tests.test_cache import Counted
+from diffusion.store.storage import LocalFolder
 
-class Slow(Counted):
+class Slow(LocalFolder):
     def fetch(self, name, target):
+        with open(f"{self.folder}.fetches", "a") as log:
+            log.write(f"{name}\\n")
         super().fetch(name, target)
         print("fetched", flush=True)
         time.sleep(float(sys.argv[4]))
@@ -285,8 +288,11 @@ def test_a_killed_fill_is_taken_over_and_swept(storage, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert listing(tmp_path / "cache") == left
+    for name in left:
+        os.utime(tmp_path / "cache" / name, (2**32, 2**32))  # too young to be swept
     # the dead one's room is free again: its lock is not held
     cache = ShardCache(tmp_path / "cache", 100_000)
+    cache.path(*stored(storage, "other.tar", bytes(60_000)))
     assert cache.path(*asked).read_bytes() == data
     assert listing(tmp_path / "cache") == {asked[2]}
     # what nobody asks for again is swept in time

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion.data.decode import BadPicture, decode_into
+from diffusion.data.decode import BadPicture, decode_all, decode_into
 from diffusion.data.images import encode_png
 
 
@@ -71,3 +71,35 @@ assert opencv().getNumThreads() == 1
 assert (dict(os.environ), threading.active_count()) == (before, 1)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+
+
+@given(
+    st.tuples(st.integers(1, 48), st.integers(1, 48)),
+    st.sampled_from(["RGB", "RGBA", "L", "LA", "P", "1"]),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_png_that_pillow_wrote_has_the_pixels_that_pillow_reads(size, mode, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    read = Image.open(out)
+    expected = np.asarray(read.convert("RGBA" if read.has_transparency_data else "RGB"))
+    assert np.array_equal(decode_all(out.getvalue()), expected)
+
+
+@given(
+    st.tuples(st.integers(1, 48), st.integers(1, 48)),
+    st.integers(1, 100),
+    st.sampled_from([0, 1, 2, "4:1:1"]),
+    st.booleans(),
+    st.sampled_from(["RGB", "L", "CMYK"]),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_jpeg_has_the_pixels_that_pillow_reads(size, quality, subsampling, progressive, mode):
+    out = io.BytesIO()
+    image = Image.fromarray(noise(*size, channels=4 if mode == "CMYK" else 3), "CMYK" if mode == "CMYK" else "RGB")
+    image.convert(mode).save(out, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
+    expected = np.asarray(Image.open(io.BytesIO(out.getvalue())).convert("RGB"))
+    assert np.array_equal(decode_all(out.getvalue()), expected)

@@ -1,30 +1,29 @@
-"""Sharding as a whole: same input, same bytes; every file accounted for; splits that keep their promises."""
+"""Sharding as a whole: same input, same bytes; every file accounted for; damage set aside; a budget that stops."""
 
 import io
 import json
+import os
 import random
 import shutil
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion.data import ingest, manifest
+from diffusion.data import catalogue, ingest, manifest, quarantine
+from diffusion.data.images import decode_png
+from diffusion.data.pack import decode_chunk
 from diffusion.data.quarantine import TooManyRejected
-from diffusion.data.sources import BadSource
-from diffusion.data.stream import ShardReader
 from diffusion.recipe import ShardRecipe
+from diffusion.store.storage import open_storage
+from tests.published import accounts_for, content, identity, samples_of
 
 RECIPE = ShardRecipe(resolution=32, shard_size=16, holdout=0.2)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_every_picture_is_in_one_split_with_its_facts(emoji_folder, tmp_path):
@@ -32,51 +31,44 @@ def test_every_picture_is_in_one_split_with_its_facts(emoji_folder, tmp_path):
     ref = ingest.shard_dataset(emoji_folder, RECIPE, tmp_path, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (60, 60)
     assert ref.classes == ("flags", "food-drink", "smileys-emotion")
-    made = manifest.verify(ref.uri, digest=ref.digest)
     assert Path(ref.uri) == tmp_path / "datasets" / ref.digest[:16]
-    assert ref.images + ref.holdout + sum(made.set_aside.values()) == 60
-    assert all(entry.pictures == 16 for entry in made.entries("train")[:-1])
     rows = {(r := json.loads(line))["file_name"]: r for line in (emoji_folder / "metadata.jsonl").open()}
-    splits = [ShardReader(ref.uri, split) for split in ("train", "holdout")]
-    keys = [key for reader in splits for key in reader.keys]
-    assert len(set(keys)) == len(keys) == ref.images + ref.holdout
-    for reader in splits:
-        assert reader.keys == sorted(reader.keys)  # by content: classes are mixed
-        facts = [json.loads(line) for line in members(ref.uri, reader.split, "json")]
-        for i, fact in enumerate(facts):
-            row, sample = rows[fact["source"]], reader.read(i)
-            assert (
-                (fact["caption"], fact["label"])
-                == (row["text"], row["label"])
-                == (
-                    sample.caption,
-                    ref.classes[sample.label],
-                )
-            )
-            assert fact["content_sha256"].startswith(sample.key)
-            assert fact["metadata"] == {key: row[key] for key in ("keywords", "subcategory")}
-    assert {path.name for path in tmp_path.iterdir()} == {"datasets"}
-    assert {path.name for path in (tmp_path / "datasets").iterdir()} == {ref.digest[:16]}
+    made = accounts_for(ref.uri, set(rows))
+    assert manifest.verify(ref.uri, digest=ref.digest) == made
+    assert all(entry.pictures == 16 for entry in made.entries("train")[:-1])
+    samples = samples_of(ref.uri)
+    for split, count in (("train", ref.images), ("holdout", ref.holdout)):
+        keys = [sample.key for sample in samples if sample.split == split]
+        assert keys == sorted(keys)  # by content: classes are mixed
+        assert len(keys) == count
+    for sample in samples:
+        row = rows[sample.facts["source"]]
+        assert sample.facts["captions"] == [[row["text"], 1.0]]
+        assert (sample.caption, ref.classes[sample.label]) == (row["text"], row["label"])
+        assert sample.facts["metadata"] == {key: row[key] for key in ("keywords", "subcategory")}
+        original = emoji_folder / sample.facts["source"]
+        assert sample.facts["file_sha256"] == sha256(original.read_bytes()).hexdigest()
+        assert (sample.facts["width"], sample.facts["height"]) == Image.open(original).size
+    assert {path.name for path in tmp_path.iterdir()} == {"datasets", "heads", "shards"}
 
 
-def members(uri: str, split: str, extension: str) -> list[bytes]:
+def test_webdataset_reads_the_shards(emoji_folder, tmp_path):
     import webdataset as wds
 
-    shards = [str(path) for path in sorted(Path(uri).glob(f"{split}-*.tar"))]
-    return [row[extension] for row in wds.WebDataset(shards, shardshuffle=False)]
+    ref = ingest.shard_dataset(emoji_folder, RECIPE, tmp_path)
+    tars = [str(tmp_path / entry.tar) for entry in manifest.load(ref.uri).shards]
+    read = list(wds.WebDataset(tars, shardshuffle=False))
+    assert [(row["__key__"], row["png"]) for row in read] == [(s.key, s.image) for s in samples_of(ref.uri)]
 
 
 def test_pictures_are_what_an_independent_reading_gives(emoji_folder, tmp_path):
     """The emoji, composited by hand in floating point at their own size."""
-    import numpy as np
-
     ref = ingest.shard_dataset(emoji_folder, ShardRecipe(resolution=64, background="#204060"), tmp_path)
-    reader = ShardReader(ref.uri)
-    for i, fact in enumerate(json.loads(line) for line in members(ref.uri, "train", "json")):
-        rgba = np.asarray(Image.open(emoji_folder / fact["source"]).convert("RGBA")).astype(float)
+    for sample in samples_of(ref.uri):
+        rgba = np.asarray(Image.open(emoji_folder / sample.facts["source"]).convert("RGBA")).astype(float)
         alpha = rgba[..., 3:] / 255
         expected = rgba[..., :3] * alpha + np.array([0x20, 0x40, 0x60]) * (1 - alpha)
-        assert np.abs(reader.read(i).image - expected).max() <= 1
+        assert np.abs(decode_png(sample.image) - expected).max() <= 1
 
 
 def shuffled_each(function, tasks):
@@ -86,9 +78,20 @@ def shuffled_each(function, tasks):
     return results
 
 
-def test_same_input_same_bytes_for_any_workers_listing_and_container(emoji_folder, tmp_path):
+def side_files(uri: str) -> dict[str, bytes]:
+    """What lies beside the manifest, and it; but for the report, which has the time."""
+    return {name: data for name, data in content(Path(uri)).items() if name != "report.json"}
+
+
+def in_small_chunks(monkeypatch, files: int = 7) -> None:
+    monkeypatch.setattr(ingest, "_CHUNK_FILES", files)
+
+
+def test_same_input_same_bytes_for_any_workers_listing_chunks_and_container(emoji_folder, tmp_path, monkeypatch):
     first = ingest.shard_dataset(emoji_folder, RECIPE, tmp_path / "one")
+    in_small_chunks(monkeypatch)
     second = ingest.shard_dataset(emoji_folder, RECIPE, tmp_path / "two", each=shuffled_each)
+    assert side_files(second.uri) == side_files(first.uri)
     names = [path for path in emoji_folder.rglob("*") if path.is_file()]
     random.Random(2).shuffle(names)
     copied = tmp_path / "copied"
@@ -102,18 +105,30 @@ def test_same_input_same_bytes_for_any_workers_listing_and_container(emoji_folde
     fourth = ingest.shard_dataset(tmp_path / "shuffled.zip", RECIPE, tmp_path / "four")
     assert len({ref.digest for ref in (first, second, third, fourth)}) == 1
     for other in (second, third, fourth):
-        assert content(Path(other.uri)) == content(Path(first.uri))
+        assert identity(other.uri) == identity(first.uri)
 
 
 def test_published_is_reused_never_rewritten_and_damage_is_noticed(emoji_folder, tmp_path):
     first = ingest.shard_dataset(emoji_folder, RECIPE, tmp_path)
-    inode = Path(first.uri).stat().st_ino
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()}
     assert ingest.shard_dataset(emoji_folder, RECIPE, tmp_path) == first
-    assert Path(first.uri).stat().st_ino == inode
-    assert [path.name for path in (tmp_path / "datasets").iterdir()] == [first.digest[:16]]
-    next(Path(first.uri).glob("train-*.tar")).unlink()
-    with pytest.raises(ValueError, match=r"is missing: remove the folder .* `diffusion shard`"):
+    assert ingest.shard_dataset(emoji_folder, RECIPE, tmp_path, fresh=True) == first
+    after = {path: path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()}
+    heads = {path for path in before if path.parent.name == "heads"}
+    shards = {
+        path for path in before if path.parent.parent.name == "shards"
+    }  # put again by `fresh`, with the same bytes
+    assert {path: node for path, node in after.items() if path not in heads | shards} == {
+        path: node for path, node in before.items() if path not in heads | shards
+    }
+    lost = tmp_path / manifest.load(first.uri).shards[0].tar
+    whole = lost.read_bytes()
+    lost.unlink()
+    with pytest.raises(ValueError, match=r"is missing: remove .* and make it again with `diffusion shard`"):
         ingest.shard_dataset(emoji_folder, RECIPE, tmp_path)
+    shutil.rmtree(first.uri)  # as it says
+    assert ingest.shard_dataset(emoji_folder, RECIPE, tmp_path) == first
+    assert lost.read_bytes() == whole
 
 
 def other_recipes():
@@ -130,7 +145,7 @@ def test_what_changes_the_data_changes_the_digest(emoji_folder, tmp_path):
 
 def test_held_out_pictures_are_the_same_at_another_resolution(emoji_folder, tmp_path):
     keys = [
-        set(ShardReader(ingest.shard_dataset(emoji_folder, recipe, tmp_path).uri, "holdout").keys)
+        {s.key for s in samples_of(ingest.shard_dataset(emoji_folder, recipe, tmp_path).uri) if s.split == "holdout"}
         for recipe in (RECIPE, RECIPE.model_copy(update={"resolution": 64}))
     ]
     assert keys[0] == keys[1]
@@ -156,69 +171,60 @@ def test_bad_files_are_set_aside_and_duplicates_kept_once(spoilt_folder, emoji_f
     ref = ingest.shard_dataset(spoilt_folder, RECIPE, tmp_path / "store")
     clean = ingest.shard_dataset(emoji_folder, RECIPE, tmp_path / "store")
     shuffled = ingest.shard_dataset(spoilt_folder, RECIPE, tmp_path / "shuffled", each=shuffled_each)
-    assert content(Path(shuffled.uri)) == content(Path(ref.uri))  # also which of the duplicates is kept
+    assert side_files(shuffled.uri) == side_files(ref.uri)  # also which of the duplicates is kept
+    folders = [tmp_path / name / quarantine.place_of(ref.digest) for name in ("store", "shuffled")]
+    assert content(folders[0]) == content(folders[1])
     assert ref.rejected == 4
     assert (ref.images, ref.holdout) == (clean.images, clean.holdout)
     assert ref.classes == clean.classes  # zebra held only copies
     assert ref.digest != clean.digest
     made = manifest.load(ref.uri)
-    assert made.set_aside == {"duplicate": 2, "empty": 1, "not a picture": 1, "truncated": 2}
+    aside = {"duplicate": 2, "empty": 1, "not a picture": 1, "truncated": 2}
+    already = manifest.load(clean.uri).set_aside.get("duplicate", 0)
+    assert made.set_aside == aside | {"duplicate": 2 + already}
     assert made.shards == manifest.load(clean.uri).shards
-    rows = [json.loads(line) for line in (Path(ref.uri) / "quarantine" / "reasons.jsonl").open()]
-    assert Counter(row["kind"] for row in rows) == made.set_aside
-    for row in rows:
-        if row["kind"] == "duplicate":
-            assert row["original"] is None
-            assert "kept as flags; this one says zebra" in row["detail"]
+    root = open_storage(tmp_path / "store")
+    files = list(quarantine.entries(root, ref.digest))
+    assert Counter(file.kind for file in files) == made.set_aside
+    for file in files:
+        if file.kind == "duplicate":
+            assert file.tar is None
+            if file.name.startswith("zebra"):
+                assert "kept as flags; this one says zebra" in file.detail
         else:
-            assert (Path(ref.uri) / "quarantine" / row["original"]).read_bytes() == (
-                spoilt_folder / row["name"]
-            ).read_bytes()
+            assert quarantine.original(root, file) == (spoilt_folder / file.name).read_bytes()
 
 
 def test_too_many_bad_files_stop_with_something_to_type_and_leave_them_to_look_at(spoilt_folder, tmp_path):
-    recipe = RECIPE.model_copy(update={"max_rejected": 0.05})
+    recipe, store = RECIPE.model_copy(update={"max_rejected": 0.05}), tmp_path / "store"
     with pytest.raises(TooManyRejected, match=r"(?s)4 of 66 files cannot be used .*max_rejected=0.07") as error:
-        ingest.shard_dataset(spoilt_folder, recipe, tmp_path / "store")
-    kept = next((tmp_path / "store" / "quarantine").iterdir())
+        ingest.shard_dataset(spoilt_folder, recipe, store)
+    kept = next((store / "quarantine").iterdir())
     assert str(kept) in str(error.value)
-    assert len(list((kept / "originals").iterdir())) == 4
-    assert list((tmp_path / "store" / "datasets").iterdir()) == []
+    names = [path.name for path in kept.iterdir()]
+    assert sorted(names) == ["quarantine-000000.tar", "reasons.jsonl"]
+    assert not (store / "datasets").exists()
+    calls = []
+
+    def counting(function, tasks):
+        for task in tasks:
+            calls.append(function.__name__)
+            yield function(task)
+
     with pytest.raises(TooManyRejected):  # again, with the quarantine there already
-        ingest.shard_dataset(spoilt_folder, recipe, tmp_path / "store")
-    ingest.shard_dataset(spoilt_folder, recipe.model_copy(update={"max_rejected": 0.07}), tmp_path / "store")
+        ingest.shard_dataset(spoilt_folder, recipe, store, each=counting)
+    ingest.shard_dataset(spoilt_folder, recipe.model_copy(update={"max_rejected": 0.07}), store, each=counting)
+    assert set(calls) == {"pack_shard"}  # nothing was decoded again
+    assert not (store / "work").exists()
 
 
-def samples_of(draws: list[tuple[int, str]]) -> list[dict]:
-    from hashlib import sha256
-
-    contents = {sha256(str(number).encode()).hexdigest(): label for number, label in draws}
-    return [{"key": content[:32], "content": content, "label": label} for content, label in contents.items()]
-
-
-@given(st.lists(st.tuples(st.integers(0, 500), st.sampled_from("abc")), min_size=1, max_size=60), st.floats(0, 0.9))
-def test_splits_keep_their_promises(draws, share):
-    samples = samples_of(draws)
-    labels = {sample["label"] for sample in samples}
-    if share > 0 and len(samples) == len(labels):
-        with pytest.raises(BadSource, match="Add pictures"):
-            ingest.divide(samples, share)
-        return
-    train, held = ingest.divide(samples, share)
-    assert {s["label"] for s in train} == labels
-    assert bool(held) == (share > 0)
-    assert sorted(s["key"] for s in train + held) == sorted(s["key"] for s in samples)
-    assert ingest.divide(samples[::-1], share) == (train, held)
-    grown = samples + [s for s in samples_of([(n, "a") for n in range(501, 540)]) if s not in samples]
-    moved = {s["key"] for s in held} ^ {s["key"] for s in ingest.divide(grown, share)[1] if s in samples}
-    assert len(moved) <= len(labels) + 1  # only the exceptions for small sets can move
-
-
-def test_the_share_held_out_is_the_recipes():
-    train, held = ingest.divide(samples_of([(n, "ab"[n % 2]) for n in range(20_000)]), 0.05)
-    assert len(train) + len(held) == 20_000
-    # binomial: standard deviation sqrt(20000 x 0.05 x 0.95) = 30.8
-    assert abs(len(held) - 1000) < 5 * 30.8
+def test_a_source_without_a_usable_picture_fails_clearly(tmp_path):
+    (tmp_path / "s").mkdir()
+    for i in range(3):
+        (tmp_path / "s" / f"{i}.png").write_bytes(b"not a picture at all")
+    for share in (0.1, 0.99):
+        with pytest.raises(TooManyRejected, match="3 of 3 files cannot be used"):
+            ingest.shard_dataset(tmp_path / "s", RECIPE.model_copy(update={"max_rejected": share}), tmp_path / "store")
 
 
 def test_nothing_to_hold_out_and_one_class(tmp_path):
@@ -227,25 +233,59 @@ def test_nothing_to_hold_out_and_one_class(tmp_path):
         Image.new("RGB", (20, 30), (i * 50, 0, 0)).save(tmp_path / "one" / f"{i}.jpg")
     ref = ingest.shard_dataset(tmp_path / "one", RECIPE.model_copy(update={"holdout": 0}), tmp_path / "store")
     assert (ref.images, ref.holdout, ref.classes) == (3, 0, ("picture",))
-    with pytest.raises(ValueError, match=r"no pictures in split 'holdout'.*shard.holdout"):
-        ShardReader(ref.uri, "holdout")
     some = ingest.shard_dataset(tmp_path / "one", RECIPE, tmp_path / "store")
     assert (some.images, some.holdout) == (2, 1)
 
 
-def test_classes_are_ordered_by_name_or_number():
-    assert ingest.class_names(["b", "a", "b", "C"]) == ("C", "a", "b")
-    assert ingest.class_names(["10", "9", "0"]) == ("0", "9", "10")
+def test_a_failed_run_publishes_nothing_and_the_next_goes_on(emoji_folder, tmp_path, monkeypatch):
+    in_small_chunks(monkeypatch)
+    calls = Counter()
 
-
-def test_a_failed_run_leaves_nothing(emoji_folder, tmp_path):
     def failing(function, tasks):
-        yield function(tasks[0])
-        raise OSError("no space left")
+        for number, task in enumerate(tasks):
+            if number == 4 and function is decode_chunk:
+                raise OSError("no space left")
+            calls[function.__name__] += 1
+            yield function(task)
 
     with pytest.raises(OSError, match="no space"):
         ingest.shard_dataset(emoji_folder, RECIPE, tmp_path, each=failing)
-    assert list((tmp_path / "datasets").iterdir()) == []
+    assert not (tmp_path / "datasets").exists()
+    with pytest.raises(OSError, match="no space"):  # in the middle of the rest
+        ingest.shard_dataset(emoji_folder, RECIPE, tmp_path, each=failing)
+    seen = []
+    ref = ingest.shard_dataset(emoji_folder, RECIPE, tmp_path, each=failing, progress=lambda *state: seen.append(state))
+    assert seen[0][0] > 56  # 4 + 4 chunks of 7 are not decoded again
+    assert calls["decode_chunk"] == 9
+    clean = ingest.shard_dataset(emoji_folder, RECIPE, tmp_path / "clean")
+    assert ref.digest == clean.digest
+    assert identity(ref.uri) == identity(clean.uri)
+
+
+def test_two_processes_do_not_work_in_one_folder(emoji_folder, tmp_path):
+    def interrupted(function, tasks):
+        with pytest.raises(catalogue.Busy, match=rf"process {os.getpid()} shards this source"):
+            ingest.shard_dataset(emoji_folder, RECIPE, tmp_path)
+        return map(function, tasks)
+
+    ingest.shard_dataset(emoji_folder, RECIPE, tmp_path, each=interrupted)
+
+
+def test_a_full_disk_is_named_and_the_next_call_goes_on(emoji_folder, tmp_path, monkeypatch):
+    connect, connections = catalogue.sqlite3.connect, {}
+
+    def watched(path, **settings):
+        connections[Path(path).name] = connect(path, **settings)
+        return connections[Path(path).name]
+
+    def on_a_small_disk(function, tasks):
+        connections["catalogue.db"].execute("PRAGMA max_page_count = 1")
+        return map(function, tasks)
+
+    monkeypatch.setattr(catalogue.sqlite3, "connect", watched)
+    with pytest.raises(OSError, match=r"no space left for the catalogue in .*: free some"):
+        ingest.shard_dataset(emoji_folder, RECIPE, tmp_path, each=on_a_small_disk)
+    assert ingest.shard_dataset(emoji_folder, RECIPE, tmp_path).images
 
 
 def test_jpeg_and_other_formats_are_sharded(tmp_path):
@@ -258,3 +298,17 @@ def test_jpeg_and_other_formats_are_sharded(tmp_path):
     ref = ingest.shard_dataset(tmp_path / "s", RECIPE.model_copy(update={"holdout": 0}), tmp_path / "store")
     assert ref.classes == ("bmp", "gif", "jpeg", "png", "tiff", "webp")
     assert ref.images == 6
+
+
+def test_the_report_counts_what_is_there(spoilt_folder, tmp_path):
+    ref = ingest.shard_dataset(spoilt_folder, RECIPE, tmp_path / "store")
+    report, samples = json.loads(Path(ref.uri, "report.json").read_text()), samples_of(ref.uri)
+    assert (report["files"], report["kept"], report["holdout"]) == (66, len(samples), ref.holdout)
+    assert report["set_aside"] == manifest.load(ref.uri).set_aside
+    assert report["formats"] == {".png": 65, ".webp": 1}
+    assert report["captions"] == {"pictures_with": sum(bool(s.caption) for s in samples), "several": 0}
+    assert report["sides"] == {"64": len(samples)}
+    assert report["aspects"] == {"1": len(samples)}
+    assert report["examples"]["empty"] == [["flags/empty.png", "the file has no bytes"]]
+    sizes = [path.stat().st_size for path in spoilt_folder.rglob("*") if path.is_file() and path.suffix != ".jsonl"]
+    assert report["bytes"]["source"] == sum(sizes)

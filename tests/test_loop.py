@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from diffusion.data.ingest import shard_dataset
-from diffusion.data.order import order_of
 from diffusion.data.reader import ShardReader
+from diffusion.data.reading_order import order_of
 from diffusion.data.stream import Batch, batches
 from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe, checkpoints_of
 from diffusion.store.refs import DatasetRef
@@ -49,7 +49,7 @@ def dataset(emoji_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dat
 
 def share(dataset: DatasetRef, recipe: TrainRecipe, start: int, *, rank: int = 0, world: int = 1) -> Iterator[Batch]:
     reader = ShardReader(dataset.uri, "train")
-    order = order_of(reader.counts, recipe)
+    order = order_of(reader.manifest, "train", recipe)
     return batches(
         reader, order, recipe.batch_size, start=start, stop=end_of(recipe), rank=rank, world=world, threads=1
     )

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from diffusion.data import ingest, manifest
 from diffusion.data import sidecar as sidecar_module
-from diffusion.data.order import Order, order_of
+from diffusion.data.order import Order
 from diffusion.data.precompute import Maker, Setup, captions_of, in_process, missing, precompute
+from diffusion.data.reading_order import order_of
 from diffusion.data.shards import PackedSample, put_shard, write_shard
 from diffusion.data.sidecar import (
     _OPEN,
@@ -347,7 +348,7 @@ def test_training_is_the_same_to_the_bit_and_computes_no_caption(dataset, tiny_r
     precompute(dataset, BY)
     recipe = reading(tiny_recipe.train)
     reader = ShardReader(dataset.uri)
-    order = order_of(reader.counts, recipe)
+    order = order_of(reader.manifest, "train", recipe)
 
     def trained(prepare) -> TrainState:
         state = build_state(recipe, resolution=dataset.resolution, classes=len(dataset.classes), device="cpu")

@@ -107,8 +107,18 @@ def test_the_first_shards_visited_lie_far_apart(count: int) -> None:
 
 
 def test_a_sheet_has_a_row_for_each_name_and_white_where_nothing_is() -> None:
-    dark = np.zeros((SIDE, SIDE, 3), np.uint8)
+    dark, gap = np.zeros((70, 70, 3), np.uint8), 2
     made = sheet({"a": [dark], "a much longer name than there is room for": [dark, dark]})
-    assert made[:SIDE, -SIDE:].min() == 255
-    assert made[-SIDE:, -SIDE - 2 : -2].max() == 0 or made[-SIDE - 2 : -2, -SIDE - 2 : -2].max() == 0
-    assert made.shape[0] == 2 * SIDE + 6
+    cells = [
+        made[y : y + 70, made.shape[1] - x : made.shape[1] - x + 70] for y in (gap, 70 + 2 * gap) for x in (144, 72)
+    ]
+    assert [(int(cell.min()), int(cell.max())) for cell in cells] == [(0, 0), (255, 255), (0, 0), (0, 0)]
+    assert made.shape[0] == 2 * 70 + 3 * gap
+
+
+def test_small_pictures_are_shown_larger_pixel_by_pixel() -> None:
+    image = Made(1).image
+    made = sheet({"a": [image]})
+    shown = made[2:66, -66:-2]
+    assert np.array_equal(shown[::4, ::4], image)
+    assert np.array_equal(shown[3::4, 3::4], image)

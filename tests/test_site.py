@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from diffusion.data.reading import Reading
 from diffusion.recipe import PRESETS, Recipe
 from flows.preflight import check, check_devices, check_home, check_port, check_serving
 from flows.site import Site, keeping_ray, ray_is_kept
 
 FIELDS = {
     "home": "/somewhere",
+    "data": "/pictures/root",
     "workers": "3",
     "gpu": "false",
     "recompute": "true",
@@ -22,6 +24,8 @@ FIELDS = {
     "replicas": "2",
     "mlflow": "http://mlflow:5000",
     "ray": "ray://head:10001",
+    "shard_copies_mib": "500",
+    "max_damaged": "0.01",
 }
 
 
@@ -40,7 +44,10 @@ def test_each_field_is_a_variable() -> None:
         "recompute": True,
         "port": 8123,
         "replicas": 2,
+        "shard_copies_mib": 500,
+        "max_damaged": 0.01,
     }
+    assert site.reading == Reading(copies="/somewhere/cache/shards", copies_mib=500, max_damaged=0.01)
 
 
 def test_given_values_win_over_the_environment() -> None:

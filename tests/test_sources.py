@@ -4,12 +4,17 @@ import json
 import os
 import stat
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diffusion.data.images import BadPicture
-from diffusion.data.sources import BadSource, Caption, open_source, places
+from diffusion.data.sources import BadSource, Caption, Item, open_source, places
+from diffusion.data.sources.listing import Listing
+from diffusion.recipe import digest_of
 from tests.made_sources import fill, items, lines, picture, read, said, zipped
 
 
@@ -76,6 +81,36 @@ def test_fingerprint_follows_the_files(tmp_path):
     assert len({first, second, open_source(folder).fingerprint}) == 3
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.permutations(range(4)), st.integers(0, 3), st.sampled_from(["mark", "label", "captions", "extra"]))
+def test_the_fingerprint_is_a_sum_over_what_is_said_of_items(order, number, changed):
+    """Against its closed form; and any one change changes it."""
+    made = [Item(f"{n}.png", f"place {n}", f"{n}:5", "x", (Caption("a", 0.5),), {"n": n}) for n in range(4)]
+    other = {"mark": "other", "label": "y", "captions": (Caption("a", 0.25),), "extra": {"n": None}}
+
+    def fingerprint(items: list[Item]) -> str:
+        listing = Listing("s")
+        listing.add_items(items)
+        return listing.fingerprint
+
+    one = fingerprint(made)
+    said = ([item.name, item.mark, item.label, [["a", 0.5]], item.extra] for item in made)
+    assert int(one, 16) == sum(int(digest_of(values), 16) for values in said) % 2**256
+    assert fingerprint([made[n] for n in order]) == one
+    assert fingerprint([replace(item, place="elsewhere") for item in made]) == one
+    made[number] = replace(made[number], **{changed: other[changed]})
+    assert fingerprint(made) != one
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_one_file_that_may_not_be_read_is_set_aside(tmp_path):
+    source = open_source(fill(tmp_path, {"a/1.png": picture(), "a/2.png": picture()}))
+    (tmp_path / "a" / "1.png").chmod(0)
+    with pytest.raises(BadPicture, match="unreadable: PermissionError"):
+        read(source, "a/1.png")
+    assert read(source, "a/2.png") == picture()
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -114,6 +149,8 @@ def test_sources_that_cannot_be_read_are_refused_with_the_reason(tmp_path, files
 def test_missing_paths_and_other_files_are_refused(tmp_path):
     with pytest.raises(BadSource, match=r"does not exist.*'embedded'"):
         open_source(tmp_path / "nowhere")
+    with pytest.raises(BadSource, match=r"cannot be read: .*name too long"):
+        open_source("x" * 5_000)
     with pytest.raises(BadSource, match=r"neither a folder nor a .zip"):
         open_source(fill(tmp_path, {"a.rar": "x"}) / "a.rar")
     whole = zipped(tmp_path / "whole.zip", {"a/1.png": picture()}).read_bytes()

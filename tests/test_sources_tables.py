@@ -3,8 +3,11 @@
 import gzip
 import json
 import os
+import random
 import struct
 from pathlib import Path
+from threading import Lock
+from time import sleep
 
 import numpy as np
 import pandas as pd
@@ -12,14 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.data.images import BadPicture, decode_png
 from diffusion.data.sources import (
     BadSource,
     Caption,
-    Columns,
     describe,
     listing,
     open_source,
@@ -27,6 +29,7 @@ from diffusion.data.sources import (
     places,
     read_item,
 )
+from diffusion.recipe import Columns
 from diffusion.store.storage import LocalFolder, StorageUnavailable
 from tests.made_sources import fill, items, lines, picture, read, said, zipped
 
@@ -101,8 +104,22 @@ def test_columns_are_named_where_they_are_not_usual(pictures, tmp_path_factory):
         open_source(table, columns=Columns(image="photo"))
     with pytest.raises(BadSource, match="is no table, so it has no columns"):
         open_source(pictures, columns=columns)
-    with pytest.raises(BadSource, match="2 weights for 1 captions"):
+    with pytest.raises(ValueError, match="2 weights for 1 captions"):
         Columns(captions=("a",), weights=("x", "y"))
+
+
+def test_a_table_reaches_nothing_through_links_out_of_its_folder(pictures, tmp_path_factory):
+    outside = fill(tmp_path_factory.mktemp("outside"), {"secret.png": picture()})
+    (pictures / "out").symlink_to(outside)
+    (pictures / "y").symlink_to("x")
+    (pictures / "link.png").symlink_to(outside / "secret.png")
+    assert len(open_source(write(pictures / "t.csv", [{"path": "y/1.png"}]))) == 1
+    for name, message in (("out/secret.png", "a link there leads out"), ("link.png", "is a link out of the source")):
+        with pytest.raises(BadSource, match=message):
+            open_source(write(pictures / "t.csv", [{"path": name}]))
+    (linked := outside.parent / "linked").symlink_to(pictures)
+    table = write(outside / "t.csv", [{"path": str(linked / "x/1.png")}])
+    assert said(open_source(table, columns=Columns(root=str(linked)))) == [("x/1.png", "x", (), {})]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +148,7 @@ def test_rows_that_cannot_be_understood_are_refused_by_line(pictures, rows, mess
         open_source(pictures / "t.jsonl")
 
 
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(
         st.tuples(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=9), st.floats(1e-9, 1e9)),
@@ -334,6 +352,7 @@ def test_idx_files(tmp_path):
         (b"", "no IDX file"),
         (struct.pack(">HBB3I", 0, 9, 3, 1, 2, 2) + bytes(4), "begins with 00 00 09 03"),
         (struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(7), "23 bytes, and 2 x 2 x 2 numbers need 24"),
+        (struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(9), "25 bytes, and 2 x 2 x 2 numbers need 24"),
         (struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31), "no pictures"),
         (idx(np.zeros((3, 2, 2), np.uint8)), "3 pictures and .* 2 labels"),
     ],
@@ -403,10 +422,34 @@ def test_a_bucket_is_read_as_a_folder_is(bucket):
         open_source("s3://bucket/nothing")
 
 
+def test_texts_beside_pictures_are_asked_of_a_bucket_many_at_once_and_stay_in_order(bucket, monkeypatch):
+    names = [f"a/{number:03d}" for number in range(80)]
+    fill(bucket, {f"{name}.png": picture() for name in names} | {f"{name}.txt": f"of {name}" for name in names})
+    under_way, most, draw = 0, 0, random.Random(1)
+    read_one, counting = Bucket.read, Lock()
+
+    def slowly(*arguments: object) -> bytes:
+        nonlocal under_way, most
+        with counting:
+            under_way += 1
+            most = max(most, under_way)
+        sleep(draw.random() / 100)  # answers come in another order than the questions
+        with counting:
+            under_way -= 1
+        return read_one(*arguments)
+
+    monkeypatch.setattr(Bucket, "read", slowly)
+    assert [item.captions for item in items(open_source("s3://bucket"))] == [(Caption(f"of {name}"),) for name in names]
+    assert 1 < most <= 16
+    fill(bucket, {"a/040.txt": b"\xff"})
+    with pytest.raises(BadSource, match=r"a/040.txt is not UTF-8"):
+        open_source("s3://bucket")
+
+
 def test_archives_and_tables_in_a_bucket(bucket):
     from tests.test_sources_archives import FILES, tarred
 
-    files = {**FILES, **{f"c/{number}.png": os.urandom(3_000) for number in range(300)}}
+    files = {**FILES, **{f"c/{number}.png": os.urandom(3_000) for number in range(100)}}
     for name in (zipped(bucket.parent / "s.zip", files), tarred(bucket.parent / "s.tar", files)):
         bucket.mkdir(exist_ok=True)
         name.rename(bucket / name.name)
@@ -426,6 +469,11 @@ def test_archives_and_tables_in_a_bucket(bucket):
     assert read(table, "p/1.png") == picture()
     parquet_of(bucket / "held.parquet", {"image": [picture()]})
     assert read(open_source("s3://bucket/held.parquet"), "held.parquet/000000000") == picture()
+    (bucket / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(np.full((2, 3, 4), 7, np.uint8))))
+    (bucket / "train-labels-idx1-ubyte").write_bytes(idx(np.array([5, 6], np.uint8)))
+    family = open_source("s3://bucket/train-images-idx3-ubyte.gz")
+    assert [item.label for item in items(family)] == ["5", "6"]
+    assert decode_png(read(family, "train/000001.png")).tolist() == [[[7] * 3] * 4] * 3
     for missing in ("s3://bucket/no.tar", "s3://bucket/no*.tar", "s3://bucket/no.csv"):
         with pytest.raises(BadSource, match=r"does not exist|no file is there"):
             open_source(missing)

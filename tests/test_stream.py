@@ -4,15 +4,18 @@ import shutil
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from diffusion.data import stream
 from diffusion.data.order import Order
 from diffusion.data.reader import ShardReader
 from diffusion.data.stream import batches, drawn
+from diffusion.store.cache import ShardCache
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import LocalFolder
 from tests.dataset_of import publish, sample
@@ -94,14 +97,14 @@ def test_threads_end_when_the_stream_ends_or_is_closed_or_forgotten(dataset):
     order = order_of(reader)
     list(batches(reader, order, 8, stop=32))
     assert read_ahead_threads() == []
-    stream = batches(reader, order, 8)
-    next(stream)
+    share = batches(reader, order, 8)
+    next(share)
     assert read_ahead_threads()
-    stream.close()
+    share.close()
     assert read_ahead_threads() == []
-    stream = batches(reader, order, 8)
-    next(stream)
-    del stream
+    share = batches(reader, order, 8)
+    next(share)
+    del share
     assert read_ahead_threads() == []
 
 
@@ -114,11 +117,11 @@ def test_read_ahead_is_bounded(dataset):
             return super().at(start, count)
 
     reader = ShardReader(dataset.uri)
-    stream = batches(reader, Counting(len(reader), 16, 3, 8, 4), 8, threads=2, ahead=3)
-    next(stream)
+    share = batches(reader, Counting(len(reader), 16, 3, 8, 4), 8, threads=2, ahead=3)
+    next(share)
     time.sleep(0.3)  # long enough for threads to run away if they could
     assert len(Counting.calls) <= 3
-    stream.close()
+    share.close()
 
 
 def test_wrong_arguments_are_refused_at_once(dataset):
@@ -185,3 +188,115 @@ def test_damage_is_told_once_by_the_caller_s_thread_and_stood_in_for(dataset, tm
     for place, key in enumerate(sound["keys"]):
         instead = SAMPLES[21].key if key == SAMPLES[20].key else key
         assert streams[0]["keys"][place] == instead
+
+
+class Bucket:
+    """A root that is not a local folder; it notes what is fetched."""
+
+    def __init__(self, inner: LocalFolder) -> None:
+        self.inner, self.uri = inner, inner.uri
+        self.fetched: list[str] = []
+        self.pieces = False
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        assert self.pieces or name.endswith(".npy"), "pictures come from the local copies"
+        return self.inner.read(name, start, size)
+
+    def fetch(self, name: str, target: Path) -> None:
+        self.fetched.append(name)
+        self.inner.fetch(name, target)
+
+
+@pytest.fixture
+def bucket(dataset, monkeypatch) -> Bucket:
+    bucket = Bucket(LocalFolder(Path(dataset.uri).parent.parent))
+    monkeypatch.setattr("diffusion.data.manifest.root_of", lambda uri: bucket)
+    return bucket
+
+
+def test_from_a_bucket_the_batches_are_the_same_and_each_shard_comes_once(dataset, bucket, tmp_path):
+    local = ShardReader(dataset.uri)
+    local._shards.root = bucket.inner
+    wanted = joined(batches(local, order_of(local), 8, stop=200))
+    for threads in (0, 2):
+        for rank_count in (1, 2):
+            bucket.fetched.clear()
+            cache = ShardCache(tmp_path / f"{threads}-{rank_count}", 2**30)
+            ranks = []
+            for rank in range(rank_count):
+                opened = ShardReader(dataset.uri, shards=cache)
+                part = batches(opened, order_of(opened), 8, stop=200, rank=rank, world=rank_count, threads=threads)
+                ranks.append(list(part))
+            steps = [part for step in zip(*ranks, strict=True) for part in step]
+            assert equal(joined(steps), wanted)
+            assert sorted(bucket.fetched) == sorted(entry.tar for entry in opened.entries)
+    assert read_ahead_threads() == []
+
+
+def test_shards_are_fetched_in_the_order_of_need_no_further_than_allowed(dataset, bucket, tmp_path):
+    """One canonical stream, so need is shard after shard; two shards fit into what may be ahead."""
+    opened = ShardReader(dataset.uri, shards=ShardCache(tmp_path, 2**30))
+    order = Order(len(opened), 16, seed=3, window=1, streams=1)
+    need = list(dict.fromkeys(opened.shards_of(order.at(0, len(opened))).tolist()))
+    largest = max(entry.bytes for entry in opened.entries)
+    parts = [stream._Part(start, order.at(start, 4)) for start in range(0, 40, 4)]
+
+    def fetched() -> list[int]:
+        return [next(n for n, entry in enumerate(opened.entries) if entry.tar == name) for name in bucket.fetched]
+
+    for limit, ahead in ((1, 1), (largest + 1, 2), (2**30, 3)):
+        bucket.fetched.clear()
+        opened._shards.cache = ShardCache(tmp_path / str(limit), 2**30)
+        planned = stream._fetching(opened, iter(parts), limit)
+        for k in range(8):
+            part = next(planned)
+            assert part is parts[k]
+            at = need.index(opened.shards_of(part.pictures).tolist()[-1])
+            until(lambda at=at: len(fetched()) >= min(at + 1, len(need)))
+            if limit < 2**30:
+                assert len(fetched()) <= at + 1 + ahead
+        planned.close()
+        assert sorted(fetched(), key=need.index) == need[: len(fetched())]
+
+
+def until(true: Callable[[], bool]) -> None:
+    for _ in range(1_000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("not within 10 s")
+
+
+def test_a_damaged_copy_is_fetched_again_and_a_damaged_shard_read_piece_by_piece(
+    dataset, bucket, tmp_path, monkeypatch
+):
+    cache = ShardCache(tmp_path / "cache", 2**30)
+    opened = ShardReader(dataset.uri, shards=cache, cache_mib=0)
+    sound = opened.gather(np.arange(len(opened)))
+    assert len(bucket.fetched) == 3
+    entry = opened.entries[1]
+    copy = tmp_path / "cache" / entry.sha256
+    copy.write_bytes(copy.read_bytes().replace(SAMPLES[20].image, bytes(len(SAMPLES[20].image))))
+    again = ShardReader(dataset.uri, shards=cache, cache_mib=0)
+    for _ in range(2):
+        assert np.array_equal(again.gather(np.arange(len(again))).images, sound.images)
+    assert again.damage.count == 0
+    assert bucket.fetched[3:] == [entry.tar]
+
+    root = tmp_path / "damaged"
+    shutil.copytree(bucket.uri, root)
+    (root / entry.tar).write_bytes(
+        (root / entry.tar).read_bytes().replace(SAMPLES[20].image, bytes(len(SAMPLES[20].image)))
+    )
+    bucket.inner, bucket.pieces = LocalFolder(root), True
+    poor = ShardReader(dataset.uri, shards=ShardCache(tmp_path / "other", 2**30), cache_mib=0, max_damaged=0.001)
+    read = poor.gather(np.arange(len(poor)))
+    assert read.keys == [own.key for own in (*SAMPLES[:20], SAMPLES[21], *SAMPLES[21:])]
+    assert [damage.key for damage in poor.damage.news] == [SAMPLES[20].key]
+    poor.gather(np.arange(len(poor)))
+    assert poor.damage.count == 1
+
+
+def test_a_cache_smaller_than_a_shard_is_refused(dataset, bucket, tmp_path):
+    with pytest.raises(ValueError, match="raise the bound"):
+        ShardReader(dataset.uri, shards=ShardCache(tmp_path, 1_000)).read(0)

@@ -1,46 +1,67 @@
 """Sharding on Ray Data: the same tasks as in one process, spread over the cluster.  Not a byte differs.
 
-The source and the store must be at the same path on every node.
+A source, a root or a work folder that is a folder must be at the same path on every node.
 """
 
 import json
 import logging
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from diffusion.data import ingest
 from diffusion.recipe import ShardRecipe
 from diffusion.store.refs import DatasetRef
+from diffusion.store.storage import Storage
+
+_WAVE_TASKS = 2048
+_WAVE_BYTES = 2**26  # of tasks as text
 
 
 def shard_dataset(
     source: str | Path,
     recipe: ShardRecipe,
-    store_root: str | Path,
+    root: str | Path | Storage,
+    work: Path | None = None,
     *,
+    fresh: bool = False,
     progress: ingest.Progress | None = None,
     workers: int | None = None,
 ) -> DatasetRef:
     """`ingest.shard_dataset` on the running Ray; at most `workers` tasks at a time, or as many as there are CPUs."""
     each = partial(ray_each, workers=workers)
-    return ingest.shard_dataset(source, recipe, store_root, progress=progress, each=each)
+    return ingest.shard_dataset(source, recipe, root, work, fresh=fresh, progress=progress, each=each)
 
 
-def ray_each(function: Callable[[dict], dict], tasks: list[dict], *, workers: int | None = None) -> Iterator[dict]:
-    """`map(function, tasks)` as a Ray Data pipeline; results come as they are done.
+def ray_each(function: Callable[[dict], dict], tasks: Iterable[dict], *, workers: int | None = None) -> Iterator[dict]:
+    """`map(function, tasks)` by Ray Data; results come as they are done.  `tasks` may be any number: a wave of them is in
+    memory at a time, and the next is taken when its results are.
 
     Raises RuntimeError with the worker's traceback as a note where `function` raises.
     """
+    # JSON text, since columns of nested values would be given one type over all rows
+    texts = (json.dumps(task) for task in tasks)
+    while wave := list(_wave(texts)):
+        yield from _ray_wave(function, wave, workers)
+
+
+def _wave(texts: Iterator[str]) -> Iterator[dict]:
+    size = 0
+    for text in islice(texts, _WAVE_TASKS):
+        yield {"task": text}
+        size += len(text)
+        if size > _WAVE_BYTES:
+            return
+
+
+def _ray_wave(function: Callable[[dict], dict], wave: list[dict], workers: int | None) -> Iterator[dict]:
     import ray
 
-    if not tasks:
-        return
-    # JSON text, since columns of nested values would be given one type over all rows
     with quiet():
-        rows = ray.data.from_items([{"task": json.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
+        rows = ray.data.from_items(wave, override_num_blocks=len(wave))
         done = rows.map(partial(_apply, function), compute=ray.data.TaskPoolStrategy(size=workers))
         for row in done.iter_rows():
             if row["error"]:

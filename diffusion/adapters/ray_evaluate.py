@@ -10,6 +10,7 @@ from pathlib import Path
 import safetensors.numpy
 
 from diffusion.adapters.ray_actors import Work, on_actors
+from diffusion.data.reading import Reading
 from diffusion.evaluation.measure import Progress, evaluate
 from diffusion.evaluation.plan import Task
 from diffusion.evaluation.worker import Result, Setup, Worker
@@ -24,6 +25,7 @@ def evaluate_run(
     *,
     actors: int,
     use_gpu: bool = False,
+    reading: Reading = Reading(),
     progress: Progress | None = None,
 ) -> EvaluationRef:
     """`evaluation.measure.evaluate` on the running Ray, with `actors` actors of one thread or one GPU each.
@@ -34,7 +36,7 @@ def evaluate_run(
         raise ValueError(f"actors={actors}: at least one must draw")
     device = "cuda" if use_gpu else "cpu"
     each = partial(_ray_each, actors=actors, gpus=1 if use_gpu else 0)
-    return evaluate(run, recipe, store_root, each=each, device=device, progress=progress)
+    return evaluate(run, recipe, store_root, each=each, device=device, reading=reading, progress=progress)
 
 
 def _ray_each(setup: Setup, tasks: list[Task], *, actors: int, gpus: int) -> Iterator[Result]:

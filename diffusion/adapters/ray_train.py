@@ -25,8 +25,10 @@ import ray.train.torch
 from ray.exceptions import RayActorError
 
 from diffusion.adapters.ray_train_worker import Job, explain, lost_connection, work
+from diffusion.data.reading import Reading
 from diffusion.recipe import TrainRecipe, digest_of
 from diffusion.store.refs import DatasetRef, RunRef
+from diffusion.store.storage import open_storage
 from diffusion.training import checkpoint
 from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
@@ -49,6 +51,7 @@ def train_run(
     use_gpu: bool = False,
     threads: int = 1,
     recompute: bool = False,
+    reading: Reading = Reading(),
     on_metrics: Callable[[dict[str, float]], None] = ignore,
     on_event: Callable[[dict[str, Any]], None] = ignore,
     max_failures: int = 3,
@@ -57,9 +60,10 @@ def train_run(
 
     workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
+    reading: how workers get at the shards; `reading.copies` is a folder of the node a worker runs on.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
-    on_event: likewise with {"event": "started" | "resumed" | "damaged_checkpoint" | "damaged_sidecar" | "checkpoint" |
-    "worker_failed", ...}.
+    on_event: likewise with {"event": "started" | "resumed" | "damaged_checkpoint" | "damaged_sidecar" | "damaged_sample" |
+    "checkpoint" | "worker_failed", ...}.
     max_failures: how often a dead or failing worker is replaced.
     Raises ValueError for a batch that cannot be divided and for a `run_dir` with another run in it, NonFiniteLoss, and
     TrainingFailed for all else that ends a run early.
@@ -72,8 +76,8 @@ def train_run(
     if not ray.is_initialized():
         raise RuntimeError("Ray is not running here: call within `with local_ray(...)`, or after ray.init(address=...)")
     run_dir = Path(run_dir).resolve()  # Ray's workers run in another directory
-    dataset = dataset.model_copy(update={"uri": str(Path(dataset.uri).resolve())})
-    job = Job(recipe, dataset, run_dir, threads, recompute, relay=f"train-{uuid.uuid4().hex}")
+    dataset = dataset.model_copy(update={"uri": open_storage(dataset.uri).uri})
+    job = Job(recipe, dataset, run_dir, threads, recompute, f"train-{uuid.uuid4().hex}", reading)
     with _only_driver(run_dir):
         run = _finished(job)
         if run is None:

@@ -14,6 +14,7 @@ import ray.train.torch
 import torch
 
 from diffusion.data.reader import ShardReader
+from diffusion.data.reading import Reading
 from diffusion.data.reading_order import order_of
 from diffusion.data.sidecar import Sidecars
 from diffusion.data.stream import Batch, batches
@@ -39,7 +40,7 @@ class Job:
     threads: int
     recompute: bool
     relay: str  # name of the actor that takes records to the driver
-    max_damaged: float = 0.0  # share of the pictures
+    reading: Reading
 
     @property
     def checkpoints(self) -> Path:
@@ -104,7 +105,8 @@ def reader_of(job: Job) -> ShardReader:
         "train",
         digest=job.dataset.digest,
         captions=job.recipe.text_encoder != "none",
-        max_damaged=job.max_damaged,
+        shards=job.reading.cache,
+        max_damaged=job.reading.max_damaged,
     )
 
 
@@ -142,6 +144,7 @@ def share_of(
         world=context.get_world_size(),
         seed=recipe.seed,
         threads=1,
+        ahead_mib=job.reading.ahead_mib,
         on_damage=lambda damage: send(
             {"event": "damaged_sample", "rank": context.get_world_rank(), **damage._asdict()}
         ),

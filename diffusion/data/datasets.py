@@ -100,7 +100,8 @@ def _by_digits(root: Storage, digits: str) -> Dataset:
 
 def set_latest(root: Storage, digest: str) -> None:
     """From now on `LATEST` is the dataset with this digest."""
-    root.put(_LATEST_FILE, canonical_json({"digest": digest}))
+    if latest(root) != digest:
+        root.put(_LATEST_FILE, canonical_json({"digest": digest}))
 
 
 def latest(root: Storage) -> str | None:

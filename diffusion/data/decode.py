@@ -98,13 +98,19 @@ def _decode_png(data: bytes) -> np.ndarray:
     else:
         deep = cv2.IMREAD_ANYDEPTH if file.depth == 16 else 0
         pixels = _by_opencv(file.data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | deep)
+    if file.clear_grey is not None:  # which OpenCV passes over
+        level = file.clear_grey * (255 // (2**file.depth - 1) if file.depth < 8 else 1)
+        pixels = np.dstack([eight_bit(pixels), np.where(pixels[..., 0] == level, 0, 255).astype(np.uint8)])
     return upright(eight_bit(pixels), orientation(file.exif))
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:  # cut off in its header, or of a subsampling that simplejpeg has no name for
+    except ValueError as error:
+        if b"\xff\xda" not in data:
+            raise BadPicture("truncated", "JPEG: ends before its first scan") from error
+        # a header that simplejpeg refuses and Pillow may not: an unusual subsampling, a later version of JFIF
         return decode_with_pillow(data, formats=("JPEG",))
     check_size(width, height)
     if (scans := data.count(b"\xff\xda")) > MAX_SCANS:

@@ -11,7 +11,7 @@ from diffusion.data.opencv import opencv
 
 _BITS = 22  # of a filter's coefficient, and
 _OUTPUTS = 8  # pixels computed by one product of matrices: few, since the matrix of all is mostly zeros
-_ROWS = 128  # rows resized at a time: they stay in the processor's cache
+_BAND = 2**16  # pixels resized at a time: they stay in the processor's cache
 
 
 def check_wanted(width: int, height: int, *, min_side: int, max_aspect: float | None) -> None:
@@ -34,17 +34,22 @@ def content_digest(image: Image.Image | np.ndarray) -> str:
     return hashlib.sha256(b"%dx%d:" % (width, height) + pixels.tobytes()).hexdigest()
 
 
+def opaque(pixels: np.ndarray, background: str) -> np.ndarray:
+    """RGB or RGBA (H, W, 3 or 4) -> RGB, composited on "#rrggbb"."""
+    if pixels.shape[2] == 3:
+        return pixels
+    picture = Image.fromarray(pixels)
+    return np.array(Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB"))
+
+
 def fit(image: Image.Image | np.ndarray, *, resolution: int, background: str) -> np.ndarray:
     """RGB or RGBA picture -> uint8 (resolution, resolution, 3): composited, centre-cropped, resized."""
-    pixels = np.asarray(image)
-    if pixels.shape[2] == 4:
-        picture = Image.fromarray(pixels)
-        pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB"))
+    pixels = opaque(np.asarray(image), background)
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = np.ascontiguousarray(pixels[top : top + side, left : left + side])
-    return square if side == resolution else _lanczos(square, resolution)
+    square = pixels[top : top + side, left : left + side]
+    return np.array(square) if side == resolution else _lanczos(square, resolution)
 
 
 def _lanczos(square: np.ndarray, resolution: int) -> np.ndarray:
@@ -57,12 +62,16 @@ def _lanczos(square: np.ndarray, resolution: int) -> np.ndarray:
     cv2 = opencv()
     side, blocks = len(square), _filter(len(square), resolution)
     narrow = np.empty((3, side, resolution))
-    for start in range(0, side, _ROWS):
-        planes = np.stack(cv2.split(square[start : start + _ROWS])).astype(np.float64)
-        sums = np.empty((*planes.shape[:2], resolution))
+    height = max(1, _BAND // side)
+    for start in range(0, side, height):
+        band = square[start : start + height]
+        planes = np.empty((3, *band.shape[:2]))
+        for plane, values in zip(planes, cv2.split(band), strict=True):
+            plane[:] = values
+        rows, sums = planes.reshape(-1, side), np.empty((3 * len(band), resolution))
         for at, (low, high, weights) in blocks.items():
-            np.matmul(planes[..., low:high], weights, out=sums[..., at : at + weights.shape[1]])
-        narrow[:, start : start + _ROWS] = _rounded(sums)
+            np.matmul(rows[:, low:high], weights, out=sums[:, at : at + weights.shape[1]])
+        narrow[:, start : start + height] = _rounded(sums).reshape(3, -1, resolution)
     sums = np.empty((3, resolution, resolution))
     for at, (low, high, weights) in blocks.items():
         np.matmul(weights.T, narrow[:, low:high], out=sums[:, at : at + weights.shape[1]])

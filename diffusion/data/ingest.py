@@ -1,243 +1,291 @@
-"""From a source to a published dataset: read and decode every file, decide what goes where, write the shards.
+"""From a source to a published dataset: list it, read and decode every file, decide what goes where, write the shards.
 
-The work is two lists of independent tasks (decode a chunk of files, write a shard); `each` runs a function over such a
-list, in this process by default and on Ray in `diffusion.adapters.ray_data`.  Tasks and results are plain JSON values.
-What is decided between the two depends on the contents and names of the files only, so neither the number of workers
-nor the order of their answers can change a byte:
+The work is two streams of independent tasks (decode a chunk of files, write a shard; `diffusion.data.pack`); `each` runs a
+function over such a stream, in this process by default and on Ray in `diffusion.adapters.ray_data`.  All that is known of
+the files is in a catalogue on disk (`diffusion.data.catalogue`), so memory does not grow with their number, and a stage that
+was interrupted, however it ended, goes on when it is called again: decoded files and written shards are not made again.
 
-- One picture, one place: of files with equal pixels at the dataset's resolution the first by name is kept, the others
-  are recorded as duplicates.  So a held-out picture is never also a training picture.
-- Held out are the pictures whose content hash, read as a number in [0, 1), is below `holdout`: adding pictures moves no
-  other picture between the splits.  Two exceptions keep small sets usable: a class keeps at least one training picture,
-  and at least one picture is held out where any can be.
-- Samples are sorted by key, which begins the content hash: a random order, the same for everyone.
+A source that was sharded before with the same recipe gives a new version of its dataset: files that are as they were are not
+read again, and full shards without a change are shared.  Nothing that is published changes.
 """
 
-import tempfile
-from collections import Counter, defaultdict
+import hashlib
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from hashlib import sha256
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from diffusion.data import images, manifest, quarantine
-from diffusion.data.images import BadPicture
-from diffusion.data.manifest import DUPLICATE, Manifest, Processing, ShardEntry
-from diffusion.data.quarantine import SetAside
-from diffusion.data.shards import PackedSample, put_shard, write_shard
-from diffusion.data.sources import BadSource, Item, open_source, read_item
-from diffusion.recipe import ShardRecipe, digest_of
-from diffusion.store.publish import publish, staging
+from diffusion.data import catalogue, datasets, decide, facts, manifest, quarantine, versions
+from diffusion.data.bad_picture import POLICY
+from diffusion.data.manifest import NOT_DAMAGE, Manifest, Processing, ShardEntry
+from diffusion.data.pack import decode_chunk, pack_shard, read_original
+from diffusion.data.sources import Source, open_source
+from diffusion.data.versions import Head
+from diffusion.recipe import ShardRecipe, canonical_json, digest_of
 from diffusion.store.refs import DatasetRef
-from diffusion.store.storage import Storage, open_storage
+from diffusion.store.storage import LocalFolder, Storage, open_storage
 
-Each = Callable[[Callable[[dict], dict], list[dict]], Iterable[dict]]  # results may come in any order
+Each = Callable[[Callable[[dict], dict], Iterable[dict]], Iterable[dict]]  # results may come in any order
 Progress = Callable[[int, int], None]  # files decoded, files in all
-_CHUNK = (16, 256)  # files per task: few enough to keep every worker busy, many enough to cost nothing
+_CHUNK_FILES = 256
+_CHUNK_BYTES = 2**26  # of pixels: what a worker holds of a chunk is less
 
 
 def shard_dataset(
     source: str | Path,
     recipe: ShardRecipe,
-    store_root: str | Path,
+    root: str | Path | Storage,
+    work: Path | None = None,
     *,
+    fresh: bool = False,
     progress: Progress | None = None,
     each: Each = map,
 ) -> DatasetRef:
-    """Shard `source` into `store_root`/datasets/<digest>/, or find that it is there already.
+    """Shard `source` into the data root, or find that it is there already.
 
-    Raises BadSource (nothing usable), quarantine.TooManyRejected, ValueError (a damaged dataset under that name).
+    work: the folder of interrupted work; None: in a root that is a folder.  fresh: no version goes before this one, and
+    every file is read.  Raises BadSource (nothing usable), quarantine.TooManyRejected, catalogue.Busy, ValueError (a damaged
+    dataset), and what the source and the root raise.
     """
-    opened = open_source(source)
-    items = {item.name: item for item in opened.items()}
-    root = open_storage(Path(store_root).resolve())
-    with staging(Path(root.uri)) as folder:
-        work = folder / "work"
-        work.mkdir()
-        pictures, bad = _decode_all(opened.uri, items, recipe, work, progress, each)
-        pictures, duplicates = _first_of_each(pictures, {name: item.label for name, item in items.items()})
-        aside = [*bad, *duplicates]
-        quarantine.write_quarantine(folder / "quarantine", aside, lambda name: read_item(opened.uri, items[name].place))
-        try:
-            quarantine.check_budget(bad, len(items), recipe.max_rejected, _kept_quarantine(store_root, aside))
-        except quarantine.TooManyRejected:
-            _publish_quarantine(folder / "quarantine", _kept_quarantine(store_root, aside))
-            raise
-        made = _write_all(items, recipe, root, work, pictures, aside, each)
-        _publish_quarantine(folder / "quarantine", Path(root.uri, manifest.place_of(made.digest), "quarantine"))
-    if root.size(f"{manifest.place_of(made.digest)}/{manifest.FILE}") is None:
-        return made.ref(manifest.publish(made, root))
-    uri = f"{root.uri}/{manifest.place_of(made.digest)}"
-    manifest.verify(uri, digest=made.digest)
-    return made.ref(uri)
-
-
-def decode_chunk(task: dict) -> dict:
-    """Decode files and append their PNGs to one blob.  Each file becomes a row: its facts, or why it is set aside."""
-    rows = []
-    with open(task["blob"], "wb") as blob:
-        for name, place in task["items"]:
-            try:
-                picture = images.load(read_item(task["uri"], place))
-                pixels = images.fit(picture, resolution=task["resolution"], background=task["background"])
-            except BadPicture as error:
-                rows.append({"name": name, "kind": error.kind, "detail": error.detail})
-                continue
-            png = images.encode_png(pixels)
-            rows.append(
-                {
-                    "name": name,
-                    "content": images.content_digest(picture),
-                    "pixels": sha256(pixels.tobytes()).hexdigest(),
-                    "width": picture.width,
-                    "height": picture.height,
-                    "png": [task["blob"], blob.tell(), len(png)],
-                }
-            )
-            blob.write(png)
-    return {"rows": rows}
-
-
-def pack_shard(task: dict) -> dict:
-    """Write one shard from PNGs in blobs and put it in its place; returns its manifest entry."""
-    with tempfile.TemporaryDirectory(dir=task["work"]) as folder:
-        entry = write_shard(Path(folder), task["split"], _packed(task["samples"]))
-        put_shard(open_storage(task["root"]), Path(folder), entry)
-    return {"place": task["place"], "entry": entry.model_dump()}
-
-
-def _packed(samples: list[dict]) -> Iterator[PackedSample]:
-    for sample in samples:
-        blob, offset, size = sample["png"]
-        with open(blob, "rb") as file:
-            file.seek(offset)
-            png = file.read(size)
-        yield PackedSample(sample["key"], sample["label"], sample["facts"], png)
-
-
-def _decode_all(
-    uri: str, items: dict[str, Item], recipe: ShardRecipe, work: Path, progress: Progress | None, each: Each
-) -> tuple[list[dict], list[SetAside]]:
-    """Rows of good files and the bad ones, each sorted by name; PNGs are in blobs below `work`."""
-    places = [[item.name, item.place] for item in items.values()]
-    size = min(max(len(places) // 64, _CHUNK[0]), _CHUNK[1])
-    common = {"uri": uri, "resolution": recipe.resolution, "background": recipe.background}
-    tasks = [
-        {**common, "items": places[start : start + size], "blob": str(work / f"{start:09d}")}
-        for start in range(0, len(places), size)
-    ]
-    rows: list[dict] = []
-    for result in each(decode_chunk, tasks):
-        rows += result["rows"]
-        if progress:
-            progress(len(rows), len(places))
-    rows.sort(key=lambda row: row["name"])
-    return [row for row in rows if "content" in row], [SetAside(**row) for row in rows if "kind" in row]
-
-
-def _first_of_each(rows: list[dict], labels: dict[str, str]) -> tuple[list[dict], list[SetAside]]:
-    """Rows sorted by name -> the first of each picture, and the rest as duplicates.  labels: of every file name."""
-    first: dict[str, dict] = {}
-    again = []
-    for row in rows:
-        kept = first.setdefault(row["pixels"], row)
-        if kept is not row:
-            detail = f"the same picture as {kept['name']}"
-            if labels[row["name"]] != labels[kept["name"]]:
-                detail += f", which is kept as {labels[kept['name']]}; this one says {labels[row['name']]}"
-            again.append(SetAside(name=row["name"], kind=DUPLICATE, detail=detail))
-    return list(first.values()), again
-
-
-def divide(samples: list[dict], holdout: float) -> tuple[list[dict], list[dict]]:
-    """Samples with `content` and `label` -> (train, held out), as the module says; each sorted by key."""
-
-    def draw(sample: dict) -> float:  # other digits than those that sort the samples
-        return int(sample["content"][48:], 16) / 16**16
-
-    samples = sorted(samples, key=lambda sample: sample["key"])
-    by_class = defaultdict(list)
-    for sample in samples:
-        by_class[sample["label"]].append(sample)
-    always_train = {max(members, key=draw)["key"] for members in by_class.values()}
-    can_leave = [sample for sample in samples if sample["key"] not in always_train]
-    held = {sample["key"] for sample in can_leave if draw(sample) < holdout}
-    if holdout > 0 and not held:
-        if not can_leave:
-            raise BadSource(
-                f"{len(samples)} pictures in {len(by_class)} classes: none can be held out, since each class needs one for"
-                " training. Add pictures: a model is judged by some that training never saw"
-            )
-        held = {min(can_leave, key=draw)["key"]}
-    return [s for s in samples if s["key"] not in held], [s for s in samples if s["key"] in held]
-
-
-def _write_all(
-    items: dict[str, Item],
-    recipe: ShardRecipe,
-    root: Storage,
-    work: Path,
-    rows: list[dict],
-    aside: list[SetAside],
-    each: Each,
-) -> Manifest:
-    classes = class_names(items[row["name"]].label for row in rows)
-    label_of = {name: label for label, name in enumerate(classes)}
-    samples = []
-    for row in rows:
-        item = items[row["name"]]
-        facts = {
-            "source": item.name,
-            "label": item.label,
-            "captions": [list(caption) for caption in item.captions],
-            "content_sha256": row["content"],
-            "width": row["width"],
-            "height": row["height"],
-            "metadata": item.extra,
-        }
-        key = row["content"][:32]
-        samples.append(
-            {"key": key, "label": label_of[item.label], "content": row["content"], "facts": facts, "png": row["png"]}
+    opened = open_source(source, columns=recipe.columns)
+    storage = open_storage(root) if isinstance(root, str | Path) else root
+    if not fresh and (ready := versions.newest(storage, opened.uri, recipe, opened.fingerprint)):
+        return _verified(storage, ready.digest)
+    last = None if fresh else versions.head(storage, opened.uri, recipe)
+    parent = last and manifest.load(f"{storage.uri}/{manifest.place_of(last.digest)}", digest=last.digest)
+    name = f"{versions.head_key(opened.uri, recipe)}{'-fresh' if fresh else ''}"
+    with _working(storage, work, name) as (folder, db):
+        catalogue.load_before(
+            db, parent.digest if parent else "", versions.read_files(storage, parent, folder) if parent else ()
         )
-    train, held = divide(samples, recipe.holdout)
-    tasks = []
-    for split, members in (("train", train), ("holdout", held)):
-        for start in range(0, len(members), recipe.shard_size):
-            part = {"split": split, "samples": members[start : start + recipe.shard_size], "place": len(tasks)}
-            tasks.append({**part, "root": root.uri, "work": str(work)})
-    entries = {result["place"]: ShardEntry(**result["entry"]) for result in each(pack_shard, tasks)}
-    return Manifest(
+        catalogue.list_items(db, _rows(opened))
+        released = parent.released if parent else ()
+        catalogue.adopt(db, released, POLICY)
+        job = _Job(db, recipe, storage, folder, parent, opened.uri, released, each)
+        made = _make(job, progress)
+        versions.set_head(storage, recipe, Head(source=opened.uri, fingerprint=opened.fingerprint, digest=made.digest))
+    return made
+
+
+def release(
+    root: Storage, digest: str, sha256s: Iterable[str], work: Path | None = None, *, each: Each = map
+) -> DatasetRef:
+    """A new version of a dataset that holds the files with these sha256, which a policy of the recipe had held back.
+
+    The files come from quarantine, not from the source.  Raises ValueError for a file that is damaged, unknown or not kept.
+    """
+    wanted, held = set(sha256s), {}
+    for file in quarantine.entries(root, digest):
+        if file.sha256 in wanted:
+            held.setdefault(file.sha256, []).append(file)
+    if unknown := sorted(wanted - held.keys()):
+        raise ValueError(
+            f"sha256 {unknown[0][:16]} is of no file that this dataset set aside: see `diffusion data quarantine list`"
+        )
+    for file in (file for files in held.values() for file in files):
+        if file.kind not in POLICY:
+            raise ValueError(
+                f"{file.name} is set aside because it is {file.kind} ({file.detail}): what is damaged cannot be released."
+                " Repair it in the source, or decode it again with `diffusion data quarantine retry`"
+            )
+        quarantine.original(root, file)
+    return _again(root, digest, "release", work, wanted, (), each)
+
+
+def retry(root: Storage, digest: str, work: Path | None = None, *, each: Each = map) -> DatasetRef:
+    """Decode everything in a dataset's quarantine again: a new version with what passes now, or the same dataset."""
+    names = [file.name for file in quarantine.entries(root, digest) if file.place]
+    return _again(root, digest, "retry", work, (), names, each)
+
+
+def _again(
+    root: Storage, digest: str, why: str, work: Path | None, released: Iterable[str], names: Iterable[str], each: Each
+) -> DatasetRef:
+    """A version made of the parent's own files: the released ones and those in `names` are decoded again."""
+    parent = manifest.load(f"{root.uri}/{manifest.place_of(digest)}")
+    recipe = versions.recipe_of(root, parent)
+    with _working(root, work, f"{parent.digest[:16]}-{why}") as (folder, db):
+        catalogue.load_before(db, parent.digest, versions.read_files(root, parent, folder))
+        places = ((file.name, file.place) for file in quarantine.entries(root, digest) if file.place)
+        catalogue.list_before(db, places)
+        job = _Job(db, recipe, root, folder, parent, root.uri, tuple(sorted({*parent.released, *released})), each)
+        catalogue.adopt(db, job.released, POLICY)
+        catalogue.forget(db, names)
+        made = _make(job, None)
+        versions.move_heads(root, parent.digest, made.digest)
+    return made
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one call works with."""
+
+    db: sqlite3.Connection
+    recipe: ShardRecipe
+    root: Storage
+    folder: Path
+    parent: Manifest | None
+    source: str  # URI that places are relative to
+    released: tuple[str, ...]
+    each: Each
+
+    @property
+    def blobs(self) -> Storage:
+        """Where encoded pictures wait for their shard: any worker must be able to read them."""
+        if isinstance(self.root, LocalFolder):
+            return LocalFolder(self.folder / "blobs")
+        return open_storage(f"{self.root.uri}/work/{self.folder.name}")
+
+
+@contextmanager
+def _working(root: Storage, work: Path | None, name: str) -> Iterator[tuple[Path, sqlite3.Connection]]:
+    """The work folder of this name and its catalogue.  It is deleted when the block ends well, and kept when not."""
+    if work is None:
+        if not isinstance(root, LocalFolder):
+            raise ValueError(f"{root.uri} is no folder: name a local folder for the work")
+        work = root.path("work")
+    folder = work / name
+    with catalogue.opened(folder) as db:
+        yield folder, db
+        if not isinstance(root, LocalFolder):
+            for blob in list(root.walk(f"work/{name}/")):
+                root.remove(blob.name)
+        catalogue.finish(folder)
+    with suppress(OSError):  # other work is in it
+        work.rmdir()
+
+
+def _rows(source: Source) -> Iterator[tuple]:
+    for item in source.items():
+        captions = canonical_json([[caption.text, caption.weight] for caption in item.captions])
+        yield item.name, item.mark, item.place, item.label, captions.decode(), canonical_json(item.extra).decode()
+
+
+def _make(job: _Job, progress: Progress | None) -> DatasetRef:
+    """Bring the catalogue to its end and publish what it says."""
+    db, recipe = job.db, job.recipe
+    while True:
+        _decode(job, progress)
+        by_kind = decide.choose(db, recipe.near_duplicates, job.released)
+        _check_budget(job, by_kind)
+        classes = decide.arrange(db, recipe, job.parent)
+        if not (names := decide.without_pixels(db)):
+            break
+        catalogue.forget(db, names)
+    entries = _write_shards(job)
+    made = Manifest(
         resolution=recipe.resolution,
         classes=classes,
-        train_counts=_counts(train, len(classes)),
-        holdout_counts=_counts(held, len(classes)),
-        shards=tuple(entries[place] for place in range(len(tasks))),
-        processing=Processing(background=recipe.background),
+        train_counts=decide.counts(db, "train", len(classes)),
+        holdout_counts=decide.counts(db, "holdout", len(classes)),
+        shards=tuple(entry for _, entry in entries),
+        processing=Processing(background=recipe.background, encoding=recipe.encoding),
         recipe_digest=digest_of(recipe),
-        files=len(items),
-        set_aside=quarantine.count_by_kind(aside),
+        files=catalogue.progress(db)[1],
+        set_aside=by_kind,
+        parent=job.parent and job.parent.digest,
+        released=job.released,
     )
+    if job.parent and made == job.parent.model_copy(update={"parent": job.parent.digest}):
+        return _verified(job.root, job.parent.digest)  # touched, but nothing changed
+    if job.root.size(f"{manifest.place_of(made.digest)}/{manifest.FILE}") is None:
+        _publish(job, made, [place for place, _ in entries])
+    return _verified(job.root, made.digest)
 
 
-def _counts(samples: list[dict], classes: int) -> tuple[int, ...]:
-    counts = Counter(sample["label"] for sample in samples)
-    return tuple(counts[label] for label in range(classes))
+def _verified(root: Storage, digest: str) -> DatasetRef:
+    uri = f"{root.uri}/{manifest.place_of(digest)}"
+    return manifest.verify(uri, digest=digest).ref(uri)
 
 
-def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """Distinct labels in the order of their indices: alphabetical, or by value where all are whole numbers."""
-    names = set(labels)
-    if all(name.isascii() and name.isdecimal() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
+def _decode(job: _Job, progress: Progress | None) -> None:
+    """Find out about every file of which nothing is known."""
+    recipe = job.recipe
+    size = min(_CHUNK_FILES, max(1, _CHUNK_BYTES // (3 * recipe.resolution**2)))
+    common = {"source": job.source, "recipe": recipe.model_dump(mode="json"), "released": list(job.released)}
+    done, total = catalogue.progress(job.db)
+
+    def tasks() -> Iterator[dict]:
+        for files in catalogue.unknown(job.db, size):
+            files = [list(file) for file in files]
+            # the name is of what goes in: a task done again writes the same object
+            yield {**common, "files": files, "blobs": job.blobs.uri, "blob": digest_of([job.released, files])[:32]}
+
+    for result in job.each(decode_chunk, tasks()):
+        catalogue.record(job.db, result["rows"])
+        done += len(result["rows"])
+        if progress:
+            progress(done, total)
 
 
-def _kept_quarantine(store_root: str | Path, aside: list[SetAside]) -> Path:
-    return Path(store_root).resolve() / "quarantine" / digest_of([file.model_dump() for file in aside])[:16]
+def _write_shards(job: _Job) -> list[tuple[tuple[str, int], ShardEntry]]:
+    """The dataset's shards in reading order: of each split those that stay, then the new ones, which are written.
+
+    Each with (split, number) as `decide` numbers them; for one that stays ("shared", number in the parent's manifest).
+    """
+    db, root = job.db, job.root
+    new, waiting = list(decide.new_shards(db)), {}
+    entries: dict[tuple[str, int], ShardEntry] = {}
+
+    def take(shard: decide.NewShard, result: dict) -> None:
+        entries[shard.split, shard.number] = ShardEntry(**result["entry"])
+        decide.place_images(db, shard, result["images"])
+
+    def tasks() -> Iterator[dict]:
+        scratch = str(job.folder) if isinstance(root, LocalFolder) else None
+        common = {"root": root.uri, "scratch": scratch, "encoding": job.recipe.encoding}
+        for shard in new:
+            done = catalogue.packed(db, shard.digest)
+            if done and root.size(ShardEntry(**done["entry"]).tar) == done["entry"]["bytes"]:
+                take(shard, done)
+                continue
+            waiting[shard.digest] = shard
+            samples = decide.samples_of(db, shard)
+            yield {**common, "digest": shard.digest, "split": shard.split, "samples": samples}
+
+    for result in job.each(pack_shard, tasks()):
+        catalogue.record_packed(db, result["digest"], result)
+        take(waiting.pop(result["digest"]), result)
+    shared = decide.shared_shards(db)
+    ordered = []
+    for split in decide.SPLITS:
+        stay = [n for n in shared if job.parent.shards[n].split == split]
+        ordered += [(("shared", n), job.parent.shards[n]) for n in stay]
+        ordered += [((split, shard.number), entries[split, shard.number]) for shard in new if shard.split == split]
+    return ordered
 
 
-def _publish_quarantine(folder: Path, final: Path) -> None:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        publish(folder, final)
-    except FileExistsError:  # the same files were set aside before
+def _write_quarantine(job: _Job, folder: str) -> None:
+    files = catalogue.set_aside(job.db)
+    quarantine.write(job.root, folder, files, lambda place: read_original(job.source, place), job.folder)
+
+
+def _check_budget(job: _Job, by_kind: dict[str, int]) -> None:
+    """Raises TooManyRejected; what was set aside then lies in the root to look at."""
+    total, allowed = catalogue.progress(job.db)[1], job.recipe.max_rejected
+    if quarantine.within_budget(by_kind, total, allowed):
         return
+    digest = hashlib.sha256()
+    for file, _ in catalogue.set_aside(job.db):
+        digest.update(canonical_json(file))
+    folder = quarantine.place_of(digest.hexdigest())
+    if job.root.size(f"{folder}/{quarantine.REASONS}") is None:
+        _write_quarantine(job, folder)
+    bad = (file for file, _ in catalogue.set_aside(job.db) if file.kind not in NOT_DAMAGE)
+    raise quarantine.too_many(by_kind, total, allowed, list(islice(bad, 5)), f"{job.root.uri}/{folder}")
+
+
+def _publish(job: _Job, made: Manifest, places: list[tuple[str, int]]) -> None:
+    """Put everything of the dataset in its place, the manifest last."""
+    folder = manifest.place_of(made.digest)
+    if made.set_aside:
+        _write_quarantine(job, quarantine.place_of(made.digest))
+    files = job.folder / versions.FILES
+    versions.write_files(job.db, files, {place: number for number, place in enumerate(places)})
+    job.root.put(f"{folder}/{versions.FILES}", files)
+    files.unlink()
+    job.root.put(f"{folder}/{versions.RECIPE}", canonical_json(job.recipe))
+    job.root.put(f"{folder}/{datasets.REPORT}", canonical_json(facts.report(job.db, made)))
+    manifest.publish(made, job.root)

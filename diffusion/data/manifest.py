@@ -3,18 +3,22 @@
 import gc
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
+from diffusion.data.bad_picture import NEAR_DUPLICATE
 from diffusion.recipe import Frozen, canonical_json, digest_of, unset
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage, open_storage
 
 FILE = "manifest.json"
 DUPLICATE = "duplicate"
+NOT_DAMAGE = (DUPLICATE, NEAR_DUPLICATE)  # kinds of files that are set aside because another one is kept
+_ASKED_AT_A_TIME = 16
 Split = Literal["train", "holdout"]
 Encoding = Literal["png", "jpeg"]
 
@@ -72,8 +76,10 @@ class Manifest(Frozen):
     processing: Processing
     recipe_digest: str
     files: int  # of the source: train + holdout + set aside
-    set_aside: dict[str, int]  # kind of reason, or "duplicate" -> files
+    set_aside: dict[str, int]  # kind of reason -> files
     parent: str | None = None  # digest of the dataset that this one goes on from
+    # sha256 of files that people let pass though a policy held them back, sorted
+    released: tuple[str, ...] = Field((), exclude_if=unset)
     parts: tuple[Part, ...] = Field((), exclude_if=unset)  # of a mixture
 
     @model_validator(mode="after")
@@ -114,7 +120,7 @@ class Manifest(Frozen):
     @property
     def rejected(self) -> int:
         """Files that could not be used.  Duplicates are not among them: nothing is wrong with those."""
-        return sum(count for kind, count in self.set_aside.items() if kind != DUPLICATE)
+        return sum(count for kind, count in self.set_aside.items() if kind not in NOT_DAMAGE)
 
     def entries(self, split: Split) -> tuple[ShardEntry, ...]:
         """The shards of one split, in reading order."""
@@ -197,13 +203,18 @@ def _no_collection() -> Iterator[None]:
 def verify(uri: str | Path, *, digest: str | None = None) -> Manifest:
     """`load`, and every shard and index must be there in full length.  (Their content is checked on use.)"""
     manifest, root = load(uri, digest=digest), root_of(uri)
-    for entry in manifest.shards:
+
+    def wrong(entry: ShardEntry) -> str | None:
         size = root.size(entry.tar)
         if size != entry.bytes:
             found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.bytes:,}"
-            raise ValueError(f"{root.uri}/{entry.tar} {found}: {_remake(uri)}")
-        if root.size(entry.index) is None:
-            raise ValueError(f"{root.uri}/{entry.index} is missing: {_remake(uri)}")
+            return f"{root.uri}/{entry.tar} {found}"
+        return f"{root.uri}/{entry.index} is missing" if root.size(entry.index) is None else None
+
+    with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:  # of a storage that is far away
+        for what in pool.map(wrong, manifest.shards):
+            if what:
+                raise ValueError(f"{what}: {_remake(uri)}")
     return manifest
 
 

@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -18,12 +19,12 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from diffusion.data import manifest
-from diffusion.data.datasets import Dataset, local_copy
-from diffusion.data.ingest import class_names
+from diffusion.data.datasets import REPORT, Dataset, local_copy
+from diffusion.data.decide import class_names
 from diffusion.data.manifest import DUPLICATE, Encoding, Manifest, Part, ShardEntry, Split
 from diffusion.data.reading_order import order_of
 from diffusion.data.shards import INDEX, PackedSample, put_shard, read_index, write_shard
-from diffusion.recipe import TrainRecipe, digest_of
+from diffusion.recipe import TrainRecipe, canonical_json, digest_of
 from diffusion.store.storage import Storage
 
 HELD_ELSEWHERE = "held out elsewhere"  # kind of what is left out of training
@@ -70,6 +71,8 @@ def mix(root: Storage, datasets: Sequence[tuple[Dataset, float]]) -> Dataset:
         parts=tuple(parts),
     )
     order_of(mixed, "train", TrainRecipe())  # refuses weights that cannot be kept
+    report = {"published": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+    root.put(f"{manifest.place_of(mixed.digest)}/{REPORT}", canonical_json(report))
     return Dataset(manifest.publish(mixed, root), mixed)
 
 

@@ -25,7 +25,8 @@ class Png(NamedTuple):
     width: int
     height: int
     depth: int  # bits of a sample: 1, 2, 4, 8, 16
-    alpha: bool  # by its colour type, or by a table or a colour of transparency
+    alpha: bool  # by its colour type, or by a table or a colour that counts as transparent
+    clear_grey: int | None  # 0 .. 2^depth - 1: of grey pictures the level that counts as transparent
     exif: bytes
     data: bytes | memoryview
 
@@ -33,7 +34,7 @@ class Png(NamedTuple):
 def parse(data: bytes | memoryview) -> Png:
     """Check every chunk.  Raises BadPicture: truncated, damaged."""
     view = memoryview(data)
-    kept, dropped, exif, alpha, header = [view[:8]], False, b"", False, None
+    kept, dropped, exif, transparent, header = [view[:8]], False, b"", b"", None
     for kind, start, end in _chunks(view):
         if header is None:
             if kind != b"IHDR" or end - start != 25:
@@ -41,12 +42,14 @@ def parse(data: bytes | memoryview) -> Png:
             header = struct.unpack_from(">IIBB", view, start + 8)
         if kind in _PIXELS:
             kept.append(view[start:end])
-            alpha = alpha or kind == b"tRNS"
+            transparent = view[start + 8 : end - 4] if kind == b"tRNS" else transparent
         else:
             dropped = True
             exif = bytes(view[start + 8 : end - 4]) if kind == b"eXIf" else exif
     width, height, depth, colour = header
-    return Png(width, height, depth, alpha or colour in (4, 6), exif, b"".join(kept) if dropped else data)
+    clear_grey = int.from_bytes(transparent[:2], "big") if colour == 0 and transparent else None
+    alpha = colour in (4, 6) or (len(transparent) > 0 and colour != 0)
+    return Png(width, height, depth, alpha, clear_grey, exif, b"".join(kept) if dropped else data)
 
 
 def _chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
@@ -71,10 +74,9 @@ def with_text(data: bytes, text: Mapping[str, str]) -> bytes:
     """The PNG with `text` in UTF-8 chunks (iTXt) after its header, in its order.  Raises ValueError for a bad key."""
     chunks = []
     for key, value in text.items():
-        name = key.encode("latin-1")
-        if not 1 <= len(name) <= 79 or "\0" in key:
+        if not 1 <= len(key) <= 79 or not all("\0" < letter <= "\xff" for letter in key):
             raise ValueError(f"{key!r}: a key of PNG text has 1 to 79 characters of Latin-1")
-        body = b"iTXt" + name + b"\0\0\0\0\0" + value.encode()
+        body = b"iTXt" + key.encode("latin-1") + b"\0\0\0\0\0" + value.encode()
         chunks.append(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
     return data[:33] + b"".join(chunks) + data[33:]
 

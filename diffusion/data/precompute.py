@@ -32,8 +32,12 @@ Each = Callable[[Setup, list[ShardEntry]], Iterator[int]]  # pictures of each sh
 def missing(dataset: DatasetRef, by: Computation) -> list[ShardEntry]:
     """The shards of a dataset, held-out ones too, that have no sidecar yet."""
     made = {found.name for found in manifest.root_of(dataset.uri).walk(by.folder)}
-    shards = {entry.sha256: entry for entry in manifest.load(dataset.uri, digest=dataset.digest).shards}
-    return [entry for sha256, entry in shards.items() if by.place(sha256) not in made]
+    return [entry for entry in _shards(dataset) if by.place(entry.sha256) not in made]
+
+
+def _shards(dataset: DatasetRef) -> list[ShardEntry]:
+    """Each once: parts of a mixture may share some."""
+    return list({entry.sha256: entry for entry in manifest.load(dataset.uri, digest=dataset.digest).shards}.values())
 
 
 def in_process(setup: Setup, entries: list[ShardEntry]) -> Iterator[int]:
@@ -49,7 +53,7 @@ def precompute(
     Raises ValueError where a worker has another encoder, or a shard is damaged.
     """
     todo = missing(dataset, by)
-    total = dataset.images + dataset.holdout
+    total = sum(entry.pictures for entry in _shards(dataset))
     done = total - sum(entry.pictures for entry in todo)
     for pictures in each(Setup(root=manifest.root_of(dataset.uri).uri, by=by), todo) if todo else ():
         done += pictures

@@ -17,6 +17,7 @@ from diffusion.store.storage import Storage
 
 MAX_ROWS = 20  # classes in a sheet where none are asked for: those with the most pictures
 _AT_ONCE = 16  # indexes read at a time
+_SHOWN_PIXELS = 64  # sides below are enlarged
 _NAME = 28  # characters of a class name beside its row
 
 
@@ -109,9 +110,15 @@ def _read(root: Storage, place: _Place, label: str) -> Shown:
 
 
 def sheet(rows: Mapping[str, Iterable[np.ndarray]]) -> np.ndarray:
-    """Name -> pictures uint8 (h, w, 3) of one size, as one uint8 (H, W, 3): a row each, the name at its left."""
-    lists = [list(pictures) for pictures in rows.values()]
+    """Name -> pictures uint8 (h, w, 3) of one size, as one uint8 (H, W, 3): a row each, the name at its left.  Small
+    pictures are shown a whole number of times as large."""
+    lists = [[_enlarged(picture) for picture in pictures] for pictures in rows.values()]
     columns = max(map(len, lists))
     white = np.full_like(next(picture for pictures in lists for picture in pictures), 255)
     cells = [picture for pictures in lists for picture in [*pictures, *[white] * (columns - len(pictures))]]
     return grid(cells, columns, [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in rows])
+
+
+def _enlarged(picture: np.ndarray) -> np.ndarray:
+    times = max(1, _SHOWN_PIXELS // min(picture.shape[:2]))
+    return picture.repeat(times, axis=0).repeat(times, axis=1)

@@ -1,68 +1,181 @@
-"""Files set aside: what could not be used and why, with the originals, so that people can look and decide."""
+"""Files set aside: what could not be used and why, with the originals, so that people can look and decide.
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path, PurePosixPath
+They lie in `quarantine/<dataset>/` of the data root: `reasons.jsonl` has a line for each, sorted by name, and the originals
+are in WebDataset tars, `quarantine-000000.tar` and so on, as `<number>.bin` with their line beside them as `<number>.json`.
+Of duplicates no original is kept: their picture is in the shards.
+"""
 
-from diffusion.data.images import BadPicture
-from diffusion.data.manifest import DUPLICATE
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import sha256
+from pathlib import Path
+
+from diffusion.data import manifest
+from diffusion.data.bad_picture import BadPicture
+from diffusion.data.manifest import DUPLICATE, NOT_DAMAGE
 from diffusion.recipe import Frozen, canonical_json
+from diffusion.store.storage import Storage, open_storage
 
 REASONS = "reasons.jsonl"
-MAX_ORIGINALS_BYTES = 2**28  # originals are kept up to this sum, in order of name; all are listed
+MAX_ORIGINALS_BYTES = 2**30  # originals are kept up to this sum, in order of name; all are listed
+MAX_TAR_BYTES = 2**26  # of a tar, but for one original that is larger
+_BLOCK = 2**20
+_PLACE = "quarantine"
 
 
 class SetAside(Frozen):
-    """One file that is in no shard.  `kind` is a few words to count by, `detail` is for people."""
+    """One file that is in no shard.  `kind` is a few words to count by, `detail` is for people.
+
+    sha256, bytes: of the original; None where it could not be read.  tar, offset: where it is kept; None where it is not.
+    """
 
     name: str
     kind: str
     detail: str
+    sha256: str | None = None
+    bytes: int | None = None
+    tar: str | None = None
+    offset: int | None = None
+
+    @property
+    def place(self) -> str | None:
+        """Where `read_place` finds the original in the data root."""
+        return None if self.tar is None else canonical_json([_PLACE, self.tar, self.offset, self.bytes]).decode()
 
 
 class TooManyRejected(ValueError):
     """A larger share of the files than the recipe allows could not be used."""
 
 
-def count_by_kind(files: Iterable[SetAside]) -> dict[str, int]:
-    """Kind of reason -> number of files, sorted by kind."""
-    return dict(sorted(Counter(file.kind for file in files).items()))
+def place_of(digest: str) -> str:
+    """Where the files that the dataset (or the failed stage) with this digest set aside lie in the data root."""
+    return f"quarantine/{digest[:16]}"
 
 
-def write_quarantine(folder: Path, files: Sequence[SetAside], read: Callable[[str], bytes]) -> None:
-    """Write `folder`/reasons.jsonl, a line per file, and the originals in `folder`/originals, numbered by line.
+def write(
+    root: Storage, folder: str, files: Iterable[tuple[SetAside, str]], read: Callable[[str], bytes], scratch: Path
+) -> None:
+    """Write the quarantine `folder` of the root: each file set aside, with its place in the source, by name.
 
-    Of duplicates no original is kept: their picture is in the shards.
+    read: place -> bytes, or BadPicture.  In memory is one original at a time; `scratch` holds one tar.
     """
-    (folder / "originals").mkdir(parents=True, exist_ok=True)
-    lines, kept = [], 0
-    for file in sorted(files, key=lambda file: file.name):
-        original = None
-        if file.kind != DUPLICATE:
-            try:
-                data = read(file.name)
-            except BadPicture:  # it could not be read in the first place
+    reasons, tar, kept, tars = scratch / REASONS, _Tar(scratch / "quarantine.tar"), 0, 0
+    with open(reasons, "wb") as lines:
+        for number, (file, place) in enumerate(files):
+            data = None
+            if file.kind != DUPLICATE:
+                try:
+                    data = read(place)
+                except BadPicture:  # it could not be read in the first place
+                    data = None
+                else:
+                    file = file.model_copy(update={"sha256": sha256(data).hexdigest(), "bytes": len(data)})
+            if data is not None and kept + len(data) > MAX_ORIGINALS_BYTES:
                 data = None
-            if data is not None and kept + len(data) <= MAX_ORIGINALS_BYTES:
-                original = f"originals/{len(lines):06d}-{PurePosixPath(file.name).name[-48:]}"
-                (folder / original).write_bytes(data)
+            if data is not None and tar.size and tar.size + len(data) > MAX_TAR_BYTES:
+                tar.put(root, _tar_name(folder, tars))
+                tars += 1
+            if data is not None:
                 kept += len(data)
-        lines.append(canonical_json({**file.model_dump(), "original": original}))
-    (folder / REASONS).write_bytes(b"".join(line + b"\n" for line in lines))
+                file = file.model_copy(
+                    update={"tar": _tar_name(folder, tars), "offset": tar.add(f"{number:06d}.bin", data)}
+                )
+            line = canonical_json(file)
+            lines.write(line + b"\n")
+            if file.kind != DUPLICATE:
+                tar.add(f"{number:06d}.json", line)
+    if tar.size:
+        tar.put(root, _tar_name(folder, tars))
+    root.put(f"{folder}/{REASONS}", reasons)
+    reasons.unlink()
 
 
-def check_budget(files: Sequence[SetAside], total: int, max_rejected: float, where: Path) -> None:
-    """Raises TooManyRejected where more than `max_rejected` of `total` files are damaged (duplicates are not), naming
-    counts, reasons, examples, the quarantine's folder and what to type next.
-    """
-    bad = sorted((file for file in files if file.kind != DUPLICATE), key=lambda file: file.name)
-    if len(bad) <= max_rejected * total:
-        return
-    kinds = ", ".join(f"{count} {kind}" for kind, count in count_by_kind(bad).items())
-    examples = "".join(f"\n  {file.name}: {file.kind} ({file.detail})" for file in bad[:5])
-    enough = min(0.99, -(-len(bad) * 100 // total) / 100)
-    raise TooManyRejected(
-        f"{len(bad)} of {total} files cannot be used ({kinds}); shard.max_rejected allows {max_rejected:.1%}.{examples}\n"
+def _tar_name(folder: str, number: int) -> str:
+    return f"{folder}/quarantine-{number:06d}.tar"
+
+
+class _Tar:
+    """A tar being written to a file, with equal headers for equal members.  It starts anew after `put`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append a member; returns the offset of its bytes."""
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o444
+        with open(self.path, "ab" if self.size else "wb") as file:
+            file.write(info.tobuf(tarfile.USTAR_FORMAT))
+            offset = file.tell()
+            file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
+            self.size = file.tell()
+        return offset
+
+    def put(self, root: Storage, name: str) -> None:
+        """End the tar and put it in its place."""
+        with open(self.path, "ab") as file:
+            file.write(bytes(2 * tarfile.BLOCKSIZE))
+        root.put(name, self.path)
+        self.path.unlink()  # a folder may hold this very file: it is not written to again
+        self.size = 0
+
+
+def entries(root: Storage, digest: str) -> Iterator[SetAside]:
+    """What the dataset with this digest set aside, by name.  Raises ValueError where there is no such dataset."""
+    name, offset, rest = f"{place_of(digest)}/{REASONS}", 0, b""
+    try:
+        while block := root.read(name, offset, _BLOCK):
+            offset += len(block)
+            *lines, rest = (rest + block).split(b"\n")
+            yield from (SetAside.model_validate_json(line) for line in lines)
+    except FileNotFoundError:
+        if manifest.load(f"{root.uri}/{manifest.place_of(digest)}").set_aside:
+            raise ValueError(
+                f"{root.uri}/{name} is missing: the files that this dataset set aside are not known any more; shard again"
+                " with `diffusion shard --fresh`"
+            ) from None
+
+
+def original(root: Storage, file: SetAside) -> bytes:
+    """The bytes of a file set aside.  Raises ValueError where they are not kept."""
+    if file.place is None:
+        why = "it could not be read" if file.sha256 is None else f"kept are {MAX_ORIGINALS_BYTES:,} bytes of originals"
+        raise ValueError(f"{file.name} ({file.kind}) is listed, but not kept: {why}")
+    return read_place(root.uri, file.place)
+
+
+def is_place(place: str) -> bool:
+    """Whether a file is in quarantine, and not in a source."""
+    return place.startswith(f'["{_PLACE}",')
+
+
+def read_place(uri: str, place: str) -> bytes:
+    """The bytes of a file in the quarantine of the data root `uri`."""
+    _, tar, offset, size = json.loads(place)
+    return open_storage(uri).read(tar, offset, size)
+
+
+def within_budget(by_kind: dict[str, int], total: int, max_rejected: float) -> bool:
+    """Whether at most `max_rejected` of `total` files are damaged; duplicates are not."""
+    return sum(_bad(by_kind).values()) <= max_rejected * total
+
+
+def too_many(
+    by_kind: dict[str, int], total: int, max_rejected: float, examples: list[SetAside], where: str
+) -> TooManyRejected:
+    """The error for a budget that is exceeded: counts, reasons, examples, the quarantine's folder, what to type next."""
+    bad = _bad(by_kind)
+    rejected = sum(bad.values())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in bad.items())
+    shown = "".join(f"\n  {file.name}: {file.kind} ({file.detail})" for file in examples)
+    enough = min(0.99, -(-rejected * 100 // total) / 100)
+    return TooManyRejected(
+        f"{rejected} of {total} files cannot be used ({kinds}); shard.max_rejected allows {max_rejected:.1%}.{shown}\n"
         f"All of them, with reasons: {where}. Repair or remove them in the source; or go on without them:"
         f" `diffusion shard --set shard.max_rejected={enough}`"
     )
+
+
+def _bad(by_kind: dict[str, int]) -> dict[str, int]:
+    return {kind: count for kind, count in by_kind.items() if kind not in NOT_DAMAGE}

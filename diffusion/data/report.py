@@ -4,21 +4,27 @@ The numbers come from the manifest and from `report.json`, which sharding writes
 there too.  None of these files is part of the dataset's identity, and nothing reads them back but people.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from diffusion.data import manifest
+from diffusion.data import manifest, quarantine
 from diffusion.data.datasets import Dataset
-from diffusion.data.images import BadPicture, encode_png, fit, load
+from diffusion.data.images import BadPicture, encode_png, load
+from diffusion.data.manifest import DUPLICATE
 from diffusion.data.preview import preview, sheet
 from diffusion.store.storage import Storage, open_storage
 
 PAGE, PICTURES, ASIDE = "report.md", "pictures.png", "set-aside.png"
 _CLASSES = 50  # in the page
 _EXAMPLES = 5  # of each reason
+_FEW = 8  # classes and such in a line
+_SHOWN = 8  # likewise, in the sheet
 _BAR = 40  # characters of the longest bar
+_LIGHT = "#eeeeee"
 _GENERATIONS = 20  # of a chain of parents
 
 
@@ -29,12 +35,12 @@ class Original(NamedTuple):
     data: bytes | None
 
 
-def write_report(dataset: Dataset, originals: Iterable[Original] = ()) -> str:
-    """Put the page and the sheets beside the manifest, and return the page.  originals: some of each kind, to look at."""
+def write_report(dataset: Dataset) -> str:
+    """Put the page and the sheets beside the manifest, and return the page."""
     root = open_storage(dataset.uri)
     rows = {name: [picture.image for picture in row] for name, row in preview(dataset).items()}
     root.put(PICTURES, encode_png(sheet(rows)))
-    aside = aside_rows(originals, dataset.manifest.resolution)
+    aside = aside_rows(_originals(dataset), dataset.manifest.resolution)
     if aside:
         root.put(ASIDE, encode_png(sheet(aside)))
     page = markdown(dataset, aside=bool(aside))
@@ -42,21 +48,40 @@ def write_report(dataset: Dataset, originals: Iterable[Original] = ()) -> str:
     return page
 
 
+def _originals(dataset: Dataset) -> Iterator[Original]:
+    """The first few files of each reason; none of duplicates, whose picture is in the shards."""
+    counts: Counter[str] = Counter()
+    digests = [part.dataset for part in dataset.manifest.parts] or [dataset.digest]
+    for file in (file for digest in digests for file in quarantine.entries(dataset.root, digest)):
+        if file.kind != DUPLICATE and counts[file.kind] < _SHOWN:
+            counts[file.kind] += 1
+            yield Original(file.kind, quarantine.original(dataset.root, file) if file.place else None)
+
+
 def aside_rows(originals: Iterable[Original], side: int) -> dict[str, list[np.ndarray]]:
     """Kind of reason -> pictures uint8 (side, side, 3) of files set aside for it, a crossed square where there is none."""
     rows: dict[str, list[np.ndarray]] = {}
     for kind, data in originals:
         try:
-            picture = _crossed(side) if data is None else fit(load(data), resolution=side, background="#ffffff")
+            picture = _crossed(side) if data is None else _whole(load(data), side)
         except BadPicture:
             picture = _crossed(side)
         rows.setdefault(kind, []).append(picture)
     return dict(sorted(rows.items()))
 
 
+def _whole(image: Image.Image, side: int) -> np.ndarray:
+    """All of a picture within a light square, made smaller where it must be, uint8 (side, side, 3)."""
+    square = Image.new("RGBA", (side, side), _LIGHT)
+    image = image.convert("RGBA")
+    image.thumbnail((side, side))
+    square.alpha_composite(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return np.array(square.convert("RGB"))
+
+
 def _crossed(side: int) -> np.ndarray:
     """A light square with a cross, uint8 (side, side, 3)."""
-    square = np.full((side, side, 3), 238, np.uint8)
+    square = np.array(Image.new("RGB", (side, side), _LIGHT))
     diagonal = np.arange(side)
     for across in (diagonal, diagonal[::-1]):
         square[diagonal, across] = 176
@@ -74,16 +99,18 @@ def overview(dataset: Dataset) -> dict[str, str]:
         "pictures": f"{made.images:,} for training, {made.holdout:,} held out, of {made.files:,} files",
         "size": f"{made.resolution} x {made.resolution}, {made.processing.encoding.upper()}",
         "shards": f"{len(tars):,} with {amount(sum(tars.values()))}",
-        "classes": f"{len(made.classes):,}: {_few(_counted(made.classes, made.train_counts, made.holdout_counts))}",
+        "classes": f"{len(made.classes):,}: {few(_counted(made.classes, made.train_counts, made.holdout_counts))}",
     }
     if made.set_aside:
-        lines["set aside"] = _few(f"{count:,} {kind}" for kind, count in made.set_aside.items())
+        lines["set aside"] = few(f"{count:,} {kind}" for kind, count in made.set_aside.items())
     if "captions" in report:
         found = report["captions"]
         lines["captions"] = f"{found['pictures_with']:,} pictures have one, {found['several']:,} of them several"
     if made.parts:
         parts = (f"{part.dataset[:16]} with weight {part.weight:g}" for part in made.parts)
-        lines["mixture"] = "of " + _few(parts)
+        lines["mixture"] = "of " + few(parts)
+    if "published" in report:
+        lines["published"] = report["published"]
     chain = list(_parents(dataset.root, made.parent))
     if chain:
         lines["after"] = " after ".join(chain)
@@ -109,9 +136,11 @@ def _parents(root: Storage, digest: str | None) -> Iterator[str]:
     yield "..."
 
 
-def _few(parts: Iterable[str], few: int = 8) -> str:
+def few(parts: Iterable[str]) -> str:
+    """The first ones, in a row, and how many there are more."""
     listed = list(parts)
-    return ", ".join(listed[:few]) + (f", and {len(listed) - few:,} more" if len(listed) > few else "")
+    more = f", and {len(listed) - _FEW:,} more" if len(listed) > _FEW else ""
+    return ", ".join(listed[:_FEW]) + more
 
 
 def markdown(dataset: Dataset, *, aside: bool) -> str:
@@ -137,7 +166,8 @@ def markdown(dataset: Dataset, *, aside: bool) -> str:
         parts += ["## Set aside", _table(("reason", "files", "such as"), lines)]
         if aside:
             parts.append(f"![Some files of each reason; crossed: not a picture any more]({ASIDE})")
-        parts.append(f"All of them, with the originals: `diffusion data quarantine list {dataset.digest[:16]}`")
+        if not made.parts:
+            parts.append(f"All of them, with the originals: `diffusion data quarantine list {dataset.digest[:16]}`")
     if "formats" in report:
         found = sorted(report["formats"].items(), key=lambda item: (-item[1], item[0]))
         parts += ["## Files", _table(("format", "files"), [(name, f"{count:,}") for name, count in found])]
@@ -145,8 +175,8 @@ def markdown(dataset: Dataset, *, aside: bool) -> str:
             f"{amount(report['bytes']['source'])} in the source, {amount(report['bytes']['shards'])} in shards."
         )
     for title, name in (("Shorter side, pixels", "sides"), ("Longer side / shorter side", "aspects")):
-        if report.get(name):
-            parts += [f"## {title}", "```\n" + "\n".join(bars(report[name])) + "\n```"]
+        if histogram := report.get(name):
+            parts += [f"## {title}", "```\n" + "\n".join(bars(histogram)) + "\n```"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -158,11 +188,10 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def bars(histogram: Mapping[str, int]) -> list[str]:
-    """Lower end of a range -> count, as lines with a bar each, in the order of the ranges."""
+    """Lower end of a range -> count, as a line with a bar for each range, in their order."""
     pairs = sorted(histogram.items(), key=lambda pair: float(pair[0]))
-    most = max(count for _, count in pairs)
-    width = max(len(low) for low, _ in pairs) + 1
-    return [f"{f'{low}-':>{width}} {count:>9,} {'█' * -(-_BAR * count // most)}" for low, count in pairs]
+    most = max(histogram.values())
+    return [f"{low:>8}- {count:>9,} {'█' * -(-_BAR * count // most)}" for low, count in pairs]
 
 
 def amount(size: int) -> str:

@@ -24,6 +24,10 @@ def decode_with_pillow(data: bytes, *, formats: tuple[str, ...] = tuple(_OPENING
     name = (claimed or formats)[0]
     if name == "WEBP":
         _check_webp(data)
+    if name == "TIFF" and data[2:4] in (b"*\0", b"\0*"):
+        start = int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big")
+        if start >= len(data):
+            raise BadPicture("truncated", f"TIFF: {len(data):,} bytes, and the directory at {start:,}")
     with named_damage(name):
         try:
             image = Image.open(io.BytesIO(data), formats=(name,))
@@ -39,7 +43,8 @@ def decode_with_pillow(data: bytes, *, formats: tuple[str, ...] = tuple(_OPENING
             if set(bits) == {16} and image.mode in ("RGB", "RGBA"):
                 return _deep_tiff(data, image.tag_v2)
         image.load()
-        return np.asarray(_eight_bits(ImageOps.exif_transpose(image)))
+        inverted = name == "TIFF" and image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0
+        return np.array(_eight_bits(ImageOps.exif_transpose(image), inverted))
 
 
 def _check_webp(data: bytes) -> None:
@@ -61,8 +66,8 @@ def _check_webp(data: bytes) -> None:
         check_size(int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB or RGBA."""
+def _eight_bits(image: Image.Image, inverted: bool) -> Image.Image:
+    """Any mode -> RGB or RGBA.  inverted: white is 0, which Pillow heeds up to 8 bits."""
     if image.mode == "F":
         raise BadPicture("unsupported pixels", "floating-point values, whose range no file states")
     if not image.mode.startswith("I"):
@@ -70,9 +75,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65_535:
         raise BadPicture("unsupported pixels", f"mode {image.mode} with values {values.min()} to {values.max()}")
-    if getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == 0:  # white is 0, which Pillow heeds in 8 bits alone
-        values = 65_535 - values
-    return Image.fromarray(eight_bit(values.astype(np.uint16))).convert("RGB")
+    values = (65_535 - values if inverted else values).astype(np.uint16)
+    return Image.fromarray(eight_bit(values)).convert("RGB")
 
 
 def _deep_tiff(data: bytes, tags: Mapping[int, Any]) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 
 from diffusion.data import manifest
 from diffusion.data.reader import ShardReader
+from diffusion.data.reading import Reading
 from diffusion.evaluation import plan
 from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.features import find_weights, identity_of
@@ -51,6 +52,7 @@ def evaluate(
     *,
     each: Each = in_process,
     device: str = "cpu",
+    reading: Reading = Reading(),
     progress: Progress | None = None,
 ) -> EvaluationRef:
     """Export the bundle of the averages `wanted_by` the recipe, draw with it, measure, publish the report below
@@ -60,7 +62,7 @@ def evaluate(
     """
     store_root = Path(store_root)
     data = manifest.load(run.dataset.uri, digest=run.dataset.digest)
-    setup = _setup(run, recipe, store_root, device)
+    setup = _setup(run, recipe, store_root, device, reading)
     spec, _ = verify_bundle(setup.bundle_uri, setup.bundle_digest)
     labels = ShardReader(run.dataset.uri, digest=data.digest, cache_mib=0).labels
     drawn = plan.draws(data.train_counts, recipe, labels if spec.text else None)
@@ -113,7 +115,7 @@ def evaluate(
     )
 
 
-def _setup(run: RunRef, recipe: EvaluateRecipe, store_root: Path, device: str) -> Setup:
+def _setup(run: RunRef, recipe: EvaluateRecipe, store_root: Path, device: str, reading: Reading) -> Setup:
     weights = find_weights(recipe.extractor)  # before the bundle is exported: what cannot be measured fails first
     identity = identity_of(recipe.extractor, resolution=recipe.extractor_resolution, weights=weights)
     model, guide = wanted_by(recipe, run.images_seen)
@@ -128,6 +130,7 @@ def _setup(run: RunRef, recipe: EvaluateRecipe, store_root: Path, device: str) -
         # the package's own file lies elsewhere on another machine
         weights=None if recipe.extractor == "efficientnet-lite0" else str(weights),
         device=device,
+        reading=reading,
     )
 
 

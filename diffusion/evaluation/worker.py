@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion.data import manifest
 from diffusion.data.images import to_model
 from diffusion.data.reader import ShardReader
+from diffusion.data.reading import Reading
 from diffusion.denoiser import Denoiser, linear
 from diffusion.evaluation.bound import held_out_bound
 from diffusion.evaluation.features import Extractor, ExtractorIdentity, extractor
@@ -39,6 +40,7 @@ class Setup(Frozen):
     extractor: ExtractorIdentity
     weights: str | None  # of the extractor, where they do not come with the installation
     device: str
+    reading: Reading = Reading()
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ class Worker:
     def _reader(self, split: manifest.Split) -> ShardReader:
         if split not in self._readers:
             setup = self.setup
-            self._readers[split] = ShardReader(setup.dataset_uri, split, digest=setup.dataset_digest, cache_mib=0)
+            # damage is an error here: a metric is of the very pictures of its reference
+            self._readers[split] = ShardReader(
+                setup.dataset_uri, split, digest=setup.dataset_digest, cache_mib=0, shards=setup.reading.cache
+            )
         return self._readers[split]
 
     def _loss(self, level: int) -> dict[str, np.ndarray]:

@@ -43,6 +43,7 @@ class ShardCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _locked(self.folder / f"{PREFIX}{sha256}{_LOCK}") as lock:
                 if not _use(entry, size):  # nobody filled it while we waited
+                    entry.unlink(missing_ok=True)
                     self._make_room(size, lock)
                     self._fill(storage, name, entry)
         return entry
@@ -88,25 +89,41 @@ class ShardCache:
         while True:
             with _locked(self.folder / f"{PREFIX}room{_LOCK}"):
                 sweep(self.folder)  # what killed processes left
-                entries, granted = [], {}
-                for found in os.scandir(self.folder):
-                    with suppress(FileNotFoundError):
-                        status = found.stat()
-                        if not found.name.startswith(PREFIX):
-                            entries.append((status.st_mtime_ns, found.path, status.st_size))
-                        elif found.name.endswith(_LOCK) and _is_locked(Path(found.path)):
-                            granted[found.path] = status.st_size
-                room = self.max_bytes - size - sum(granted.values()) - sum(entry[2] for entry in entries)
-                for _, path, freed in sorted(entries):
-                    if room >= 0:
-                        break
-                    Path(path).unlink(missing_ok=True)
-                    room += freed
+                entries, granted = self._taken()
+                room = self.max_bytes - size - sum(granted.values())
                 if room >= 0:
+                    room -= sum(held for _, _, held in entries)
+                    for _, path, held in sorted(entries):
+                        if room >= 0:
+                            break
+                        path.unlink(missing_ok=True)
+                        room += held
                     os.ftruncate(lock, size)
                     return
             # other fills have the room: who was granted some never waits, so one of them ends
-            _wait_for(Path(max(granted, key=granted.get)))
+            _wait_for(max(granted, key=granted.get))
+
+    def _taken(self) -> tuple[list[tuple[int, Path, int]], dict[Path, int]]:
+        """(last use, entry, bytes) of every entry, and lock -> bytes granted of every fill under way.
+
+        Room is granted by one at a time, but fills end at any time: then we look again, or one could be seen as neither.
+        """
+        while True:
+            entries, granted, ended = [], {}, False
+            for path in list(self.folder.iterdir()):
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    ended |= path.suffix == _LOCK
+                    continue
+                if not path.name.startswith(PREFIX):
+                    entries.append((status.st_mtime_ns, path, status.st_size))
+                elif path.suffix == _LOCK and status.st_size:
+                    granted[path] = status.st_size
+                    ended |= not _is_held(path)
+            if not ended:
+                filled = {f"{PREFIX}{path.name}{_LOCK}" for _, path, _ in entries}
+                return entries, {path: size for path, size in granted.items() if path.name not in filled}
 
 
 def _use(entry: Path, size: int) -> bool:
@@ -146,12 +163,15 @@ def _same(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _is_locked(path: Path) -> bool:
+def _is_held(path: Path) -> bool:
+    """Whether the owner of a lock file lives.  The file of a dead one is deleted."""
     with suppress(FileNotFoundError), open(path) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        if _same(file.fileno(), path):
+            path.unlink()
     return False
 
 

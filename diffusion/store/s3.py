@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from diffusion.store.publish import replacing
 from diffusion.store.retry import Passing, Patience, ask
-from diffusion.store.s3_errors import Changed, NoUpload, PastEnd, understood
+from diffusion.store.s3_errors import CORRECT, Changed, NoUpload, PastEnd, understood
 from diffusion.store.storage import S3_SCHEME, Found, StorageRefused, StorageUnavailable, check_name, check_prefix
 
 _MOST_PARTS = 10_000  # of a multipart upload, by S3's rules; a part has 5 MiB or more
@@ -212,7 +212,8 @@ class _Upload:
                 parts = list(pool.map(lambda at: self._send(begun, *at), numbered))
             self._complete(begun, parts)
         except BaseException:
-            # where this fails too, the parts stay, unseen: a bucket's rule AbortIncompleteMultipartUpload removes them
+            # Where this fails too, the parts stay, unseen, as does an empty upload whose id got lost on the way back:
+            # a bucket's rule AbortIncompleteMultipartUpload removes both.
             with suppress(NoUpload, StorageRefused, StorageUnavailable):
                 self._ask("abort_multipart_upload", UploadId=begun)
             raise
@@ -263,8 +264,9 @@ def _check_range(answer: dict, start: int, size: int | None) -> tuple[int, int]:
     wanted = whole if size is None else min(start + size, whole)
     if (first, last + 1) != (start, wanted):
         raise Passing("wrong answer", f"{told} where {start}-{wanted - 1} was asked for")
-    if answer["ContentLength"] != wanted - start:
-        raise Passing("short body", f"{answer['ContentLength']:,} of {wanted - start:,} bytes are announced")
+    announced = answer.get("ContentLength", wanted - start)  # a chunked answer announces nothing
+    if announced != wanted - start:
+        raise Passing("wrong length", f"{announced:,} bytes are announced where {wanted - start:,} were asked for")
     return wanted - start, whole
 
 
@@ -281,7 +283,6 @@ def _chunks(body, expected: int, patience: Patience) -> Iterator[bytes]:
                 raise Passing("slow body", f"{since:,} bytes in {passed_s:.1f} s")
             began, since = time.monotonic(), 0
         yield chunk
-    body.read()  # nothing: gives the connection back for the next request
 
 
 def _md5(body: bytes) -> str:
@@ -307,4 +308,7 @@ def _made_client(pid: int, settings: tuple, connect_s: float, silent_s: float):
         request_checksum_calculation="when_required",  # the MD5 that we send does it
         response_checksum_validation="when_required",
     )
-    return boto3.session.Session().client("s3", config=config)
+    try:
+        return boto3.session.Session().client("s3", config=config)
+    except ValueError as error:  # "Invalid endpoint: ..."
+        raise StorageRefused(f"{error}. {CORRECT}") from error

@@ -40,6 +40,7 @@ _REFUSED = {
     "InvalidToken": "the session token is not valid: log in again (`aws sso login`), or unset AWS_SESSION_TOKEN",
 }
 _REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+CORRECT = "Correct the AWS_* variables or ~/.aws/config"
 
 
 class PastEnd(Exception):
@@ -65,13 +66,13 @@ def understood(uri: str, endpoint: str = "the endpoint") -> Iterator[None]:
 
     try:
         yield
-    except StorageRefused:
+    except StorageRefused:  # a ValueError, and an answer already
         raise
     except exceptions.ClientError as error:
         raise _answered(error, uri, endpoint) from error
     except (exceptions.ConnectTimeoutError, exceptions.ReadTimeoutError, TimeoutError) as error:
         raise Passing("timeout", str(error)) from error
-    except ResponseParserError as error:
+    except (ResponseParserError, ValueError) as error:  # ValueError: of a header that holds no number
         raise Passing("unreadable answer", str(error)) from error
     except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError, HTTPError) as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -85,8 +86,8 @@ def understood(uri: str, endpoint: str = "the endpoint") -> Iterator[None]:
             f"{uri}: no credentials are found ({error}): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE,"
             " or write them with `aws configure`"
         ) from error
-    except (exceptions.BotoCoreError, ValueError) as error:  # a profile, region or endpoint that makes no sense
-        raise StorageRefused(f"{uri}: {error}. Correct the AWS_* variables or ~/.aws/config") from error
+    except exceptions.BotoCoreError as error:  # a profile or region that makes no sense, and all that is left
+        raise StorageRefused(f"{uri}: {error}. {CORRECT}") from error
 
 
 def _answered(error, uri: str, endpoint: str) -> Exception:

@@ -8,11 +8,12 @@ from pydantic import BaseModel
 from diffusion.recipe import Frozen, canonical_json, digest_of
 from diffusion.store.publish import write_atomic
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
+from diffusion.store.storage import open_storage
 
 # Raise a stage's number when its code gives other results for the same recipe and inputs, or its reference another
 # shape.  Versions of libraries are deliberately absent: upgrading one does not throw away a finished training run, and
 # where it changes bytes the outputs' digests say so.
-STAGE_VERSIONS = {"shard": 1, "train": 1, "evaluate": 3, "register": 1}
+STAGE_VERSIONS = {"shard": 2, "train": 2, "evaluate": 3, "register": 1}
 
 _LAST_WRITTEN = {  # of what a reference points at: the file that is published last
     DatasetRef: "manifest.json",
@@ -81,9 +82,9 @@ def recall(store: Path, key: str, kind: type[Ref]) -> Ref | None:
     return None if _missing(ref) else ref
 
 
-def _missing(ref: Ref) -> Path | None:
+def _missing(ref: Ref) -> str | None:
     """The first file that `ref` needs and that is not there."""
-    needed = [Path(ref.uri, _LAST_WRITTEN[type(ref)])]
+    needed = [(ref.uri, _LAST_WRITTEN[type(ref)])]
     if isinstance(ref, EvaluationRef):
-        needed.append(Path(ref.bundle_uri, _LAST_WRITTEN[ModelRef]))
-    return next((path for path in needed if not path.is_file()), None)
+        needed.append((ref.bundle_uri, _LAST_WRITTEN[ModelRef]))
+    return next((f"{uri}/{name}" for uri, name in needed if open_storage(uri).size(name) is None), None)

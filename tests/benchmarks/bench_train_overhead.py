@@ -27,6 +27,7 @@ from diffusion.adapters.ray_cluster import local_ray
 from diffusion.adapters.ray_train import fit, trainer_of
 from diffusion.adapters.ray_train_worker import Job, reader_of, saver, sender, share_of
 from diffusion.data.ingest import shard_dataset
+from diffusion.data.reading import Reading
 from diffusion.ema import PowerEMA
 from diffusion.recipe import PRESETS
 from diffusion.training import checkpoint
@@ -117,7 +118,9 @@ def main() -> None:
     train_recipe = recipe.train
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, local_ray(Path(folder, "ray"), cpus=4):
         dataset = shard_dataset("embedded", recipe.shard, folder)
-        job = Job(train_recipe, dataset, Path(folder, "run"), options.threads, False, relay=f"bench-{uuid.uuid4().hex}")
+        job = Job(
+            train_recipe, dataset, Path(folder, "run"), options.threads, False, f"bench-{uuid.uuid4().hex}", Reading()
+        )
         trainer = trainer_of(
             job,
             measure,

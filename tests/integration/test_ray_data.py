@@ -1,18 +1,24 @@
-"""Sharding on real Ray: the same bytes as in one process, for any parallelism; a worker's failure has its cause."""
+"""Sharding on real Ray: the same bytes as in one process, for any parallelism; a worker's failure has its cause, a killed
+worker's task is done again."""
 
 import os
 import signal
 import threading
 import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from diffusion.adapters import ray_data
 from diffusion.adapters.ray_data import ray_each, shard_dataset
 from diffusion.data import ingest
+from diffusion.data.pack import decode_chunk, pack_shard
 from diffusion.data.quarantine import TooManyRejected
 from diffusion.recipe import ShardRecipe
-from tests.test_ingest import RECIPE, content, spoilt_folder  # noqa: F401
+from tests.published import identity
+from tests.test_ingest import RECIPE, in_small_chunks, side_files, spoilt_folder  # noqa: F401
 
 
 @pytest.mark.usefixtures("ray_local")
@@ -21,8 +27,10 @@ def test_embedded_pictures_have_the_same_bytes_on_ray_and_in_one_process(tmp_pat
     plain = ingest.shard_dataset("embedded", recipe, tmp_path / "plain")
     one = shard_dataset("embedded", recipe, tmp_path / "one", workers=1)
     many = shard_dataset("embedded", recipe, tmp_path / "many", progress=lambda *state: seen.append(state))
-    assert plain.digest == one.digest == many.digest
-    assert content(Path(plain.uri)) == content(Path(one.uri)) == content(Path(many.uri))
+    for other in (one, many):
+        assert other.digest == plain.digest
+        assert identity(other.uri) == identity(plain.uri)
+        assert side_files(other.uri) == side_files(plain.uri)
     assert (plain.images, plain.holdout, plain.rejected) == (1789, 103, 0)  # of 1,906, less 14 duplicates
     assert seen == sorted(seen)
     assert seen[-1] == (1906, 1906)
@@ -33,9 +41,56 @@ def test_bad_files_are_set_aside_alike(spoilt_folder, tmp_path):  # noqa: F811
     plain = ingest.shard_dataset(spoilt_folder, RECIPE, tmp_path / "plain")
     ray = shard_dataset(spoilt_folder, RECIPE, tmp_path / "ray")
     assert plain.rejected == ray.rejected == 4
-    assert content(Path(plain.uri)) == content(Path(ray.uri))
+    assert identity(plain.uri) == identity(ray.uri)
     with pytest.raises(TooManyRejected):
         shard_dataset(spoilt_folder, RECIPE.model_copy(update={"max_rejected": 0.01}), tmp_path / "ray")
+
+
+def _killed_once(marks: str, task: dict) -> dict:
+    """The task, in a worker that is killed before or after it does it, the first time."""
+    name = task.get("blob") or task["digest"]
+    mark = Path(marks, name)
+    first = not mark.exists()
+    mark.touch()
+    if first and name[0] in "0123":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = (decode_chunk if "blob" in task else pack_shard)(task)
+    if first and name[0] in "4567":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_killed_shard_workers_lose_and_repeat_nothing(spoilt_folder, tmp_path, monkeypatch):  # noqa: F811
+    in_small_chunks(monkeypatch, 5)
+    plain = ingest.shard_dataset(spoilt_folder, RECIPE, tmp_path / "plain")
+    (tmp_path / "marks").mkdir()
+
+    def each(_, tasks):
+        return ray_each(partial(_killed_once, str(tmp_path / "marks")), tasks)
+
+    ref = ingest.shard_dataset(spoilt_folder, RECIPE, tmp_path / "ray", each=each)
+    kinds = Counter(mark.name[0] < "8" for mark in (tmp_path / "marks").iterdir())
+    assert kinds[True] > 3  # workers that were killed
+    assert identity(ref.uri) == identity(plain.uri)
+    assert side_files(ref.uri) == side_files(plain.uri)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_tasks_are_taken_from_a_stream_wave_by_wave(monkeypatch):
+    monkeypatch.setattr(ray_data, "_WAVE_TASKS", 5)
+    taken = []
+
+    def tasks():
+        for n in range(12):
+            taken.append(n)
+            yield {"n": n}
+
+    results = ray_each(dict, tasks())
+    seen = [next(results)["n"]]
+    assert taken == list(range(5))
+    seen += [result["n"] for result in results]
+    assert [sorted(seen[i : i + 5]) for i in (0, 5, 10)] == [list(range(5)), list(range(5, 10)), [10, 11]]
 
 
 def _fail_on_two(task: dict) -> dict:

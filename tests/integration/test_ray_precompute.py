@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffusion.adapters import ray_actors
 from diffusion.adapters.ray_precompute import precompute_dataset
 from diffusion.adapters.ray_train import train_run
 from diffusion.data import ingest, manifest
 from diffusion.data.precompute import captions_of, precompute
-from diffusion.data.sidecar import Computation, sidecar_bytes
+from diffusion.data.sidecar import Computation, Sidecars, sidecar_bytes
 from diffusion.recipe import Recipe, ShardRecipe
 from diffusion.store.refs import DatasetRef, RunRef
-from diffusion.store.text_encoders import text_identity
+from diffusion.store.storage import open_storage
+from diffusion.store.text_encoders import text_encoder, text_identity
 from tests.integration.test_pipeline import Place, place, running  # noqa: F401
 from tests.integration.test_ray_evaluate import our_actors
 from tests.words import reading
@@ -45,7 +47,8 @@ def sidecar_files(dataset: DatasetRef) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_any_number_of_actors_and_none_give_the_same_bytes(datasets, by):
+def test_any_number_of_actors_and_none_give_the_same_bytes(datasets, by, monkeypatch):
+    monkeypatch.setattr(ray_actors, "_WAVE", 3)
     plain = datasets("plain")
     precompute(plain, by)
     assert len(sidecar_files(plain)) == len(manifest.load(plain.uri).shards)
@@ -116,6 +119,31 @@ def test_a_run_is_the_same_to_the_bit_with_sidecars_and_reads_them(datasets, by,
     assert 0 < len(reasons) == len(set(reasons)) <= len(entries)
 
 
+def test_on_s3_they_are_the_same_bytes_and_a_request_a_shard_finds_them_all(datasets, by, s3):
+    plain = datasets("plain")
+    precompute(plain, by)
+    local, bucket = manifest.root_of(plain.uri), s3.bucket()
+    remote = open_storage(f"{bucket}/root")
+    for prefix in ("shards", "datasets"):
+        for found in local.walk(prefix):
+            remote.put(found.name, local.path(found.name))
+    dataset = plain.model_copy(update={"uri": f"{remote.uri}/{Path(plain.uri).relative_to(local.uri)}"})
+    precompute(dataset, by)
+    assert sidecar_files(dataset) == sidecar_files(plain)
+
+    entries = manifest.load(dataset.uri).entries("train")
+    encoder = text_encoder("minilm", tokens=TOKENS)
+    sidecars = Sidecars(remote, [entry.sha256 for entry in entries], encoder, pytest.fail)
+    before = len(s3.requests())
+    for number, entry in enumerate(entries):
+        sidecars.turn_to([number])
+        for caption in captions_of(local, entry):
+            text, mask = encoder([caption])
+            assert torch.equal(sidecars.find(caption), text[0][mask[0]])
+    after = s3.requests()[before:]
+    assert [request.method for request in after] == ["GET"] * len(entries)
+
+
 def test_shard_computes_the_captions_that_a_preset_reads_once(place: Place, emoji_folder: Path):  # noqa: F811
     small = ("shard.resolution=16", "shard.shard_size=16", "shard.holdout=0.2")
     line = ("shard", "--preset", "emoji-text", "--source", str(emoji_folder))
@@ -125,7 +153,7 @@ def test_shard_computes_the_captions_that_a_preset_reads_once(place: Place, emoj
         with running(place, *line) as process:
             said = process.stdout.read()
             assert process.wait() == 0, said
-        assert ("captions" in said) == (not made)
+        assert ("✓ captions" in said) == (not made)  # the stage, not the fact in the summary
         made.append({path: path.stat().st_mtime_ns for path in (store / "precomputed").rglob("*.safetensors")})
     assert made[0] == made[1]
     assert {path.stem for path in made[0]} == {path.stem for path in (store / "shards").rglob("*.tar")}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,11 @@ import pytest
 from safetensors.torch import load_file
 
 from diffusion.adapters.ray_train import TrainingFailed, train_run
+from diffusion.data import manifest
 from diffusion.data.ingest import shard_dataset
+from diffusion.data.reader import ShardReader
+from diffusion.data.reading import Reading
+from diffusion.data.shards import read_index
 from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.text_encoders import text_encoder
@@ -245,20 +250,17 @@ def test_a_non_finite_loss_reaches_the_driver_by_name_and_is_not_retried(
 
 
 def test_a_failing_worker_is_explained_in_one_line(ray_local: None, dataset: DatasetRef, tmp_path: Path):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for path in Path(dataset.uri).iterdir():
-        if path.is_file():
-            (broken / path.name).write_bytes(path.read_bytes())
-    shard = next(broken.glob("train-*.tar"))
-    data = bytearray(shard.read_bytes())
-    data[1_000] ^= 1
-    shard.write_bytes(data)
+    root = tmp_path / "copy"
+    shutil.copytree(Path(dataset.uri).parent.parent, root)
+    uri = str(root / "datasets" / Path(dataset.uri).name)
+    shards = [root / entry.tar for entry in manifest.load(uri).entries("train")]
+    for shard in shards:
+        shard.unlink()
     events: list[dict] = []
-    with pytest.raises(TrainingFailed, match=shard.name) as caught:
+    with pytest.raises(TrainingFailed, match="|".join(shard.name for shard in shards)) as caught:
         train_run(
             RECIPE,
-            dataset.model_copy(update={"uri": str(broken)}),
+            dataset.model_copy(update={"uri": uri}),
             tmp_path / "run",
             workers=2,
             max_failures=0,
@@ -267,3 +269,27 @@ def test_a_failing_worker_is_explained_in_one_line(ray_local: None, dataset: Dat
     assert "Traceback" not in str(caught.value)
     assert len(str(caught.value)) < 600
     assert "worker_failed" in [event["event"] for event in events]
+
+
+def test_a_damaged_picture_is_told_of_by_who_reads_it_and_too_many_stop_the_run(
+    ray_local: None, dataset: DatasetRef, tmp_path: Path
+):
+    root = tmp_path / "copy"
+    shutil.copytree(Path(dataset.uri).parent.parent, root)
+    copy = dataset.model_copy(update={"uri": str(root / "datasets" / Path(dataset.uri).name)})
+    sound = ShardReader(copy.uri)
+    index = read_index(sound.root, sound.entries[1])
+    tar = root / sound.entries[1].tar
+    data = bytearray(tar.read_bytes())
+    for row in index[:2]:
+        data[int(row["image_offset"]) + int(row["image_size"]) - 20] ^= 1
+    tar.write_bytes(data)
+    recipe = RECIPE.model_copy(update={"images": 12 * 5})  # more than an epoch
+    with pytest.raises(TrainingFailed, match=rf"2 of {len(sound)} pictures are damaged, and 1 are allowed.*{tar.name}"):
+        train_run(recipe, copy, tmp_path / "stops", workers=1, max_failures=0)
+    run = train_run(recipe, copy, tmp_path / "goes on", workers=2, reading=Reading(max_damaged=0.1))
+    damaged = [event for event in history(run)[1] if event["event"] == "damaged_sample"]
+    assert {event["rank"] for event in damaged} <= {0, 1}
+    assert {(event["shard"], event["key"], event["pictures"]) for event in damaged} == {
+        (sound.entries[1].tar, row["key"].decode(), 1) for row in index[:2]
+    }

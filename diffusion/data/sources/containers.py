@@ -5,13 +5,14 @@ nothing of them is held.
 """
 
 import os
+import posixpath
 import re
 import stat
 import struct
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from diffusion.data.sources.items import BadSource, File, check_inside, hidden, unsafe, written
@@ -41,7 +42,7 @@ def folder_files(storage: Storage) -> Iterator[File]:
 
 def _remote_files(storage: Storage) -> Iterator[tuple[str, int, str]]:
     for name, size, mark in storage.walk():
-        if not any(hidden(part) for part in name.split("/")) and not name.endswith("/"):
+        if not _is_hidden(name):
             yield name, size, mark
 
 
@@ -96,12 +97,8 @@ def archive_files(uri: str, file: str, mark: str, prefix: str = "") -> Iterator[
     return tar_files(uri, file, mark, prefix)
 
 
-def _normal(name: str) -> str:
-    return PurePosixPath(name).as_posix()  # without "./" and "//"
-
-
 def _is_hidden(name: str) -> bool:
-    return any(hidden(part) for part in PurePosixPath(name).parts)
+    return any(map(hidden, name.split("/")))
 
 
 def tar_files(uri: str, file: str, mark: str, prefix: str) -> Iterator[File]:
@@ -113,7 +110,8 @@ def tar_files(uri: str, file: str, mark: str, prefix: str) -> Iterator[File]:
         for member in _members(opened, placed.name):
             name = member.name
             check_inside(name, f"{placed.name} holds an entry")
-            if member.isdir() or _is_hidden(name):
+            inside = posixpath.normpath(name)  # without "./" and "//"
+            if member.isdir() or _is_hidden(inside):
                 continue
             if member.issym() or member.islnk():
                 raise BadSource(f"{placed.name} holds the link {name!r}: {_PACK}")
@@ -121,7 +119,7 @@ def tar_files(uri: str, file: str, mark: str, prefix: str) -> Iterator[File]:
                 raise BadSource(f"{placed.name} holds {name!r}, which is no plain file: {_PACK}")
             start, size = member.offset_data, member.size
             span = place("gz", file, mark, start, size) if zipped else place("span", file, start, size)
-            yield checked(prefix, _normal(name), size, f"{mark}:{start}:{size}", span)
+            yield checked(prefix, inside, size, f"{mark}:{start}:{size}", span)
     finally:
         if not zipped:
             opened.close()
@@ -180,7 +178,8 @@ def zip_files(uri: str, file: str, prefix: str) -> Iterator[File]:
                 )
             if stat.S_ISLNK(entry.external_attr >> 16):
                 raise BadSource(f"{placed.name} holds the link {name!r}: {_PACK}")
-            if name.endswith("/") or _is_hidden(name):
+            inside = posixpath.normpath(name)
+            if name.endswith("/") or _is_hidden(inside):
                 continue
             where = place(
                 "zip",
@@ -193,7 +192,7 @@ def zip_files(uri: str, file: str, prefix: str) -> Iterator[File]:
                 entry.flag_bits & ENCRYPTED,
                 entry.CRC,
             )
-            yield checked(prefix, _normal(name), entry.file_size, f"{entry.file_size}:{entry.CRC:08x}", where)
+            yield checked(prefix, inside, entry.file_size, f"{entry.file_size}:{entry.CRC:08x}", where)
 
 
 _ENTRY = struct.Struct("<4s4B4H3L5H2L")  # central directory
@@ -207,11 +206,12 @@ def _directory(opened: BinaryIO, name: str) -> Iterator[zipfile.ZipInfo]:
     """The entries of a zip's central directory, one at a time.  [APPNOTE 6.3.10, sections 4.3.12 to 4.3.16]"""
     damaged = BadSource(f"{name} cannot be read as a zip archive: it may be cut off or damaged; copy it again")
     count, size, start, before = _directory_end(opened, damaged)
-    if count > MAX_ENTRIES:
-        raise BadSource(f"{name} holds {count:,} entries, more than {MAX_ENTRIES:,}: divide it into several")
     opened.seek(start + before)
-    read = 0
+    read = passed = 0
     while read < size:
+        passed += 1
+        if max(passed, count) > MAX_ENTRIES:  # the count may be a lie
+            raise BadSource(f"{name} holds more than {MAX_ENTRIES:,} entries: divide it into several")
         head = opened.read(_ENTRY.size)
         if len(head) < _ENTRY.size or head[:4] != b"PK\1\2":
             raise damaged

@@ -7,9 +7,10 @@ WebDataset    tars whose files of one key (the path up to the first dot) are one
 """
 
 import json
+import posixpath
 import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from itertools import islice
 
 from diffusion.data.sources.items import EXTENSIONS, BadSource, File, Item, check_inside, item_of, suffix
 from diffusion.data.sources.listing import Listing
@@ -23,7 +24,8 @@ EXPECTED = (
 _METADATA = ("metadata.jsonl", "metadata.csv")
 _EDM = "dataset.json"
 _CAPTIONS = (".txt", ".caption")  # files beside a picture
-_SAID = (*_CAPTIONS, ".cls", ".json")  # by which a tar is known as WebDataset's
+_TEXTS = ("json", "txt", "caption", "cls")  # endings of a sample that are read
+_SAID = tuple(f".{ending}" for ending in _TEXTS)  # by which a tar is known as WebDataset's
 NOT_DOWNLOADED = "was not downloaded (img2dataset)"
 
 
@@ -33,7 +35,7 @@ def items_of(listing: Listing, *, archived: bool, stats: bool = False) -> tuple[
     archived: they are of tars; stats: img2dataset's 00000_stats.json lies beside them.  Raises BadSource.
     """
     some = any(listing.suffixes[suffix(name)] for name in _METADATA)
-    metadata = [file for file in listing.files() if PurePosixPath(file.name).name in _METADATA] if some else []
+    metadata = [file for file in listing.files() if posixpath.basename(file.name) in _METADATA] if some else []
     edm = _edm_labels(listing)
     if edm and metadata:
         raise BadSource(f"source {listing.uri} has both {_EDM} and {metadata[0].name}: keep one")
@@ -56,15 +58,18 @@ def _imagefolder(listing: Listing, metadata: list[File]) -> Iterator[Item]:
     for file in metadata:
         listing.add_rows(_metadata_rows(listing, file))
     check_rows(listing, "metadata names", "file_name is relative to the metadata file")
-    captions = [ending for ending in _CAPTIONS if listing.suffixes[ending]]
-    for file in listing.files():
-        said = listing.row(file.name) if metadata else None
-        if not said and suffix(file.name) not in EXTENSIONS:
-            continue
-        where, row = said or (file.name, {})
-        stem = file.name.removesuffix(PurePosixPath(file.name).suffix)
-        beside = next(filter(None, (listing.file(stem + ending) for ending in captions)), None)
-        yield item_of(file, row, where, caption=listing.text(beside).strip() if beside else "")
+    endings = [ending for ending in _CAPTIONS if listing.suffixes[ending]]
+
+    def described() -> Iterator[tuple[tuple[File, tuple[str, dict]], list[File]]]:
+        for file in listing.files():
+            said = listing.row(file.name) if metadata else None
+            if said or suffix(file.name) in EXTENSIONS:
+                stem = posixpath.splitext(file.name)[0]
+                beside = filter(None, (listing.file(stem + ending) for ending in endings))
+                yield (file, said or (file.name, {})), list(islice(beside, 1))
+
+    for (file, (where, row)), texts in listing.texts(described()):
+        yield item_of(file, row, where, caption="".join(texts).strip())
 
 
 def check_rows(listing: Listing, what: str, hint: str) -> None:
@@ -85,7 +90,7 @@ def _metadata_rows(listing: Listing, metadata: File) -> Iterator[tuple[str, str,
             if not isinstance(name, str) or not name:
                 raise BadSource(f'{where}: no file_name; each line names its picture, like {{"file_name": "1.png"}}')
             check_inside(name, f"{where}: file_name")
-            yield (PurePosixPath(metadata.name).parent / name).as_posix(), where, row
+            yield posixpath.normpath(posixpath.join(posixpath.dirname(metadata.name), name)), where, row
 
 
 def _edm_labels(listing: Listing) -> tuple[list | None] | None:
@@ -118,11 +123,15 @@ def _edm(listing: Listing, labels: list | None) -> Iterator[Item]:
 
 
 def _webdataset(listing: Listing, *, folders: bool) -> Iterator[Item]:
-    for sample in listing.samples():
-        by_ending = {_ending(file): file for file in sample}
-        said = by_ending.get("json")
-        row = json_object(listing.text(said), said.name, _null) if said else {}
-        where = said.name if said else sample[0].name
+    def described() -> Iterator[tuple[tuple[list[File], dict[str, File]], list[File]]]:
+        for sample in listing.samples():
+            by_ending = {_ending(file): file for file in sample}
+            yield (sample, by_ending), [by_ending[ending] for ending in _TEXTS if ending in by_ending]
+
+    for (sample, by_ending), found in listing.texts(described()):
+        texts = dict(zip([ending for ending in _TEXTS if ending in by_ending], found, strict=True))
+        where = by_ending["json"].name if "json" in texts else sample[0].name
+        row = json_object(texts["json"], where, _null) if "json" in texts else {}
         picture = _picture(sample, by_ending)
         if picture is None and (not set(by_ending) & {"json", "cls"} or STATS.search(sample[0].name)):
             continue
@@ -130,11 +139,10 @@ def _webdataset(listing: Listing, *, folders: bool) -> Iterator[Item]:
             listing.left_out[NOT_DOWNLOADED] += 1
             continue
         if picture is None:
-            found = " ".join(sorted(by_ending))
-            picture = sample[0]._replace(place=refused("no picture", f"the sample has only: {found}"))
-        texts = [listing.text(by_ending[ending]) for ending in ("txt", "caption") if ending in by_ending]
-        label = listing.text(by_ending["cls"]).strip() if "cls" in by_ending else ""
-        yield item_of(picture, row, where, caption=next(iter(texts), "").strip(), label=label, folder=folders)
+            only = " ".join(sorted(by_ending))
+            picture = sample[0]._replace(place=refused("no picture", f"the sample has only: {only}"))
+        caption = texts.get("txt", texts.get("caption", "")).strip()
+        yield item_of(picture, row, where, caption=caption, label=texts.get("cls", "").strip(), folder=folders)
 
 
 def _null(constant: str) -> None:
@@ -142,7 +150,7 @@ def _null(constant: str) -> None:
 
 
 def _ending(file: File) -> str:
-    return PurePosixPath(file.name).name.partition(".")[2].lower()
+    return posixpath.basename(file.name).partition(".")[2].lower()
 
 
 def _picture(sample: list[File], by_ending: dict[str, File]) -> File | None:

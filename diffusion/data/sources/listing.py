@@ -7,11 +7,14 @@ are a temporary database without a name, which ends with its connection.
 import hashlib
 import json
 import sqlite3
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import groupby, islice
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from diffusion.data.bad_picture import BadPicture
 from diffusion.data.sources.items import (
@@ -24,11 +27,14 @@ from diffusion.data.sources.items import (
     identity,
     suffix,
 )
-from diffusion.data.sources.places import is_refused, located, open_file, open_place
-from diffusion.store.storage import StorageUnavailable
+from diffusion.data.sources.places import is_refused, is_span, located, open_file, open_place, read_item, span_of
+from diffusion.store.storage import S3_SCHEME, StorageUnavailable
+
+T = TypeVar("T")
 
 _CHUNK = 1024
-_LONGEST_TEXT = 2**28  # bytes
+_THREADS = 16  # of requests for small files to a bucket
+_AHEAD = 256  # items
 _TABLES = """
     PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; PRAGMA cache_size = -16000;
     CREATE TABLE files (name TEXT PRIMARY KEY, inside TEXT, size INT, mark TEXT, place TEXT, key TEXT) WITHOUT ROWID;
@@ -166,41 +172,67 @@ class Listing:
 
     def open(self, file: File) -> BinaryIO:
         """A file beside the pictures.  Raises BadSource, since what is said of pictures must be understood."""
-        try:
+        with _needed(file):
             return open_place(self.uri, file.place)
-        except (BadPicture, OSError) as error:
-            if isinstance(error, StorageUnavailable):
-                raise
-            raise BadSource(f"{file.name} cannot be read: {error}") from error
 
     def text(self, file: File) -> str:
         """Likewise all its text."""
-        how, container, *rest = json.loads(file.place)
-        if how == "span":  # thousands of small texts of one tar: from a file that stays open and is read ahead
-            opened, (start, size) = self._container(container), rest
-            opened.seek(start)
-            data = opened.read(min(size, _LONGEST_TEXT + 1))
-        else:
-            with self.open(file) as opened:
-                data = opened.read(_LONGEST_TEXT + 1)
-        if len(data) > _LONGEST_TEXT:
-            raise BadSource(f"{file.name} has more than {_LONGEST_TEXT:,} bytes: is it what its name says?")
+        with _needed(file):
+            data = self._span(file) if is_span(file.place) else read_item(self.uri, file.place)
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise not_utf8(file.name, error) from error
 
-    def _container(self, file: str) -> BinaryIO:
-        if self._opened is None or self._opened[0] != file:
+    def texts(self, wanted: Iterable[tuple[T, list[File]]]) -> Iterator[tuple[T, list[str]]]:
+        """Likewise the texts of many small files, in their order.  Those of a bucket are asked for ahead, many at once."""
+        if not self.uri.startswith(S3_SCHEME):
+            yield from ((what, [self.text(file) for file in files]) for what, files in wanted)
+            return
+        pool, ahead = ThreadPoolExecutor(_THREADS), deque()
+        try:
+            for what, files in wanted:
+                ahead.append((what, [self._asked(pool, file) for file in files]))
+                if len(ahead) > _AHEAD:
+                    yield _answered(*ahead.popleft())
+            while ahead:
+                yield _answered(*ahead.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _asked(self, pool: ThreadPoolExecutor, file: File) -> Callable[[], str]:
+        """A tar's texts lie together: reading on is faster than asking for each."""
+        return partial(self.text, file) if is_span(file.place) else pool.submit(self.text, file).result
+
+    def _span(self, file: File) -> bytes:
+        """Of an archive that stays open and is read ahead."""
+        name, start, size = span_of(file.place)
+        if self._opened is None or self._opened[0] != name:
             self.close()
-            self._opened = file, open_file(located(self.uri, file))
-        return self._opened[1]
+            self._opened = name, open_file(located(self.uri, name))
+        self._opened[1].seek(start)
+        return self._opened[1].read(size)
 
     def close(self) -> None:
         """Let go of a file that was kept open; the list stays."""
         if self._opened:
             self._opened[1].close()
         self._opened = None
+
+
+def _answered(what: T, answers: list[Callable[[], str]]) -> tuple[T, list[str]]:
+    return what, [answer() for answer in answers]
+
+
+@contextmanager
+def _needed(file: File) -> Iterator[None]:
+    """A file that cannot be read in the block is not set aside: what it says of others would be lost."""
+    try:
+        yield
+    except (BadPicture, OSError) as error:
+        if isinstance(error, StorageUnavailable):
+            raise
+        raise BadSource(f"{file.name} cannot be read: {error}") from error
 
 
 def not_utf8(name: str, error: UnicodeDecodeError) -> BadSource:

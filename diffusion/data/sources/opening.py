@@ -1,5 +1,6 @@
 """Opening a source: what kind it is, from its name and what lies in it, and its list."""
 
+import posixpath
 import re
 import sqlite3
 import tempfile
@@ -7,16 +8,17 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib import resources
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from diffusion.data.sources import idx
 from diffusion.data.sources.containers import ARCHIVES, archive_files, folder_files, local_mark
-from diffusion.data.sources.items import EXTENSIONS, BadSource, Columns, File, Item, suffix
+from diffusion.data.sources.items import EXTENSIONS, BadSource, File, Item, suffix
 from diffusion.data.sources.layouts import EXPECTED, STATS, items_of
 from diffusion.data.sources.listing import Listing
 from diffusion.data.sources.patterns import SPECIAL, matching
 from diffusion.data.sources.places import file_of, located, place, storage_at
 from diffusion.data.sources.tables import TABLES, table_items
+from diffusion.recipe import Columns
 from diffusion.store.storage import S3_SCHEME, LocalFolder, StorageUnavailable
 
 EMBEDDED = "embedded"
@@ -78,9 +80,9 @@ def open_source(source: str | Path, *, columns: Columns | None = None) -> Source
 
     Raises BadSource; StorageRefused and StorageUnavailable pass.  Reads no picture.
     """
-    uri = _uri(str(source))
-    listing = Listing(uri)
     try:
+        uri = _uri(str(source))
+        listing = Listing(uri)
         kind, items = _kind(listing, uri, columns)
         listing.add_items(items)
         listing.close()
@@ -123,7 +125,7 @@ def _kind(listing: Listing, uri: str, columns: Columns | None) -> tuple[str, Ite
         raise BadSource(
             f"source {uri} is neither a folder nor a .zip archive, nor anything else that is known: give {KINDS}"
         )
-    name = PurePosixPath(uri).name
+    name = posixpath.basename(uri)
     files = [_at(uri, "")]
     if idx.IMAGES.search(name):
         labels = (located(uri).storage.uri.rstrip("/") + "/" + label for label in idx.labels_of(name))
@@ -200,5 +202,5 @@ def _of_files(
 
 
 def _no_columns(columns: Columns | None, uri: str) -> None:
-    if columns is not None:
+    if columns not in (None, Columns()):
         raise BadSource(f"source {uri} is no table, so it has no columns to name: give a {', '.join(TABLES)}")

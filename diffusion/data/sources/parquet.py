@@ -58,9 +58,6 @@ def rows(table: "pq.ParquetFile") -> Iterator[tuple[int, int, dict]]:
     """
     names = [field.name for field in table.schema_arrow if _plain(field.type)]
     for group in range(table.num_row_groups):
-        if not names:
-            yield from ((group, row, {}) for row in range(table.metadata.row_group(group).num_rows))
-            continue
         row = 0
         for batch in table.iter_batches(_BATCH, row_groups=[group], columns=names):
             for values in batch.to_pylist():

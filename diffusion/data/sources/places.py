@@ -47,6 +47,8 @@ _UNREADABLE = (
     lzma.LZMAError,
 )
 
+_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
 
 class Placed(NamedTuple):
     """A file on its storage."""
@@ -59,7 +61,7 @@ class Placed(NamedTuple):
 
 
 def place(how: str, file: str, *rest: int | str | None) -> str:
-    return json.dumps([how, file, *rest], separators=(",", ":"), ensure_ascii=False)
+    return _compact([how, file, *rest])
 
 
 def refused(kind: str, detail: str) -> str:
@@ -69,6 +71,16 @@ def refused(kind: str, detail: str) -> str:
 
 def is_refused(place: str) -> bool:
     return place.startswith('["refused"')
+
+
+def is_span(place: str) -> bool:
+    return place.startswith('["span"')
+
+
+def span_of(place: str) -> tuple[str, int, int]:
+    """(file, start, size) of a span that is not too large.  Raises BadPicture."""
+    _, file, start, size = json.loads(place)
+    return file, start, _bounded(size)
 
 
 def file_of(place: str) -> str:
@@ -110,6 +122,15 @@ def located(uri: str, file: str = "") -> Placed:
 def storage_at(uri: str) -> Storage:
     """A folder or prefix."""
     return open_storage(uri)
+
+
+def stretch(placed: Placed, start: int, size: int) -> bytes:
+    """`size` bytes from `start`, fewer at the end.  One local file that may not be read is no refusal of its storage."""
+    if isinstance(placed.storage, LocalFolder):
+        with open_file(placed) as file:
+            file.seek(start)
+            return file.read(size)
+    return placed.storage.read(placed.name, start, size)
 
 
 def open_file(placed: Placed) -> BinaryIO:
@@ -197,13 +218,11 @@ def unpacked(uri: str, file: str, mark: str) -> BinaryIO:
 
 
 def _file(uri: str, file: str) -> bytes:
-    placed = located(uri, file)
-    return placed.storage.read(placed.name, 0, MAX_FILE_BYTES + 1)
+    return stretch(located(uri, file), 0, MAX_FILE_BYTES + 1)
 
 
 def _span(uri: str, file: str, start: int, size: int) -> bytes:
-    placed = located(uri, file)
-    return _whole(placed.storage.read(placed.name, start, _bounded(size)), size)
+    return _whole(stretch(located(uri, file), start, _bounded(size)), size)
 
 
 def _gz(uri: str, file: str, mark: str, start: int, size: int) -> bytes:
@@ -229,12 +248,12 @@ def _zip(
         raise BadPicture("unreadable", "the entry is encrypted: pack it without a password")
     placed = located(uri, file)
     head = _LOCAL_HEADER + len(name.encode()) + _SLACK
-    data = placed.storage.read(placed.name, offset, head + _bounded(compressed))
+    data = stretch(placed, offset, head + _bounded(compressed))
     if len(data) < _LOCAL_HEADER or data[:4] != b"PK\3\4":
         raise zipfile.BadZipFile("no entry begins where the archive's directory says")
     head = _LOCAL_HEADER + int.from_bytes(data[26:28], "little") + int.from_bytes(data[28:30], "little")
     if len(data) < head + compressed:
-        data = placed.storage.read(placed.name, offset, head + compressed)
+        data = stretch(placed, offset, head + compressed)
     entry = zipfile.ZipInfo(name)
     entry.compress_type, entry.compress_size, entry.file_size, entry.CRC = method, compressed, size, crc
     with zipfile.ZipExtFile(io.BytesIO(data[head : head + compressed]), "r", entry) as packed:

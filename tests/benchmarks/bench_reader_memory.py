@@ -1,0 +1,89 @@
+"""Memory and time of the reader over a million pictures: `python -m tests.benchmarks.bench_reader_memory`.
+
+A dataset of that many pictures, whose 8 px PNGs lie in a few shards that its manifest names again and again: the reader
+cannot know, and opens, indexes and reads each as its own.  Nothing is kept decoded.  Resident memory (VmRSS) is read as
+positions go by; after the first tenth it should not grow, and a picture should cost the same all the
+way, in time of the processor.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from diffusion.data import manifest
+from diffusion.data.encode import encode_png
+from diffusion.data.manifest import Manifest
+from diffusion.data.order import Order
+from diffusion.data.reader import ShardReader
+from diffusion.data.shards import PackedSample
+from diffusion.data.stream import batches
+from diffusion.store.storage import LocalFolder
+from tests.dataset_of import publish
+
+SHARD, DISTINCT, SIDE, BATCH = 256, 64, 8, 256
+GROWTH_MIB = 8.0
+CONSTANT = 1.25  # the slowest tenth over the fastest
+
+
+def resident_mib() -> float:
+    return int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def dataset(root: LocalFolder, folder: Path, count: int) -> str:
+    """The URI of a dataset of `count` pictures."""
+    random = np.random.default_rng(0)
+    samples = [
+        PackedSample(
+            f"{i:08x}",
+            0,
+            {"captions": [[f"picture {i}", 1.0]]},
+            encode_png(random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)),
+        )
+        for i in range(SHARD * DISTINCT)
+    ]
+    shards = [samples[start : start + SHARD] for start in range(0, len(samples), SHARD)]
+    few = manifest.load(publish(root, folder, shards, SIDE).uri)
+    entries = (few.shards * (count // SHARD // DISTINCT + 1))[: count // SHARD]
+    total = sum(entry.pictures for entry in entries)
+    many = few.model_dump() | {"shards": entries, "train_counts": (total, 0, 0), "files": total}
+    return manifest.publish(Manifest(**many), root)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=1_000_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        uri = dataset(LocalFolder(Path(folder, "root")), Path(folder), options.pictures)
+        before = resident_mib()
+        reader = ShardReader(uri, cache_mib=0)
+        order = Order(len(reader), SHARD, seed=0, window=1024, streams=8)
+        print(f"{len(reader):,} pictures in {len(reader.entries):,} shards; {before:.0f} MiB before opening")
+        tenth = len(reader) // 10 // BATCH * BATCH
+        times, memory, seen = [], [], 0
+        started = time.process_time()
+        for batch in batches(reader, order, BATCH, stop=10 * tenth, threads=2):
+            seen += len(batch.label)
+            if seen % tenth == 0:
+                times.append(time.process_time() - started)
+                memory.append(resident_mib())
+                print(
+                    f"{seen:>9,} read  {memory[-1]:6.0f} MiB  {1e6 * times[-1] / tenth:5.1f} us a picture", flush=True
+                )
+                started = time.process_time()
+    growth, slowest = memory[-1] - memory[0], max(times) / min(times)
+    good = growth <= GROWTH_MIB and slowest <= CONSTANT
+    print(
+        f"grown by {growth:.1f} MiB after the first tenth (limit {GROWTH_MIB:.0f}); slowest tenth {slowest:.2f} times the"
+        f" fastest (limit {CONSTANT}): {'kept' if good else 'MISSED'}"
+    )
+    sys.exit(not good)
+
+
+if __name__ == "__main__":
+    main()

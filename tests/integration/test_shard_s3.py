@@ -1,0 +1,107 @@
+"""Sharding from and to a real S3 server: the same bytes as on the disk, through interruptions and a faulty network."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from diffusion.adapters.ray_data import shard_dataset
+from diffusion.data import ingest, manifest, quarantine
+from diffusion.store.retry import Patience
+from diffusion.store.storage import Storage, open_storage
+from tests.faulty_proxy import FaultyProxy
+from tests.published import identity
+from tests.s3_server import S3Server
+from tests.test_ingest import RECIPE, in_small_chunks, side_files, spoilt_folder  # noqa: F401
+
+
+def uploaded(folder: Path, storage: Storage) -> Storage:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            storage.put(str(path.relative_to(folder)), path)
+    return storage
+
+
+def downloaded(root: Storage, folder: Path) -> Path:
+    for found in root.walk():
+        target = folder / found.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        root.fetch(found.name, target)
+    return folder
+
+
+@pytest.fixture
+def plain(spoilt_folder, tmp_path) -> str:  # noqa: F811
+    """The dataset as the disk has it."""
+    return ingest.shard_dataset(spoilt_folder, RECIPE, tmp_path / "plain").uri
+
+
+def is_the_same(plain: str, root: Storage, digest: str, folder: Path) -> None:
+    uri = f"{downloaded(root, folder)}/{manifest.place_of(digest)}"
+    assert identity(uri) == identity(plain)
+    assert side_files(uri).keys() == side_files(plain).keys()
+    assert not (folder / "work").exists()
+
+
+def test_an_interrupted_stage_goes_on_without_making_shards_again(
+    s3: S3Server,
+    spoilt_folder,  # noqa: F811
+    plain,
+    tmp_path,
+    monkeypatch,
+):
+    in_small_chunks(monkeypatch)
+    source, root = uploaded(spoilt_folder, open_storage(f"{s3.bucket()}/pictures")), open_storage(f"{s3.bucket()}/data")
+    before, failures = len(s3.requests()), 0
+
+    def failing(function, tasks):
+        for number, task in enumerate(tasks):
+            if number == 2:
+                raise OSError("interrupted")
+            yield function(task)
+
+    ref = None
+    while ref is None:
+        try:
+            ref = ingest.shard_dataset(source.uri, RECIPE, root, tmp_path / "work", each=failing)
+        except OSError:
+            failures += 1
+    assert failures > 4
+    assert ref.uri == f"{root.uri}/{manifest.place_of(ref.digest)}"
+    puts = Counter(r.path for r in s3.requests()[before:] if r.method == "PUT" and r.status == 200)
+    shards = [path for path in puts if path.endswith(".tar") and "/shards/" in path]
+    assert len(shards) == len(manifest.load(ref.uri).shards)
+    assert {puts[path] for path in shards} == {1}
+    assert any("/work/" in path for path in puts)  # where workers on other machines find the pictures
+    is_the_same(plain, root, ref.digest, tmp_path / "copy")
+    for file in quarantine.entries(root, ref.digest):
+        if file.tar:
+            assert quarantine.original(root, file) == (spoilt_folder / file.name).read_bytes()
+    assert ingest.shard_dataset(source.uri, RECIPE, root, tmp_path / "work") == ref
+    assert list(tmp_path.glob("work/*")) == []
+
+
+def test_a_faulty_network_changes_nothing(s3: S3Server, spoilt_folder, plain, tmp_path, monkeypatch):  # noqa: F811
+    in_small_chunks(monkeypatch)
+    monkeypatch.setattr(Patience, "wait_s", lambda self, failed: 0.001)
+    source, root = uploaded(spoilt_folder, open_storage(f"{s3.bucket()}/pictures")), open_storage(f"{s3.bucket()}/data")
+    kinds = ("reset", "reset after", "500", "503", "truncated", "short")
+    with FaultyProxy(s3.url, seed=3, rate=0.3, kinds=kinds) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        ref = ingest.shard_dataset(source.uri, RECIPE, root, tmp_path / "work")
+    assert set(proxy.injected) == set(kinds)
+    assert sum(proxy.injected.values()) > 50
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
+    is_the_same(plain, root, ref.digest, tmp_path / "copy")
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_workers_read_and_write_the_bucket(s3: S3Server, spoilt_folder, plain, tmp_path):  # noqa: F811
+    source, root = uploaded(spoilt_folder, open_storage(f"{s3.bucket()}/pictures")), open_storage(f"{s3.bucket()}/data")
+    ref = shard_dataset(source.uri, RECIPE, root, tmp_path / "work")
+    is_the_same(plain, root, ref.digest, tmp_path / "copy")
+
+
+def test_a_bucket_needs_a_folder_for_the_work(s3: S3Server, spoilt_folder):  # noqa: F811
+    with pytest.raises(ValueError, match="name a local folder for the work"):
+        ingest.shard_dataset(spoilt_folder, RECIPE, s3.bucket())

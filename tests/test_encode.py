@@ -1,0 +1,65 @@
+"""Pixels -> bytes: exact, the same each time, readable by others, and with text."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from diffusion.data.decode import decode_all, decode_into, decode_png
+from diffusion.data.encode import encode_jpeg, encode_png
+from diffusion.data.png import png_text
+from tests.photographs import photograph
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 2, 256]), st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_a_png_holds_every_pixel_and_any_reader_finds_them(height, width, levels, seed):
+    """Few levels make a drawing, many a photograph: either way of encoding."""
+    pixels = np.random.default_rng(seed).integers(0, levels, (height, width, 3), dtype=np.uint8)
+    data = encode_png(pixels)
+    assert encode_png(np.asfortranarray(pixels)) == data
+    out = np.empty_like(pixels)
+    decode_into(data, out)
+    for read in (out, decode_png(data), decode_all(data), np.asarray(Image.open(io.BytesIO(data)))):
+        assert np.array_equal(read, pixels)
+
+
+def test_a_png_is_about_as_small_as_pillows():
+    drawing = np.kron(np.arange(16).reshape(4, 4) * 15, np.ones((16, 16), int))[..., None].repeat(3, 2).astype(np.uint8)
+    for pixels in (photograph(64, 1), photograph(128, 2), drawing):
+        usual = io.BytesIO()
+        Image.fromarray(pixels).save(usual, "PNG")
+        assert len(encode_png(pixels)) <= 1.05 * len(usual.getvalue()) + 64
+
+
+@given(st.dictionaries(st.sampled_from(["receipt", "Größe", "x" * 79]), st.text(alphabet="aß日🦊\n{}", max_size=40)))
+@settings(max_examples=30, deadline=None)
+def test_text_comes_back_and_changes_no_pixel(text):
+    pixels = photograph(8, 3)
+    data = encode_png(pixels, text)
+    assert png_text(data) == text
+    assert np.array_equal(decode_png(data), pixels)
+
+
+def test_a_key_that_no_png_can_hold_is_refused():
+    for key in ("", "x" * 80, "a\0b", "日本"):
+        with pytest.raises(ValueError, match="1 to 79 characters"):
+            encode_png(photograph(8, 3), {key: "text"})
+
+
+def test_a_jpeg_is_nearer_the_higher_its_quality():
+    pixels = photograph(64, 4)
+    sizes, errors = [], []
+    for quality in (50, 80, 95, 100):
+        data = encode_jpeg(pixels, quality)
+        assert encode_jpeg(np.asfortranarray(pixels), quality) == data
+        sizes.append(len(data))
+        errors.append(np.abs(decode_all(data).astype(int) - pixels).mean())
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1
+    with pytest.raises(ValueError, match="uint8"):
+        encode_jpeg(pixels[..., 0], 95)
