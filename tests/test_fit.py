@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion.data.bad_picture import POLICY, BadPicture
-from diffusion.data.fit import _rounded, check_wanted, content_digest, fit, opaque
+from diffusion.data.pictures.bad_picture import POLICY, BadPicture
+from diffusion.data.pictures.fit import _rounded, check_wanted, content_digest, fit, opaque
 
 WHITE = "#ffffff"
 

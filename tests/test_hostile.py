@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from diffusion.data import quarantine
-from diffusion.data.decode import BadPicture, decode_all, decode_png
-from diffusion.data.fit import fit
 from diffusion.data.ingest import shard_dataset
 from diffusion.data.manifest import DUPLICATE
+from diffusion.data.pictures.decode import BadPicture, decode_all, decode_png
+from diffusion.data.pictures.fit import fit
 from diffusion.data.quarantine import TooManyRejected
 from diffusion.recipe import ShardRecipe
 from diffusion.store.storage import open_storage

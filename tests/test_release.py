@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from diffusion.data import ingest, manifest, pack, quarantine
-from diffusion.data.bad_picture import BadPicture
 from diffusion.data.images import decode_all
+from diffusion.data.pictures.bad_picture import BadPicture
 from diffusion.recipe import ShardRecipe
 from diffusion.store.storage import LocalFolder
 from tests.published import accounts_for, content, samples_of

@@ -21,9 +21,9 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from diffusion.data import catalogue
-from diffusion.data.bad_picture import NEAR_DUPLICATE
 from diffusion.data.manifest import DUPLICATE, Manifest, Split
-from diffusion.data.near import NearIndex
+from diffusion.data.pictures.bad_picture import NEAR_DUPLICATE
+from diffusion.data.pictures.near import NearIndex
 from diffusion.data.sources import BadSource
 from diffusion.recipe import ShardRecipe, canonical_json
 

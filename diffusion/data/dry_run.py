@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion.data import manifest, versions
-from diffusion.data.bad_picture import BadPicture
 from diffusion.data.pack import prepare, read_original
+from diffusion.data.pictures.bad_picture import BadPicture
 from diffusion.data.sources import Item, describe, open_source
 from diffusion.recipe import ShardRecipe
 from diffusion.store.storage import Storage

@@ -18,9 +18,9 @@ from itertools import islice
 from pathlib import Path
 
 from diffusion.data import catalogue, datasets, decide, facts, manifest, quarantine, versions
-from diffusion.data.bad_picture import POLICY
 from diffusion.data.manifest import NOT_DAMAGE, Manifest, Processing, ShardEntry
 from diffusion.data.pack import decode_chunk, pack_shard, read_original
+from diffusion.data.pictures.bad_picture import POLICY
 from diffusion.data.sources import Source, open_source
 from diffusion.data.versions import Head
 from diffusion.recipe import ShardRecipe, canonical_json, digest_of

@@ -16,9 +16,9 @@ import numpy as np
 
 from diffusion.data import manifest
 from diffusion.data.damage import Damage, DamageLog
-from diffusion.data.decode import BadPicture, decode_into
 from diffusion.data.manifest import Split
 from diffusion.data.open_shards import OpenShard, OpenShards, Read
+from diffusion.data.pictures.decode import BadPicture, decode_into
 from diffusion.data.shards import DamagedShard, damaged, read_index
 from diffusion.store.cache import ShardCache
 from diffusion.store.storage import StorageUnavailable

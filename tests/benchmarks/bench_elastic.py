@@ -32,9 +32,9 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data.encode import encode_png
 from diffusion.data.ingest import shard_dataset
 from diffusion.data.order import Order
+from diffusion.data.pictures.encode import encode_png
 from diffusion.data.reader import ShardReader
 from diffusion.data.stream import batches
 from diffusion.recipe import ShardRecipe

@@ -35,10 +35,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from diffusion.data import images, manifest
-from diffusion.data.decode import decode_into
-from diffusion.data.encode import encode_jpeg, encode_png
 from diffusion.data.manifest import Manifest
 from diffusion.data.order import Order
+from diffusion.data.pictures.decode import decode_into
+from diffusion.data.pictures.encode import encode_jpeg, encode_png
 from diffusion.data.reader import ShardReader
 from diffusion.data.shards import PackedSample
 from diffusion.data.stream import batches

@@ -22,9 +22,9 @@ from pathlib import Path
 import webdataset
 from PIL import Image
 
-from diffusion.data.decode import decode_all
-from diffusion.data.encode import encode_png
-from diffusion.data.fit import fit
+from diffusion.data.pictures.decode import decode_all
+from diffusion.data.pictures.encode import encode_png
+from diffusion.data.pictures.fit import fit
 from diffusion.data.shards import PackedSample, write_shard
 from diffusion.recipe import canonical_json
 from tests.photographs import photograph

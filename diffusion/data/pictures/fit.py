@@ -6,8 +6,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from diffusion.data.bad_picture import TOO_ELONGATED, TOO_SMALL, BadPicture
-from diffusion.data.opencv import opencv
+from diffusion.data.pictures.bad_picture import TOO_ELONGATED, TOO_SMALL, BadPicture
+from diffusion.data.pictures.opencv import opencv
 
 _BITS = 22  # of a filter's coefficient, and
 _OUTPUTS = 8  # pixels computed by one product of matrices: few, since the matrix of all is mostly zeros

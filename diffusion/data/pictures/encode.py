@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import simplejpeg
 
-from diffusion.data import png
-from diffusion.data.opencv import opencv
+from diffusion.data.pictures import png
+from diffusion.data.pictures.opencv import opencv
 
 _DRAWN = 0.4  # share of pixels equal to their left neighbour, from which a picture counts as drawn
 
