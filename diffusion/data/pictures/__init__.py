@@ -1,1 +1,1 @@
-"""One picture: bytes -> pixels (decode, by the one decoder of its format), square (fit), bytes again (encode), looks (near)."""
+"""One picture: bytes to pixels by the one decoder of its format (decode), square (fit), bytes again (encode), looks (near)."""
