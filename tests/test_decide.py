@@ -124,6 +124,15 @@ def test_near_duplicates_are_what_the_plain_rule_drops(seeds, copies, near, kept
     assert db.execute("SELECT count(*) FROM kept").fetchone()[0] == len(hashes) - len(dropped)
 
 
+def test_of_near_duplicates_the_one_that_the_parent_kept_stays():
+    names = [f"{i:x}" * 64 for i in range(4)]
+    looks = dict(zip(names, (0b0111, 0b0011, 0b0001, 0xFF << 40), strict=True))
+    for old, dropped in (({names[2]}, names[:2]), ({names[1]}, [names[0], names[2]]), (set(), names[1:3])):
+        db = with_hashes(looks, old)
+        assert decide.choose(db, 2, ()) == {"near duplicate": 2}
+        assert [name.removesuffix(".png") for (name,) in db.execute("SELECT name FROM aside")] == dropped
+
+
 def test_classes_are_ordered_by_name_or_number():
     assert decide.class_names(["b", "a", "b", "C"]) == ("C", "a", "b")
     assert decide.class_names(["10", "9", "0"]) == ("0", "9", "10")
