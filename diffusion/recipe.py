@@ -47,6 +47,31 @@ def digest_of(value: BaseModel | dict | list) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
+class Columns(Frozen):
+    """Which columns of a table of pictures hold what.  None and () mean the usual names; see docs/sources.md."""
+
+    image: str | None = Field(
+        None, exclude_if=unset, description="Column of paths, or of pictures; none: image, path, file_name and others"
+    )
+    label: str | None = Field(None, exclude_if=unset, description="Column of classes; none: label or class")
+    captions: tuple[str, ...] = Field((), exclude_if=unset, description="Columns of captions; none: text or caption(s)")
+    weights: tuple[str, ...] = Field(
+        (), exclude_if=unset, description="Columns of the captions' weights, one for each; none: weight(s)"
+    )
+    root: str | None = Field(
+        None, exclude_if=unset, description="Folder or s3://bucket/prefix that paths start from; none: the table's"
+    )
+
+    @model_validator(mode="after")
+    def _checks(self) -> "Columns":
+        if self.weights and len(self.weights) != len(self.captions):
+            raise ValueError(
+                f"columns: {len(self.weights)} weights for {len(self.captions)} captions: name one column of weights for"
+                " each column of captions"
+            )
+        return self
+
+
 class ShardRecipe(Frozen):
     """From pictures to shards."""
 
@@ -68,6 +93,7 @@ class ShardRecipe(Frozen):
         "png", exclude_if=usual("png"), description="Of the pictures in the shards; jpeg: not exact, for 256 pixels up"
     )
     jpeg_quality: int = Field(95, ge=1, le=100, exclude_if=usual(95), description="jpeg: 100 is the largest and best")
+    columns: Columns = Columns()
 
 
 class UNetRecipe(Frozen):

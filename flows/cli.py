@@ -77,7 +77,7 @@ def shard(
 
             dry_run(recipe.shard, where, site, fresh)
             return
-        open_source(where)
+        open_source(where, columns=recipe.shard.columns)
         with prefect_ready():
             from flows.shard import shard as flow
         made = flow(recipe.shard, where, site, recipe.train, fresh)

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -76,20 +76,26 @@ def list_(home: Home = None, debug: Debug = False) -> None:
 def info(
     ref: Ref,
     shards: Annotated[
-        bool, typer.Option("--shards", help="Print nothing but where the tars are, in reading order: for webdataset.")
-    ] = False,
+        str | None,
+        typer.Option(
+            "--shards", metavar="SPLIT", help="Print only where the tars of train or holdout are: for webdataset."
+        ),
+    ] = None,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
     """What a dataset holds."""
 
     def work(dataset: "Dataset", _: Site) -> None:
-        if shards:
-            for entry, _ in dataset.entries():
-                say(f"{dataset.root.uri}/{entry.tar}")
-            return
+        from diffusion.data.manifest import Split
         from diffusion.data.report import overview
 
+        if shards is not None:
+            if shards not in get_args(Split):
+                raise ValueError(f"--shards {shards}: the splits are {' and '.join(get_args(Split))}")
+            for entry in dataset.manifest.entries(shards):
+                say(f"{dataset.root.uri}/{entry.tar}")
+            return
         for title, text in overview(dataset).items():
             say(f"  {title:<10} {text}")
 

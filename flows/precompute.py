@@ -15,15 +15,19 @@ from flows.site import Site, ray_running
 from flows.stage import TASK
 
 
-@task(name="precompute", **TASK)
-def precompute_stage(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> None:
-    """Make the sidecars that are missing; nothing where the recipe reads no captions."""
+def precomputed(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> None:
+    """Have the sidecars that `recipe` can use and that are missing; nothing where it reads no captions."""
     if recipe.text_encoder == "none":
         return
     identity = text_identity(recipe.text_encoder, tokens=recipe.text_tokens)
     by = Computation(encoder=identity, device="cuda" if site.use_gpu else "cpu")
-    if not missing(dataset, by):
-        return
+    if missing(dataset, by):
+        precompute_stage(by, dataset, site)
+
+
+@task(name="precompute", **TASK)
+def precompute_stage(by: Computation, dataset: DatasetRef, site: Site) -> None:
+    """Make the sidecars of a dataset that are missing."""
     started = time.monotonic()
     with ray_running(site), progress("captions", "pictures") as update:
         precompute_dataset(dataset, by, actors=site.train_workers, progress=update)

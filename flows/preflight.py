@@ -41,7 +41,7 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
         if average and average.sigma_rel not in recipe.train.ema:
             check_averages(recipe.train, average)
     if dataset is None:
-        open_source(source)
+        open_source(source, columns=recipe.shard.columns)
     find_weights(recipe.evaluate.extractor)
     sampling_sigmas(recipe.evaluate.sampling, recipe.evaluate.sampling.steps)
     if recipe.train.text_encoder != "none":

@@ -14,7 +14,7 @@ from diffusion.store.storage import open_storage
 from diffusion.store.works import work_key
 from flows.artifact import with_pictures
 from flows.console import progress
-from flows.precompute import precompute_stage
+from flows.precompute import precomputed
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once
 
@@ -36,13 +36,13 @@ def shard(
     site.prepare()
     dataset = shard_stage(recipe, source, site, fresh).ref
     if train:
-        precompute_stage(train, dataset, site)
+        precomputed(train, dataset, site)
     return dataset
 
 
 @task(name="shard", **TASK)
 def shard_stage(recipe: ShardRecipe, source: str, site: Site, fresh: bool = False) -> Done[DatasetRef]:
-    opened, root = open_source(source), open_storage(site.data_root)
+    opened, root = open_source(source, columns=recipe.columns), open_storage(site.data_root)
 
     def make() -> DatasetRef:
         with ray_running(site), progress("shard", "pictures") as update:
@@ -64,7 +64,7 @@ def shard_stage(recipe: ShardRecipe, source: str, site: Site, fresh: bool = Fals
 
 def finished(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef:
     """The newest dataset of this source as it is now.  Raises ValueError where there is none."""
-    opened = open_source(source)
+    opened = open_source(source, columns=recipe.columns)
     ref = newest(open_storage(site.data_root), opened.uri, recipe, opened.fingerprint)
     if ref is None:
         raise ValueError(

@@ -11,7 +11,7 @@ from diffusion.recipe import TrainRecipe
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.works import recall, work_key
 from flows.console import progress, say, warn
-from flows.precompute import precompute_stage
+from flows.precompute import precomputed
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once, worth_another_try
 
@@ -38,7 +38,7 @@ def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site)
     curve: list[dict[str, float]] = []
 
     def make() -> RunRef:
-        precompute_stage(recipe, dataset, site)
+        precomputed(recipe, dataset, site)
         mlflow = site.tracking(name)
         with (
             ray_running(site),

@@ -28,7 +28,7 @@ import pytest
 
 from diffusion.adapters.ray_data import ray_each
 from diffusion.data import datasets, ingest, manifest
-from diffusion.data.encode import encode_png
+from diffusion.data.images import encode_png
 from diffusion.data.lint import lint
 from diffusion.data.order import Order
 from diffusion.data.reader import ShardReader

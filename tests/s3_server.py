@@ -310,7 +310,8 @@ def _serve(folder: Path) -> None:
     app = wsgi.loadapp(wsgi.ConfigString(common + _PROXY.format(users=lines)))
     port = start(_logged(app, folder / "access.log"))
     print(f"http://127.0.0.1:{port}", flush=True)
-    eventlet.hubs.trampoline(sys.stdin.fileno(), read=True)
+    eventlet.hubs.trampoline(sys.stdin.fileno(), read=True)  # until the tests' process has died without a word
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -81,3 +81,11 @@ def test_the_same_shard_under_other_names_is_another_matter(root: LocalFolder) -
     found = difference(made, renamed)
     assert (found.shared_shards, found.changed, found.facts) == (0, 2, {"resolution": ("16", "8")})
     assert all(what == "class cats -> dogs" for *_, what in found.examples["changed"])
+
+
+def test_the_same_shard_in_another_split_has_moved(root: LocalFolder) -> None:
+    a = published(root, [Made(1), Made(2), Made(3, split="holdout")], shard_size=2)
+    b = published(root, [Made(1, split="holdout"), Made(2, split="holdout"), Made(3)], shard_size=2)
+    assert {entry.sha256 for entry in a.manifest.shards} == {entry.sha256 for entry in b.manifest.shards}
+    found = difference(a, b)
+    assert (found.moved, found.shared_shards, found.added, found.removed) == (3, 0, 0, 0)

@@ -74,10 +74,12 @@ def test_info_tells_what_is_there(diffusion, made: Dataset) -> None:
 
 
 def test_what_shards_prints_is_what_webdataset_takes(diffusion, made: Dataset) -> None:
-    _, told = diffusion("info", made.digest[:8], "--shards")
-    keys = [sample["__key__"] for sample in webdataset.WebDataset(told.split(), shardshuffle=False)]
-    expected = [sorted(p.key for p in PICTURES if p.split == split) for split in ("train", "holdout")]
-    assert keys == expected[0] + expected[1]
+    for split in ("train", "holdout"):
+        _, told = diffusion("info", made.digest[:8], "--shards", split)
+        keys = [sample["__key__"] for sample in webdataset.WebDataset(told.split(), shardshuffle=False)]
+        assert keys == sorted(picture.key for picture in PICTURES if picture.split == split)
+    with pytest.raises(ValueError, match="--shards all: the splits are train and holdout"):
+        diffusion("info", "latest", "--shards", "all")
 
 
 def test_versions_name_the_datasets_before_them(diffusion, root: LocalFolder, made: Dataset) -> None:

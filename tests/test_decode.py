@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion.data.decode import BadPicture, decode_all, decode_into
 from diffusion.data.images import encode_png
+from diffusion.data.pictures.decode import BadPicture, decode_all, decode_into
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_opencv_comes_without_a_mark_on_the_process():
     program = """
 import os, threading
 before = dict(os.environ)
-from diffusion.data.decode import opencv
+from diffusion.data.pictures.decode import opencv
 assert opencv().getNumThreads() == 1
 assert (dict(os.environ), threading.active_count()) == (before, 1)
 """

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion.data.decode import decode_all, decode_into, decode_png
-from diffusion.data.encode import encode_jpeg, encode_png
-from diffusion.data.png import png_text
+from diffusion.data.pictures.decode import decode_all, decode_into, decode_png
+from diffusion.data.pictures.encode import encode_jpeg, encode_png
+from diffusion.data.pictures.png import png_text
 from tests.photographs import photograph
 
 

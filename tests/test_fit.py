@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion.data.bad_picture import POLICY, BadPicture
-from diffusion.data.fit import check_wanted, content_digest, fit, opaque
+from diffusion.data.pictures.bad_picture import POLICY, BadPicture
+from diffusion.data.pictures.fit import _rounded, check_wanted, content_digest, fit, opaque
 
 WHITE = "#ffffff"
 
@@ -36,6 +36,12 @@ def test_large_pictures_are_resized_in_bands_of_rows(resolution):
     pixels = np.random.default_rng(1).integers(0, 256, (700, 700, 3), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(pixels).resize((resolution, resolution), Image.Resampling.LANCZOS))
     assert np.array_equal(fit(pixels, resolution=resolution, background=WHITE), expected)
+
+
+def test_sums_are_rounded_halves_up_and_clipped():
+    tick = 2.0**-22
+    sums = np.array([[0.5, 1.5, 2.5, 0.5 - tick, 254.5, -3, -tick, 255.5, 300]])
+    assert _rounded(sums).tolist() == [[1, 2, 3, 0, 255, 0, 0, 255, 255]]
 
 
 def test_a_plain_picture_stays_plain():

@@ -13,6 +13,7 @@ from diffusion.data.images import encode_png
 from diffusion.data.lint import lint
 from diffusion.data.manifest import Processing, Split
 from diffusion.data.mix import HELD_ELSEWHERE, mix
+from diffusion.data.preview import preview
 from diffusion.data.shards import read_index
 from diffusion.store.storage import LocalFolder
 from tests.made_dataset import Made, published
@@ -167,3 +168,25 @@ def test_a_mixture_whose_parts_contradict_its_shards_is_no_manifest(root: LocalF
     plain = published(root, [Made(3)]).manifest
     assert plain.labels("train") == ((0,),)
     assert "parts" not in plain.model_dump()
+
+
+def test_a_preview_of_a_mixture_has_the_classes_of_the_mixture(root: LocalFolder) -> None:
+    a = published(root, [Made(1, "cats"), Made(2, "dogs")])
+    b = published(root, [Made(3, "ants"), Made(4, "dogs")])
+    rows = preview(mix(root, [(a, 1), (b, 1)]))
+    shown = {label: {picture.key for picture in row} for label, row in rows.items()}
+    assert shown == {"ants": {Made(3).key}, "cats": {Made(1).key}, "dogs": {Made(2).key, Made(4).key}}
+
+
+def test_lint_finds_a_mixture_that_trains_on_what_a_part_holds_out(root: LocalFolder) -> None:
+    """Such as nobody but a hand can make: parts may share training pictures, but no more."""
+    a, b = published(root, [Made(1), Made(2, split="holdout"), Made(3)]), published(root, [Made(2), Made(3)])
+    mixed = mix(root, [(a, 1), (b, 1)])
+    assert [entry.pictures for entry in mixed.manifest.entries("train")].count(1) == 1
+    assert lint(mixed) == []
+    whole = [
+        b.manifest.shards[0] if entry.pictures == 1 and entry.split == "train" else entry
+        for entry in mixed.manifest.shards
+    ]
+    leaking = Dataset(mixed.uri, mixed.manifest.model_copy(update={"shards": tuple(whole), "train_counts": (4,)}))
+    assert [(key, "train and holdout" in what) for _, key, what in lint(leaking)] == [(Made(2).key, True)]

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion.data.decode import decode_all
-from diffusion.data.encode import encode_jpeg
-from diffusion.data.near import NearIndex, bands, distance, perceptual_hash, probes
+from diffusion.data.pictures.decode import decode_all
+from diffusion.data.pictures.encode import encode_jpeg
+from diffusion.data.pictures.near import NearIndex, bands, distance, perceptual_hash, probes
 from tests.photographs import photograph
 
 HASHES = st.integers(0, 2**64 - 1)

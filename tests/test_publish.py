@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.store.publish import PREFIX, publish, publishing, sha256_file, staging, write_atomic
+from diffusion.store.publish import PREFIX, publish, publishing, replacing, sha256_file, staging, write_atomic
 
 
 def names(folder: Path) -> set[str]:
@@ -67,6 +67,18 @@ def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path):
     assert path.read_bytes() == b"22"
     assert names(path.parent) == {"a.json"}
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_that_is_being_written_is_not_swept(tmp_path):
+    with replacing(tmp_path / "a") as file:
+        file.write(b"half")
+        (temporary,) = tmp_path.iterdir()
+        os.utime(temporary, (0, 0))  # as if it had been at it for years
+        with staging(tmp_path):
+            pass
+        file.write(b", whole")
+    assert (tmp_path / "a").read_bytes() == b"half, whole"
+    assert names(tmp_path) == {"a"}
 
 
 def _stage_and_wait(parent: Path, ready) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from diffusion.data import manifest, open_shards, reader
 from diffusion.data.damage import TooMuchDamage
-from diffusion.data.decode import decode_into
+from diffusion.data.pictures.decode import decode_into
 from diffusion.data.reader import Sample, ShardReader
 from diffusion.data.shards import read_index
 from diffusion.store.refs import DatasetRef

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from diffusion.data import ingest, manifest, pack, quarantine
-from diffusion.data.bad_picture import BadPicture
 from diffusion.data.images import decode_all
+from diffusion.data.pictures.bad_picture import BadPicture
 from diffusion.recipe import ShardRecipe
 from diffusion.store.storage import LocalFolder
 from tests.published import accounts_for, content, samples_of
@@ -96,6 +96,21 @@ def test_release_is_the_same_bytes_whether_interrupted_or_not(source, root, tmp_
     with pytest.raises(OSError, match="interrupted"):
         ingest.release(root, first.digest, [*wanted, aside(root, first.digest)["long.png"].sha256], each=failing)
     assert ingest.release(root, first.digest, wanted).digest == ingest.release(twin, first.digest, wanted[::-1]).digest
+
+
+def test_a_release_in_the_middle_of_a_night_is_not_lost(source, root):
+    first = ingest.shard_dataset(source, RECIPE, root)
+    (sha256,) = (file.sha256 for file in aside(root, first.digest).values() if file.kind == "too elongated")
+    Image.new("RGB", (20, 20), "#123456").save(source / "a" / "new.png")
+
+    def meanwhile(function, tasks):
+        ingest.release(root, first.digest, [sha256])
+        return map(function, tasks)
+
+    made = manifest.load(ingest.shard_dataset(source, RECIPE, root, each=meanwhile).uri)
+    assert made.released == (sha256,)
+    assert made.set_aside == {"too small": 2, "truncated": 1}
+    accounts_for(f"{root.uri}/{manifest.place_of(made.digest)}", names_of(source))
 
 
 def test_damage_unknown_files_and_lost_originals_are_not_released(source, root, monkeypatch):

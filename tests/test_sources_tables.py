@@ -22,7 +22,6 @@ from diffusion.data.images import BadPicture, decode_png
 from diffusion.data.sources import (
     BadSource,
     Caption,
-    Columns,
     describe,
     listing,
     open_source,
@@ -30,6 +29,7 @@ from diffusion.data.sources import (
     places,
     read_item,
 )
+from diffusion.recipe import Columns
 from diffusion.store.storage import LocalFolder, StorageUnavailable
 from tests.made_sources import fill, items, lines, picture, read, said, zipped
 
@@ -104,7 +104,7 @@ def test_columns_are_named_where_they_are_not_usual(pictures, tmp_path_factory):
         open_source(table, columns=Columns(image="photo"))
     with pytest.raises(BadSource, match="is no table, so it has no columns"):
         open_source(pictures, columns=columns)
-    with pytest.raises(BadSource, match="2 weights for 1 captions"):
+    with pytest.raises(ValueError, match="2 weights for 1 captions"):
         Columns(captions=("a",), weights=("x", "y"))
 
 

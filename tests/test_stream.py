@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diffusion.data import stream
 from diffusion.data.order import Order
@@ -234,38 +237,61 @@ def test_from_a_bucket_the_batches_are_the_same_and_each_shard_comes_once(datase
     assert read_ahead_threads() == []
 
 
-def test_shards_are_fetched_in_the_order_of_need_no_further_than_allowed(dataset, bucket, tmp_path):
-    """One canonical stream, so need is shard after shard; two shards fit into what may be ahead."""
-    opened = ShardReader(dataset.uri, shards=ShardCache(tmp_path, 2**30))
-    order = Order(len(opened), 16, seed=3, window=1, streams=1)
-    need = list(dict.fromkeys(opened.shards_of(order.at(0, len(opened))).tolist()))
-    largest = max(entry.bytes for entry in opened.entries)
-    parts = [stream._Part(start, order.at(start, 4)) for start in range(0, 40, 4)]
+class Inline:
+    """A pool that does at once what it is given."""
 
-    def fetched() -> list[int]:
-        return [next(n for n, entry in enumerate(opened.entries) if entry.tar == name) for name in bucket.fetched]
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
 
-    for limit, ahead in ((1, 1), (largest + 1, 2), (2**30, 3)):
-        bucket.fetched.clear()
-        opened._shards.cache = ShardCache(tmp_path / str(limit), 2**30)
-        planned = stream._fetching(opened, iter(parts), limit)
-        for k in range(8):
-            part = next(planned)
+    def submit(self, work: Callable, *arguments: object) -> None:
+        work(*arguments)
+
+    def shutdown(self, **_: object) -> None:
+        pass
+
+
+@given(
+    sizes=st.lists(st.integers(1, 100), min_size=1, max_size=12),
+    needs=st.lists(st.lists(st.integers(0, 1_000), min_size=1, max_size=4), max_size=40),
+    limit=st.integers(0, 400),
+)
+@settings(max_examples=100, deadline=None)
+def test_shards_are_fetched_in_the_order_of_need_and_no_further_than_allowed(sizes, needs, limit):
+    """Pictures 10 s to 10 s + 9 lie in shard s."""
+    asked: list[int] = []
+    reader = SimpleNamespace(
+        entries=[SimpleNamespace(bytes=size) for size in sizes],
+        shards_of=lambda pictures: pictures // 10,
+        fetch=asked.append,
+    )
+
+    def shards_in(parts: list) -> list[int]:
+        return list(dict.fromkeys(shard for part in parts for shard in (part.pictures // 10).tolist()))
+
+    parts = [stream._Part(n, np.array(need) % (10 * len(sizes))) for n, need in enumerate(needs)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "ThreadPoolExecutor", Inline)
+        planned = 0
+
+        def taken():
+            nonlocal planned
+            for part in parts:
+                planned += 1
+                yield part
+
+        for k, part in enumerate(stream._fetching(reader, taken(), limit)):
             assert part is parts[k]
-            at = need.index(opened.shards_of(part.pictures).tolist()[-1])
-            until(lambda at=at: len(fetched()) >= min(at + 1, len(need)))
-            if limit < 2**30:
-                assert len(fetched()) <= at + 1 + ahead
-        planned.close()
-        assert sorted(fetched(), key=need.index) == need[: len(fetched())]
-
-
-def until(true: Callable[[], bool]) -> None:
-    for _ in range(1_000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("not within 10 s")
+            assert set((part.pictures // 10).tolist()) <= set(asked)
+            first = shards_in(parts[:planned])
+            if len(set(asked)) == len(asked):  # none was needed, forgotten and needed again
+                assert asked == first
+                ahead = set(shards_in(parts[k + 1 : planned - 1])) - set(shards_in(parts[: k + 1]))
+                assert sum(sizes[shard] for shard in ahead) <= limit
+                # and it does look ahead: a step's worth, or as far as it may
+                fetching = [shard for shard in first if shard not in shards_in(parts[:k])]
+                far = min(len(parts), k + stream._STEP)
+                assert planned >= far or sum(sizes[shard] for shard in fetching) >= limit
+        assert planned == len(parts)
 
 
 def test_a_damaged_copy_is_fetched_again_and_a_damaged_shard_read_piece_by_piece(

@@ -244,7 +244,7 @@ states = st.dictionaries(names, kinds, min_size=1, max_size=14)
 
 
 @given(st.lists(states, min_size=1, max_size=4), st.integers(1, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_any_history_accounts_for_every_file_keeps_splits_and_shares_what_it_may(history, shard_size):
     recipe = RECIPE.model_copy(update={"shard_size": shard_size})
     with tempfile.TemporaryDirectory() as name:

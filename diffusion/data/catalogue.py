@@ -58,6 +58,7 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
             for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL", "cache_size=-16384"):
                 db.execute(f"PRAGMA {pragma}")
             db.executescript(_SCHEMA)
+            db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', lower(hex(randomblob(8))))")
             yield db
         finally:
             db.close()
@@ -69,6 +70,11 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
         ) from error
     finally:
         os.close(lock)
+
+
+def identity(db: sqlite3.Connection) -> str:
+    """16 hex digits that no other catalogue has."""
+    return db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()[0]
 
 
 def finish(folder: Path) -> None:

@@ -21,9 +21,9 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from diffusion.data import catalogue
-from diffusion.data.bad_picture import NEAR_DUPLICATE
 from diffusion.data.manifest import DUPLICATE, Manifest, Split
-from diffusion.data.near import NearIndex
+from diffusion.data.pictures.bad_picture import NEAR_DUPLICATE
+from diffusion.data.pictures.near import NearIndex
 from diffusion.data.sources import BadSource
 from diffusion.recipe import ShardRecipe, canonical_json
 
@@ -76,7 +76,7 @@ def arrange(db: sqlite3.Connection, recipe: ShardRecipe, parent: Manifest | None
     with catalogue.transaction(db):
         _divide(db, recipe.holdout, parent is not None)
         classes = _classes(db, parent)
-        _fill_shards(db, classes, recipe.shard_size, parent)
+        _fill_shards(db, classes, recipe.shard_size)
     return classes
 
 
@@ -167,7 +167,7 @@ def class_names(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _fill_shards(db: sqlite3.Connection, classes: tuple[str, ...], shard_size: int, parent: Manifest | None) -> None:
+def _fill_shards(db: sqlite3.Connection, classes: tuple[str, ...], shard_size: int) -> None:
     label_of = {name: label for label, name in enumerate(classes)}
     kept = db.execute(
         "SELECT k.split, k.name, i.label, i.captions, i.extra, f.content, f.file, f.width, f.height"
@@ -177,11 +177,10 @@ def _fill_shards(db: sqlite3.Connection, classes: tuple[str, ...], shard_size: i
         "INSERT INTO sample VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL)",
         ((row[1], row[0], row[5][:32], label_of[row[2]], _digest(label_of[row[2]], _facts(*row[1:]))) for row in kept),
     )
-    full = [n for n, entry in enumerate(parent.shards) if entry.pictures == shard_size] if parent else []
-    db.execute(
+    db.execute(  # no shard has more than shard_size
         "CREATE TEMP TABLE stays AS SELECT b.shard FROM before b JOIN sample s ON s.digest = b.sample"
-        " WHERE b.shard IN (SELECT value FROM json_each(?)) GROUP BY b.shard HAVING count(*) = ?",
-        (json.dumps(full), shard_size),
+        " GROUP BY b.shard HAVING count(*) = ?",
+        (shard_size,),
     )
     db.execute(
         "UPDATE sample SET shared = b.shard, image = b.image FROM before b"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusion.data import manifest, versions
-from diffusion.data.bad_picture import BadPicture
 from diffusion.data.pack import prepare, read_original
+from diffusion.data.pictures.bad_picture import BadPicture
 from diffusion.data.sources import Item, describe, open_source
 from diffusion.recipe import ShardRecipe
 from diffusion.store.storage import Storage
@@ -69,7 +69,7 @@ def dry_run(
 
     The sample is of the files with the lowest sha256 of their name, so it is the same every time.  Raises BadSource.
     """
-    opened = open_source(source)
+    opened = open_source(source, columns=recipe.columns)
     last = None if fresh else versions.head(root, opened.uri, recipe)
     counts: Counter[str] = Counter()
 

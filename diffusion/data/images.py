@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffusion.data.bad_picture import BadPicture
-from diffusion.data.decode import decode_all, decode_png
-from diffusion.data.encode import encode_jpeg, encode_png
-from diffusion.data.fit import content_digest, fit
-from diffusion.data.png import png_text
+from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.pictures.decode import decode_all, decode_png
+from diffusion.data.pictures.encode import encode_jpeg, encode_png
+from diffusion.data.pictures.fit import content_digest, fit
+from diffusion.data.pictures.png import png_text
 
 if TYPE_CHECKING:  # workers that shard, and the command line, do without 200 MB of torch
     from torch import Tensor

@@ -18,9 +18,9 @@ from itertools import islice
 from pathlib import Path
 
 from diffusion.data import catalogue, datasets, decide, facts, manifest, quarantine, versions
-from diffusion.data.bad_picture import POLICY
 from diffusion.data.manifest import NOT_DAMAGE, Manifest, Processing, ShardEntry
 from diffusion.data.pack import decode_chunk, pack_shard, read_original
+from diffusion.data.pictures.bad_picture import POLICY
 from diffusion.data.sources import Source, open_source
 from diffusion.data.versions import Head
 from diffusion.recipe import ShardRecipe, canonical_json, digest_of
@@ -49,24 +49,33 @@ def shard_dataset(
     every file is read.  Raises BadSource (nothing usable), quarantine.TooManyRejected, catalogue.Busy, ValueError (a damaged
     dataset), and what the source and the root raise.
     """
-    opened = open_source(source)
+    opened = open_source(source, columns=recipe.columns)
     storage = open_storage(root) if isinstance(root, str | Path) else root
     if not fresh and (ready := versions.newest(storage, opened.uri, recipe, opened.fingerprint)):
         return _verified(storage, ready.digest)
-    last = None if fresh else versions.head(storage, opened.uri, recipe)
-    parent = last and manifest.load(f"{storage.uri}/{manifest.place_of(last.digest)}", digest=last.digest)
     name = f"{versions.head_key(opened.uri, recipe)}{'-fresh' if fresh else ''}"
     with _working(storage, work, name) as (folder, db):
-        catalogue.load_before(
-            db, parent.digest if parent else "", versions.read_files(storage, parent, folder) if parent else ()
-        )
         catalogue.list_items(db, _rows(opened))
-        released = parent.released if parent else ()
-        catalogue.adopt(db, released, POLICY)
-        job = _Job(db, recipe, storage, folder, parent, opened.uri, released, each)
-        made = _make(job, progress)
+        while True:
+            last = versions.head(storage, opened.uri, recipe)
+            parent = None if fresh or last is None else _dataset(storage, last.digest)
+            released = parent.released if parent else ()
+            catalogue.load_before(
+                db, parent.digest if parent else "", versions.read_files(storage, parent, folder) if parent else ()
+            )
+            catalogue.adopt(db, released, POLICY)
+            job = _Job(db, recipe, storage, folder, parent, opened.uri, released, each)
+            made = _make(job, progress)
+            if (
+                versions.head(storage, opened.uri, recipe) == last
+            ):  # else people released files meanwhile: go on from there
+                break
         versions.set_head(storage, recipe, Head(source=opened.uri, fingerprint=opened.fingerprint, digest=made.digest))
     return made
+
+
+def _dataset(root: Storage, digest: str) -> Manifest:
+    return manifest.load(f"{root.uri}/{manifest.place_of(digest)}", digest=digest)
 
 
 def release(
@@ -136,7 +145,7 @@ class _Job:
         """Where encoded pictures wait for their shard: any worker must be able to read them."""
         if isinstance(self.root, LocalFolder):
             return LocalFolder(self.folder / "blobs")
-        return open_storage(f"{self.root.uri}/work/{self.folder.name}")
+        return open_storage(f"{self.root.uri}/{_remote(self.folder, self.db)}")
 
 
 @contextmanager
@@ -150,11 +159,16 @@ def _working(root: Storage, work: Path | None, name: str) -> Iterator[tuple[Path
     with catalogue.opened(folder) as db:
         yield folder, db
         if not isinstance(root, LocalFolder):
-            for blob in list(root.walk(f"work/{name}/")):
+            for blob in list(root.walk(f"{_remote(folder, db)}/")):
                 root.remove(blob.name)
         catalogue.finish(folder)
     with suppress(OSError):  # other work is in it
         work.rmdir()
+
+
+def _remote(folder: Path, db: sqlite3.Connection) -> str:
+    """Where in a root that is no folder the work lies; another machine that does the same work has a place of its own."""
+    return f"work/{folder.name}-{catalogue.identity(db)}"
 
 
 def _rows(source: Source) -> Iterator[tuple]:

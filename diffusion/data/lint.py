@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion.data.datasets import Dataset, local_copy
-from diffusion.data.decode import BadPicture, decode_into
 from diffusion.data.manifest import ShardEntry, Split
+from diffusion.data.pictures.decode import BadPicture, decode_into
 from diffusion.data.shards import EXTENSION, INDEX
 from diffusion.store.publish import sha256_file
 from diffusion.store.storage import Storage

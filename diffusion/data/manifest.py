@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from diffusion.data.bad_picture import NEAR_DUPLICATE
+from diffusion.data.pictures.bad_picture import NEAR_DUPLICATE
 from diffusion.recipe import Frozen, canonical_json, digest_of, unset
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage, open_storage

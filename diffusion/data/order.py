@@ -137,11 +137,10 @@ def _joined(piece: Callable[[int], np.ndarray], start: int, count: int) -> np.nd
     """`count` elements of the sequence from `start`, newly allocated.  `piece(p)` holds some of it from position p on."""
     if start < 0 or count < 0:
         raise ValueError(f"at({start}, {count}): positions start at 0")
-    parts, position, end = [np.empty(0, np.int64)], start, start + count
-    while position < end:
+    parts, position, end = [piece(start)[:count]], start, start + count
+    while (position := position + len(parts[-1])) < end:
         parts.append(piece(position)[: end - position])
-        position += len(parts[-1])
-    return np.concatenate(parts)
+    return np.concatenate(parts) if len(parts) > 1 else parts[0].copy()
 
 
 def _stretch(order: Order, epoch: int, number: int) -> np.ndarray:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.data import images, quarantine
-from diffusion.data.bad_picture import BadPicture
-from diffusion.data.fit import check_wanted, opaque
-from diffusion.data.near import perceptual_hash
+from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.pictures.fit import check_wanted, opaque
+from diffusion.data.pictures.near import perceptual_hash
 from diffusion.data.shards import PackedSample, damaged, put_shard, write_shard
 from diffusion.data.sources import read_item
 from diffusion.recipe import ShardRecipe

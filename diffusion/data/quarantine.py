@@ -12,8 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from diffusion.data import manifest
-from diffusion.data.bad_picture import BadPicture
 from diffusion.data.manifest import DUPLICATE, NOT_DAMAGE
+from diffusion.data.pictures.bad_picture import BadPicture
 from diffusion.recipe import Frozen, canonical_json
 from diffusion.store.storage import Storage, open_storage
 

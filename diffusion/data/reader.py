@@ -17,9 +17,9 @@ import numpy as np
 
 from diffusion.data import manifest
 from diffusion.data.damage import Damage, DamageLog
-from diffusion.data.decode import BadPicture, decode_into
 from diffusion.data.manifest import Split
 from diffusion.data.open_shards import OpenShard, OpenShards, Read
+from diffusion.data.pictures.decode import BadPicture, decode_into
 from diffusion.data.shards import DamagedShard, damaged, read_index
 from diffusion.store.cache import ShardCache
 from diffusion.store.storage import StorageUnavailable
@@ -150,42 +150,66 @@ class ShardReader:
         shards = self.shards_of(pictures)
         for shard in np.unique(shards).tolist():
             places = np.flatnonzero(shards == shard)
-            self._gather(shard, pictures[places], places.tolist(), got)
+            try:
+                opened = self._open(shard)
+            except DamagedShard:
+                for place in places.tolist():
+                    self._substitute(shard, int(pictures[place] - self._first[shard]), place, got)
+                continue
+            self._gather(shard, opened, pictures[places], places, got)
         return got
 
-    def _gather(self, shard: int, pictures: np.ndarray, places: list[int], got: Pictures) -> None:
+    def _gather(self, shard: int, opened: OpenShard, pictures: np.ndarray, places: np.ndarray, got: Pictures) -> None:
         """Pictures of one shard into their places."""
-        index = pictures - self._first[shard]
-        try:
-            opened = self._open(shard)
-        except DamagedShard:
-            for place, i in zip(places, index.tolist(), strict=True):
-                self._substitute(shard, i, place, got)
-            return
-        rows = opened.index[index]
+        rows = opened.index[pictures - self._first[shard]]
         got.label[places] = self._class(shard, rows["label"])
-        cached = pictures < len(self._filled)
-        cached[cached] = self._filled[pictures[cached]]
-        columns = places, pictures.tolist(), index.tolist(), rows.tolist(), cached.tolist()
-        for place, picture, i, row, known in zip(*columns, strict=True):
-            got.keys[place] = row[0].decode()
-            if known:
-                got.images[place] = self._pictures[picture]
-                if self.captions:
+        for place, key in zip(places.tolist(), rows["key"].tolist(), strict=True):
+            got.keys[place] = key.decode()
+        kept = pictures < len(self._filled)  # in memory, now or from now on
+        known = kept.copy()
+        known[kept] = self._filled[pictures[kept]]
+        if known.any():
+            got.images[places[known]] = self._pictures[pictures[known]]
+            if self.captions:
+                for place, picture in zip(places[known].tolist(), pictures[known].tolist(), strict=True):
                     got.captions[place] = self._captions[picture]
-                continue
+            rows, pictures, places, kept = rows[~known], pictures[~known], places[~known], kept[~known]
+        good = self._load(opened, rows, places.tolist(), got)
+        for place, picture in zip(places[~good].tolist(), pictures[~good].tolist(), strict=True):
+            self._again(shard, picture - int(self._first[shard]), place, got)
+        if (kept := kept & good).any():  # two threads may both do this, with the same bytes; the mark comes last
+            self._pictures[pictures[kept]] = got.images[places[kept]]
+            if self.captions:
+                for place, picture in zip(places[kept].tolist(), pictures[kept].tolist(), strict=True):
+                    self._captions[picture] = got.captions[place]
+            self._filled[pictures[kept]] = True
+
+    def _load(self, opened: OpenShard, rows: np.ndarray, places: list[int], got: Pictures) -> np.ndarray:
+        """The pictures of some rows of an index, into their places.  Returns which of them are undamaged, (rows,) bool.
+
+        First all are read, then all decoded: what Python does between two pictures costs twice as much when the decoder has
+        emptied the processor's caches.
+        """
+        good = np.ones(len(rows), bool)
+        read, captions = opened.read, self.captions
+        stored: list[tuple[bytes | memoryview, Captions]] = []
+        for row in rows.tolist():
             try:
-                got.captions[place] = _load(opened.read, row, got.images[place], self.captions)
+                stored.append(_stored(read, row, captions))
             except StorageUnavailable:  # says nothing about the picture
                 raise
             except DAMAGE:
-                self._again(shard, i, place, got)
-                continue
-            if picture < len(self._filled):  # two threads may both do this, with the same bytes; the mark comes last
-                self._pictures[picture] = got.images[place]
-                if self.captions:
-                    self._captions[picture] = got.captions[place]
-                self._filled[picture] = True
+                stored.append((b"", ()))
+        images = got.images
+        for n, place in enumerate(places):
+            try:
+                decode_into(stored[n][0], images[place])
+            except BadPicture:
+                good[n] = False
+        if captions:
+            for place, (_, texts) in zip(places, stored, strict=True):
+                got.captions[place] = texts
+        return good
 
     def _open(self, shard: int) -> OpenShard:
         """Raises DamagedShard where a shard is lost: counted, and not looked for again."""
@@ -240,7 +264,8 @@ class ShardReader:
         row = opened.index[i : i + 1].tolist()[0]
         key = row[0].decode()
         try:
-            got.captions[place] = _load(opened.read, row, got.images[place], self.captions)
+            picture_bytes, got.captions[place] = _stored(opened.read, row, self.captions)
+            decode_into(picture_bytes, got.images[place])
         except StorageUnavailable:
             raise
         except DAMAGE as error:
@@ -252,11 +277,8 @@ class ShardReader:
         return True
 
 
-def _load(read: Read, row: tuple, out: np.ndarray, captions: bool) -> Captions:
-    """The picture of a row of the index into `out`, uint8 (H, W, 3); returns its captions, where they are wanted.
-
-    Raises one of DAMAGE.  Called for every picture: Python's own time in here is what the decoder's is up against.
-    """
+def _stored(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryview, Captions]:
+    """The bytes of a picture, by its row of the index, and its captions, where they are wanted.  Raises one of DAMAGE."""
     _, _, number, start, size, crc, json_start, json_size, txt_start, txt_size = row
     if not (captions and number):
         picture, text = read(size, start), b""
@@ -270,14 +292,13 @@ def _load(read: Read, row: tuple, out: np.ndarray, captions: bool) -> Captions:
         if len(picture) != size:
             raise BadPicture("truncated", f"{len(picture)} of {size} bytes at offset {start}")
         raise BadPicture("damaged", "its crc32 is not that of the index")
-    decode_into(picture, out)
     if not text:
-        return ()
+        return picture, ()
     try:
         words = str(text, "utf-8")
         if number == 1:
-            return ((words, 1.0),)
-        return tuple((text, weight) for text, weight in json.loads(words)["captions"])
+            return picture, ((words, 1.0),)
+        return picture, tuple((text, weight) for text, weight in json.loads(words)["captions"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadPicture("damaged", f"its captions cannot be read: {type(error).__name__}") from error
 

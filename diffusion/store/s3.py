@@ -266,7 +266,7 @@ def _check_range(answer: dict, start: int, size: int | None) -> tuple[int, int]:
         raise Passing("wrong answer", f"{told} where {start}-{wanted - 1} was asked for")
     announced = answer.get("ContentLength", wanted - start)  # a chunked answer announces nothing
     if announced != wanted - start:
-        raise Passing("short body", f"{announced:,} of {wanted - start:,} bytes are announced")
+        raise Passing("wrong length", f"{announced:,} bytes are announced where {wanted - start:,} were asked for")
     return wanted - start, whole
 
 

@@ -1,9 +1,9 @@
 """How fast batches come off the disk, beside the decoder alone and other loaders: `python -m tests.benchmarks.bench_read`.
 
 Every contender reads the same PNG or JPEG bytes, shuffled, as uint8 batches with labels, decoded anew each time; each
-takes its turn on the same pictures, and what counts is the median over the turns of the ratio within a turn.  Nothing
-but the decoder's own time is the limit: two threads that decode the same bytes, in memory, into batches.  Except for
-webdataset, whose `decode` is part of it, every peer decodes with our decoder, so that loaders are compared.  Settings, the
+takes its turn on the same pictures, and what counts is the median over the turns of the ratio within a turn.  The limit
+is the decoder's own time: two threads that decode the same bytes, in memory, into batches for a third.  Except for
+webdataset, whose `decode` is part of it, every peer decodes with our decoder, so that loaders are compared.  Settings: the
 faster of no and two worker processes (kept alive between passes, one torch thread each), otherwise as documented:
 
 webdataset   WebDataset(shards, shardshuffle=...).shuffle(1000).decode("rgb8"), batched in the pipeline
@@ -35,10 +35,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from diffusion.data import images, manifest
-from diffusion.data.decode import decode_into
-from diffusion.data.encode import encode_jpeg, encode_png
 from diffusion.data.manifest import Manifest
 from diffusion.data.order import Order
+from diffusion.data.pictures.decode import decode_into
+from diffusion.data.pictures.encode import encode_jpeg, encode_png
 from diffusion.data.reader import ShardReader
 from diffusion.data.shards import PackedSample
 from diffusion.data.stream import batches
@@ -101,13 +101,13 @@ def decode_alone(data: list[bytes], side: int, batch: int, threads: int) -> Pass
     parts = [data[start : start + batch] for start in range(0, len(data), batch)]
     pool = ThreadPoolExecutor(threads)
 
-    def decoded(part: list[bytes]) -> int:
+    def decoded(part: list[bytes]) -> np.ndarray:
         out = np.empty((len(part), side, side, 3), np.uint8)
         for row, picture in zip(out, part, strict=True):
             decode_into(picture, row)
-        return len(part)
+        return out
 
-    return lambda: sum(pool.map(decoded, parts))
+    return lambda: sum(len(out) for out in pool.map(decoded, parts))
 
 
 def decoded_chw(data: bytes, side: int) -> torch.Tensor:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.data import manifest
-from diffusion.data.encode import encode_png
 from diffusion.data.manifest import Manifest
 from diffusion.data.order import Order
+from diffusion.data.pictures.encode import encode_png
 from diffusion.data.reader import ShardReader
 from diffusion.data.shards import PackedSample
 from diffusion.data.stream import batches

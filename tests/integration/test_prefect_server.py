@@ -149,7 +149,7 @@ def test_a_deployment_on_a_schedule_is_run_by_a_worker(environment: dict[str, st
     )
     (deployment,) = ask(environment, "/deployments/filter")
     form = deployment["parameter_openapi_schema"]
-    assert set(form["properties"]) == {"recipe", "source", "site"}
+    assert set(form["properties"]) == {"recipe", "source", "site", "train", "fresh"}
     assert form["definitions"]["ShardRecipe"]["properties"]["resolution"]["multipleOf"] == 8
 
     log = Path(environment["HOME"]) / "worker.log"

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from diffusion.adapters.ray_train import TrainingFailed, train_run
+from diffusion.data import manifest
 from diffusion.data.ingest import shard_dataset
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
@@ -249,20 +250,17 @@ def test_a_non_finite_loss_reaches_the_driver_by_name_and_is_not_retried(
 
 
 def test_a_failing_worker_is_explained_in_one_line(ray_local: None, dataset: DatasetRef, tmp_path: Path):
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for path in Path(dataset.uri).iterdir():
-        if path.is_file():
-            (broken / path.name).write_bytes(path.read_bytes())
-    shard = next(broken.glob("train-*.tar"))
-    data = bytearray(shard.read_bytes())
-    data[1_000] ^= 1
-    shard.write_bytes(data)
+    root = tmp_path / "copy"
+    shutil.copytree(Path(dataset.uri).parent.parent, root)
+    uri = str(root / "datasets" / Path(dataset.uri).name)
+    shards = [root / entry.tar for entry in manifest.load(uri).entries("train")]
+    for shard in shards:
+        shard.unlink()
     events: list[dict] = []
-    with pytest.raises(TrainingFailed, match=shard.name) as caught:
+    with pytest.raises(TrainingFailed, match="|".join(shard.name for shard in shards)) as caught:
         train_run(
             RECIPE,
-            dataset.model_copy(update={"uri": str(broken)}),
+            dataset.model_copy(update={"uri": uri}),
             tmp_path / "run",
             workers=2,
             max_failures=0,

@@ -95,6 +95,20 @@ def test_a_faulty_network_changes_nothing(s3: S3Server, spoilt_folder, plain, tm
     is_the_same(plain, root, ref.digest, tmp_path / "copy")
 
 
+def test_two_machines_that_do_the_same_work_leave_each_other_alone(s3: S3Server, spoilt_folder, plain, tmp_path):  # noqa: F811
+    root, refs = open_storage(f"{s3.bucket()}/data"), []
+
+    def beside(function, tasks):
+        for result in map(function, tasks):
+            if not refs:  # the other machine begins later and is faster
+                refs.append(ingest.shard_dataset(spoilt_folder, RECIPE, root, tmp_path / "other"))
+            yield result
+
+    refs.append(ingest.shard_dataset(spoilt_folder, RECIPE, root, tmp_path / "work", each=beside))
+    assert refs[0] == refs[1]
+    is_the_same(plain, root, refs[0].digest, tmp_path / "copy")
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_workers_read_and_write_the_bucket(s3: S3Server, spoilt_folder, plain, tmp_path):  # noqa: F811
     source, root = uploaded(spoilt_folder, open_storage(f"{s3.bucket()}/pictures")), open_storage(f"{s3.bucket()}/data")

@@ -15,7 +15,6 @@ from diffusion.data.sources.items import (
     SINGLE_CLASS,
     BadSource,
     Caption,
-    Columns,
     Item,
 )
 from diffusion.data.sources.opening import EMBEDDED, Source, describe, open_source
@@ -28,7 +27,6 @@ __all__ = [
     "SINGLE_CLASS",
     "BadSource",
     "Caption",
-    "Columns",
     "Item",
     "Source",
     "describe",

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from diffusion.data.pixels import MAX_PIXELS
+from diffusion.data.pictures.pixels import MAX_PIXELS
 from diffusion.data.sources.items import BadSource, File, Item, item_of
 from diffusion.data.sources.listing import Listing
 from diffusion.data.sources.places import file_of, place, unpacked

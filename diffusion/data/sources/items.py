@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from diffusion.recipe import canonical_json
+from diffusion.recipe import Columns, canonical_json
 
 SINGLE_CLASS = "picture"
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -68,47 +68,30 @@ class File(NamedTuple):
     place: str
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a table hold what.  None and () mean the usual names, the first that the table has:
-    image, path, file_name, ...; text, caption(s), ...; label, class; weight(s).
-
-    `weights`, where given, is one column per caption column.  `root` is the folder or s3://bucket/prefix that paths are
-    relative to; None: the table's own.
-    """
-
-    image: str | None = None
-    captions: tuple[str, ...] = ()
-    label: str | None = None
-    weights: tuple[str, ...] = ()
-    root: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights and len(self.weights) != len(self.captions):
-            raise BadSource(
-                f"columns: {len(self.weights)} weights for {len(self.captions)} captions: name one column of weights for"
-                " each column of captions"
-            )
-
-    def named(self) -> set[str]:
-        """The columns that are named, which a table must have."""
-        return {name for name in (self.image, self.label, *self.captions, *self.weights) if name}
-
-    def image_of(self, present: dict | set | list) -> str | None:
-        return self.image or _first(_IMAGE, present)
-
-    def label_of(self, present: dict | set | list) -> str | None:
-        return self.label or _first(_LABEL, present)
-
-    def captions_of(self, present: dict | set | list) -> list[tuple[str, str | None]]:
-        """(column of captions, column of their weights) pairs."""
-        if self.captions:
-            return list(zip(self.captions, self.weights or (None,) * len(self.captions), strict=True))
-        usual = _first(_CAPTIONS, present)
-        return [(usual, _first(_WEIGHTS, present))] if usual else []
-
-
 USUAL = Columns()
+
+
+def named(columns: Columns) -> set[str]:
+    """The columns that are named, which a table must have."""
+    return {name for name in (columns.image, columns.label, *columns.captions, *columns.weights) if name}
+
+
+def image_column(columns: Columns, present: dict | set | list) -> str | None:
+    """The column of paths or pictures: the one named, or the first usual one that is there."""
+    return columns.image or _first(_IMAGE, present)
+
+
+def label_column(columns: Columns, present: dict | set | list) -> str | None:
+    """Likewise of labels."""
+    return columns.label or _first(_LABEL, present)
+
+
+def caption_columns(columns: Columns, present: dict | set | list) -> list[tuple[str, str | None]]:
+    """Likewise (column of captions, column of their weights) pairs."""
+    if columns.captions:
+        return list(zip(columns.captions, columns.weights or (None,) * len(columns.captions), strict=True))
+    usual = _first(_CAPTIONS, present)
+    return [(usual, _first(_WEIGHTS, present))] if usual else []
 
 
 def _first(usual: tuple[str, ...], present: dict | set | list) -> str | None:
@@ -168,9 +151,9 @@ def item_of(
     """
     row = dict(row)
     captions = []
-    for texts, weights in columns.captions_of(row):
+    for texts, weights in caption_columns(columns, row):
         captions += _captions(row.pop(texts, None), row.pop(weights, None) if weights else None, f"{where}: {texts}")
-    labels = columns.label_of(row)
+    labels = label_column(columns, row)
     said = _label(row.pop(labels, None), where) if labels else ""
     if not captions and caption:
         captions = [Caption(caption)]

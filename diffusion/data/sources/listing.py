@@ -16,7 +16,7 @@ from functools import partial
 from itertools import groupby, islice
 from typing import BinaryIO, TypeVar
 
-from diffusion.data.bad_picture import BadPicture
+from diffusion.data.pictures.bad_picture import BadPicture
 from diffusion.data.sources.items import (
     MAX_LABELS,
     SINGLE_CLASS,

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from diffusion.data.sources import idx
 from diffusion.data.sources.containers import ARCHIVES, archive_files, folder_files, local_mark
-from diffusion.data.sources.items import EXTENSIONS, BadSource, Columns, File, Item, suffix
+from diffusion.data.sources.items import EXTENSIONS, BadSource, File, Item, suffix
 from diffusion.data.sources.layouts import EXPECTED, STATS, items_of
 from diffusion.data.sources.listing import Listing
 from diffusion.data.sources.patterns import SPECIAL, matching
 from diffusion.data.sources.places import file_of, located, place, storage_at
 from diffusion.data.sources.tables import TABLES, table_items
+from diffusion.recipe import Columns
 from diffusion.store.storage import S3_SCHEME, LocalFolder, StorageUnavailable
 
 EMBEDDED = "embedded"
@@ -201,5 +202,5 @@ def _of_files(
 
 
 def _no_columns(columns: Columns | None, uri: str) -> None:
-    if columns is not None:
+    if columns not in (None, Columns()):
         raise BadSource(f"source {uri} is no table, so it has no columns to name: give a {', '.join(TABLES)}")

@@ -24,8 +24,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from diffusion.data.bad_picture import BadPicture
-from diffusion.data.encode import encode_png
+from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.pictures.encode import encode_png
 from diffusion.data.sources.items import MAX_FILE_BYTES, BadSource
 from diffusion.store.storage import S3_SCHEME, LocalFolder, Storage, StorageUnavailable, open_storage
 

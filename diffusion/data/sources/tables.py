@@ -11,11 +11,12 @@ from typing import BinaryIO
 
 from diffusion.data.sources import parquet
 from diffusion.data.sources.containers import checked, folder_files, local_mark
-from diffusion.data.sources.items import BadSource, Columns, File, Item, check_inside, item_of, suffix
+from diffusion.data.sources.items import BadSource, File, Item, check_inside, image_column, item_of, named, suffix
 from diffusion.data.sources.layouts import NOT_DOWNLOADED, check_rows
 from diffusion.data.sources.listing import Listing
 from diffusion.data.sources.places import file_of, located, place, storage_at
 from diffusion.data.sources.rows import TEXT_TABLES, text_rows
+from diffusion.recipe import Columns
 from diffusion.store.storage import LocalFolder
 
 TABLES = (*TEXT_TABLES, ".parquet")
@@ -53,7 +54,7 @@ def _root(table: File, uri: str, columns: Columns) -> str:
 def _paths(listing: Listing, table: File, columns: Columns, root: str) -> Iterator[tuple[str, str, dict]]:
     """(path below the root, where, row) of each row of a table that names pictures."""
     for where, row in _rows(listing, table, columns):
-        column = columns.image_of(row)
+        column = image_column(columns, row)
         if column is None:
             raise _no_pictures(table.inside, sorted(row))
         path = row.pop(column)
@@ -104,7 +105,7 @@ def _rows(listing: Listing, table: File, columns: Columns) -> Iterator[tuple[str
             _parquet_rows(table.inside, file) if suffix(table.inside) == ".parquet" else text_rows(table.inside, file)
         )
         for where, row in rows:
-            if not checked and (missing := columns.named() - row.keys()):
+            if not checked and (missing := named(columns) - row.keys()):
                 raise _no_columns(table.inside, missing, row)
             checked = suffix(table.inside) != ".jsonl"  # whose rows may differ
             yield where, row
@@ -118,10 +119,10 @@ def _held(listing: Listing, table: File, columns: Columns) -> tuple[str, str | N
     """The column of a Parquet table that holds pictures' bytes, and its field; None where it names them."""
     with listing.open(table) as file, parquet.reading(table.inside, file) as opened:
         present = opened.schema_arrow.names
-        column = columns.image_of(present)
+        column = image_column(columns, present)
         if column is None:
             raise _no_pictures(table.inside, present)
-        if missing := columns.named() - set(present):
+        if missing := named(columns) - set(present):
             raise _no_columns(table.inside, missing, present)
         return parquet.held(opened, column)
 

@@ -17,11 +17,11 @@ import struct
 import numpy as np
 import simplejpeg
 
-from diffusion.data import png
-from diffusion.data.bad_picture import BadPicture, named_damage
-from diffusion.data.opencv import opencv
-from diffusion.data.pixels import check_size, eight_bit, orientation, upright
-from diffusion.data.with_pillow import decode_with_pillow
+from diffusion.data.pictures import png
+from diffusion.data.pictures.bad_picture import BadPicture, named_damage
+from diffusion.data.pictures.opencv import opencv
+from diffusion.data.pictures.pixels import check_size, eight_bit, orientation, upright
+from diffusion.data.pictures.with_pillow import decode_with_pillow
 
 MAX_SCANS = 100  # of a progressive JPEG, each of which is decoded over all pixels: usual are ten
 _JPEG = b"\xff\xd8\xff"

@@ -6,12 +6,12 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from diffusion.data.bad_picture import TOO_ELONGATED, TOO_SMALL, BadPicture
-from diffusion.data.opencv import opencv
+from diffusion.data.pictures.bad_picture import TOO_ELONGATED, TOO_SMALL, BadPicture
+from diffusion.data.pictures.opencv import opencv
 
 _BITS = 22  # of a filter's coefficient, and
 _OUTPUTS = 8  # pixels computed by one product of matrices: few, since the matrix of all is mostly zeros
-_ROWS = 128  # rows resized at a time: they stay in the processor's cache
+_BAND = 2**16  # pixels resized at a time: they stay in the processor's cache
 
 
 def check_wanted(width: int, height: int, *, min_side: int, max_aspect: float | None) -> None:
@@ -62,12 +62,16 @@ def _lanczos(square: np.ndarray, resolution: int) -> np.ndarray:
     cv2 = opencv()
     side, blocks = len(square), _filter(len(square), resolution)
     narrow = np.empty((3, side, resolution))
-    for start in range(0, side, _ROWS):
-        planes = np.stack(cv2.split(square[start : start + _ROWS])).astype(np.float64)
-        sums = np.empty((*planes.shape[:2], resolution))
+    height = max(1, _BAND // side)
+    for start in range(0, side, height):
+        band = square[start : start + height]
+        planes = np.empty((3, *band.shape[:2]))
+        for plane, values in zip(planes, cv2.split(band), strict=True):
+            plane[:] = values
+        rows, sums = planes.reshape(-1, side), np.empty((3 * len(band), resolution))
         for at, (low, high, weights) in blocks.items():
-            np.matmul(planes[..., low:high], weights, out=sums[..., at : at + weights.shape[1]])
-        narrow[:, start : start + _ROWS] = _rounded(sums)
+            np.matmul(rows[:, low:high], weights, out=sums[:, at : at + weights.shape[1]])
+        narrow[:, start : start + height] = _rounded(sums).reshape(3, -1, resolution)
     sums = np.empty((3, resolution, resolution))
     for at, (low, high, weights) in blocks.items():
         np.matmul(weights.T, narrow[:, low:high], out=sums[:, at : at + weights.shape[1]])

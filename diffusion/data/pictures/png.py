@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from diffusion.data.bad_picture import BadPicture, named_damage
+from diffusion.data.pictures.bad_picture import BadPicture, named_damage
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 
-from diffusion.data.bad_picture import BadPicture
+from diffusion.data.pictures.bad_picture import BadPicture
 
 MAX_PIXELS = 2**26  # 8192 x 8192: a file of kilobytes can claim more than a machine has memory
 

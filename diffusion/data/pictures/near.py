@@ -18,7 +18,7 @@ from itertools import combinations
 import numpy as np
 from PIL import Image
 
-from diffusion.data.opencv import opencv
+from diffusion.data.pictures.opencv import opencv
 
 _SIDE = 32
 _BRIGHTNESS, _COLOUR = 48, 8  # bits

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from diffusion.data.bad_picture import BadPicture, named_damage
-from diffusion.data.opencv import opencv
-from diffusion.data.pixels import check_size, eight_bit
+from diffusion.data.pictures.bad_picture import BadPicture, named_damage
+from diffusion.data.pictures.opencv import opencv
+from diffusion.data.pictures.pixels import check_size, eight_bit
 
 _OPENINGS = {"GIF": rb"GIF8[79]a", "WEBP": rb"RIFF....WEBP", "BMP": rb"BM", "TIFF": rb"II\*\0|MM\0\*|II\+\0|MM\0\+"}
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_PLANAR, _TIFF_TILE, _TIFF_EXTRA = 258, 262, 284, (322, 323), 338
