@@ -1,7 +1,7 @@
 """Shards opened for reading: the index of each, and its bytes from a local file or straight from the storage."""
 
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
@@ -40,25 +40,30 @@ class OpenShards:
         self.root, self.entries = root, entries
         self.cache = None if isinstance(root, LocalFolder) else cache
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._forgotten: Counter[int] = Counter()
         self._index_bytes = 0
         self._lock = Lock()
 
     def get(self, number: int) -> OpenShard:
         """The shard `number` of `entries`.  Raises DamagedShard where its tar is missing, or its index not as written."""
-        with self._lock:
-            if shard := self._open.get(number):
-                self._open.move_to_end(number)
-                return shard
-        entry = self.entries[number]
-        shard = OpenShard(read_index(self.root, entry), self._reader(entry))
-        with self._lock:
-            if before := self._open.pop(number, None):  # opened by another thread as well
-                self._index_bytes -= before.index.nbytes
-            self._open[number] = shard
-            self._index_bytes += shard.index.nbytes
-            while len(self._open) > 1 and (len(self._open) > OPEN_SHARDS or self._index_bytes > INDEX_BYTES):
-                self._index_bytes -= self._open.popitem(last=False)[1].index.nbytes
-        return shard
+        while True:
+            with self._lock:
+                if shard := self._open.get(number):
+                    self._open.move_to_end(number)
+                    return shard
+                forgotten = self._forgotten[number]
+            entry = self.entries[number]
+            shard = OpenShard(read_index(self.root, entry), self._reader(entry))
+            with self._lock:
+                if self._forgotten[number] != forgotten:  # what we opened may be what was forgotten
+                    continue
+                if before := self._open.pop(number, None):  # opened by another thread as well
+                    self._index_bytes -= before.index.nbytes
+                self._open[number] = shard
+                self._index_bytes += shard.index.nbytes
+                while len(self._open) > 1 and (len(self._open) > OPEN_SHARDS or self._index_bytes > INDEX_BYTES):
+                    self._index_bytes -= self._open.popitem(last=False)[1].index.nbytes
+            return shard
 
     def fetch(self, number: int) -> None:
         """Have the local copy of a shard that is not open, where such copies are made.  Raises as ShardCache does."""
@@ -68,11 +73,12 @@ class OpenShards:
 
     def forget(self, number: int) -> None:
         """Close a shard in which damage was seen and delete its local copy: the next `get` makes everything anew."""
-        with self._lock:
-            if shard := self._open.pop(number, None):
-                self._index_bytes -= shard.index.nbytes
         if self.cache is not None:
             self.cache.drop(self.entries[number].sha256)
+        with self._lock:  # the copy is gone by now, so nobody opens it any more
+            self._forgotten[number] += 1
+            if shard := self._open.pop(number, None):
+                self._index_bytes -= shard.index.nbytes
 
     def _reader(self, entry: ShardEntry) -> Read:
         try:
