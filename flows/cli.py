@@ -103,10 +103,11 @@ def train(
     """Train on the shards of the source.  Interrupted, it goes on from its last checkpoint when called again."""
 
     def work(recipe: Recipe, site: Site) -> None:
+        given = _given(dataset, source, site)
         check_devices(site, batch_size=recipe.train.batch_size)
         with prefect_ready():
             from flows.train import train as flow
-        run = flow(recipe.train, _dataset(recipe, source, dataset, site), recipe.name, site)
+        run = flow(recipe.train, given or _made(recipe, source, site), recipe.name, site)
         say(f"  checkpoint {run.uri}\n  digest     {run.digest}")
 
     _do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers)
@@ -126,10 +127,11 @@ def evaluate(
     """Measure the trained run: Frechet distance, held-out loss, variational bound, a grid of samples."""
 
     def work(recipe: Recipe, site: Site) -> None:
+        given = _given(dataset, source, site)
         with prefect_ready():
             from flows import train as runs
             from flows.evaluate import evaluate as flow
-        run = runs.finished(recipe.train, _dataset(recipe, source, dataset, site), site)
+        run = runs.finished(recipe.train, given or _made(recipe, source, site), site)
         evaluation = flow(recipe.evaluate, run, recipe.name, site)
         from flows.summary import measured
 
@@ -152,11 +154,12 @@ def register(
     """Make the evaluated model a version in MLflow's registry, and champion if it passes the gate."""
 
     def work(recipe: Recipe, site: Site) -> None:
+        given = _given(dataset, source, site)
         with prefect_ready():
             from flows import evaluate as evaluations
             from flows import train as runs
             from flows.register import register as flow
-        run = runs.finished(recipe.train, _dataset(recipe, source, dataset, site), site)
+        run = runs.finished(recipe.train, given or _made(recipe, source, site), site)
         evaluation = evaluations.finished(recipe.evaluate, run, site)
         from flows.summary import registered
 
@@ -210,7 +213,7 @@ def run(
 
     def work(recipe: Recipe, site: Site) -> None:
         with waiting("reading the source and checking the machine"):
-            given = None if dataset is None else _published(dataset, source, site)
+            given = _given(dataset, source, site)
             check(recipe, source or EMBEDDED, until, site, given)
         with prefect_ready():
             from flows.pipeline import pipeline
@@ -254,21 +257,22 @@ def main() -> None:
         raise
 
 
-def _dataset(recipe: Recipe, source: str | None, dataset: str | None, site: Site) -> "DatasetRef":
-    """What a stage after `shard` works on: the dataset that is named, or the one made of the source."""
-    if dataset is not None:
-        return _published(dataset, source, site)
-    from flows.shard import finished
-
-    return finished(recipe.shard, source or EMBEDDED, site)
-
-
-def _published(dataset: str, source: str | None, site: Site) -> "DatasetRef":
+def _given(dataset: str | None, source: str | None, site: Site) -> "DatasetRef | None":
+    """The published dataset that is named, if any is.  Ask before anything is started."""
     from diffusion.data.datasets import find
 
+    if dataset is None:
+        return None
     if source is not None:
         raise ValueError(f"--source {source} and --dataset {dataset}: give one of the two")
     return find(cli_data.data_root(site), dataset).whole()
+
+
+def _made(recipe: Recipe, source: str | None, site: Site) -> "DatasetRef":
+    """The dataset that `shard` made of the source."""
+    from flows.shard import finished
+
+    return finished(recipe.shard, source or EMBEDDED, site)
 
 
 def _do(

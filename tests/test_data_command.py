@@ -188,15 +188,16 @@ def test_a_report_tells_of_captions(diffusion, root: LocalFolder) -> None:
 
 def test_a_stage_goes_on_from_a_dataset_that_is_named(site: Site, made: Dataset, root: LocalFolder) -> None:
     recipe = PRESETS["smoke"]()
-    assert cli._dataset(recipe, None, "latest", site) == made.manifest.ref(made.uri)
+    assert cli._given(None, "embedded", site) is None
+    assert cli._given("latest", None, site) == made.manifest.ref(made.uri)
     with pytest.raises(ValueError, match="--source embedded and --dataset latest: give one of the two"):
-        cli._dataset(recipe, "embedded", "latest", site)
+        cli._given("latest", "embedded", site)
     unjudged = published(root, PICTURES[:3])
     with pytest.raises(ValueError, match=f"dataset {unjudged.digest[:16]} holds no pictures out"):
         check(recipe, "embedded", "register", site, unjudged.whole())
     root.remove(made.manifest.shards[0].tar)
     with pytest.raises(ValueError, match="is missing"):
-        cli._dataset(recipe, None, "latest", site)
+        cli._given("latest", None, site)
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "register", "run"])
