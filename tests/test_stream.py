@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -321,6 +322,25 @@ def test_a_damaged_copy_is_fetched_again_and_a_damaged_shard_read_piece_by_piece
     assert [damage.key for damage in poor.damage.news] == [SAMPLES[20].key]
     poor.gather(np.arange(len(poor)))
     assert poor.damage.count == 1
+
+
+def test_threads_that_meet_a_damaged_copy_at_once_read_the_one_fetched_again(dataset, bucket, tmp_path):
+    class Slow(ShardCache):
+        def drop(self, sha256: str) -> None:
+            time.sleep(0.005)  # gives others the time to come in between
+            super().drop(sha256)
+
+    cache, everything = Slow(tmp_path, 2**30), np.arange(len(SAMPLES))
+    sound = ShardReader(dataset.uri, shards=cache).gather(everything).images
+    for _ in range(10):
+        for entry in ShardReader(dataset.uri).entries:
+            copy = tmp_path / entry.sha256
+            copy.write_bytes(bytes(copy.stat().st_size))
+        opened = ShardReader(dataset.uri, shards=cache, cache_mib=0)
+        with ThreadPoolExecutor(8) as pool:
+            read = list(pool.map(lambda _: opened.gather(everything).images, range(8)))  # noqa: B023
+        assert all(np.array_equal(images, sound) for images in read)
+        assert opened.damage.count == 0
 
 
 def test_a_cache_smaller_than_a_shard_is_refused(dataset, bucket, tmp_path):

@@ -1,8 +1,7 @@
 """Shards opened for reading: the index of each, and its bytes from a local file or straight from the storage."""
 
-import mmap
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
@@ -19,15 +18,14 @@ OPEN_SHARDS = 128  # each holds a file open; a process may have 1,024
 INDEX_BYTES = 64 * 2**20  # of all open shards together
 
 
-Read = Callable[[int, int], bytes | memoryview]  # (size, start) -> that many bytes, fewer only at the end of the tar
+Read = Callable[[int, int], bytes]  # (size, start) -> that many bytes, fewer only at the end of the tar
 
 
 class OpenShard(NamedTuple):
-    """The rows of a shard's index, its bytes, and whether the file they come from is as long as it was."""
+    """The rows of a shard's index, and its bytes."""
 
     index: np.ndarray
     read: Read
-    whole: Callable[[], bool] = lambda: True
 
 
 class OpenShards:
@@ -42,25 +40,30 @@ class OpenShards:
         self.root, self.entries = root, entries
         self.cache = None if isinstance(root, LocalFolder) else cache
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
+        self._forgotten: Counter[int] = Counter()
         self._index_bytes = 0
         self._lock = Lock()
 
     def get(self, number: int) -> OpenShard:
         """The shard `number` of `entries`.  Raises DamagedShard where its tar is missing, or its index not as written."""
-        with self._lock:
-            if (shard := self._open.get(number)) and shard.whole():
-                self._open.move_to_end(number)
-                return shard
-        entry = self.entries[number]
-        shard = OpenShard(read_index(self.root, entry), *self._reader(entry))
-        with self._lock:
-            if before := self._open.pop(number, None):  # cut off since, or opened by another thread as well
-                self._index_bytes -= before.index.nbytes
-            self._open[number] = shard
-            self._index_bytes += shard.index.nbytes
-            while len(self._open) > 1 and (len(self._open) > OPEN_SHARDS or self._index_bytes > INDEX_BYTES):
-                self._index_bytes -= self._open.popitem(last=False)[1].index.nbytes
-        return shard
+        while True:
+            with self._lock:
+                if shard := self._open.get(number):
+                    self._open.move_to_end(number)
+                    return shard
+                forgotten = self._forgotten[number]
+            entry = self.entries[number]
+            shard = OpenShard(read_index(self.root, entry), self._reader(entry))
+            with self._lock:
+                if self._forgotten[number] != forgotten:  # what we opened may be what was forgotten
+                    continue
+                if before := self._open.pop(number, None):  # opened by another thread as well
+                    self._index_bytes -= before.index.nbytes
+                self._open[number] = shard
+                self._index_bytes += shard.index.nbytes
+                while len(self._open) > 1 and (len(self._open) > OPEN_SHARDS or self._index_bytes > INDEX_BYTES):
+                    self._index_bytes -= self._open.popitem(last=False)[1].index.nbytes
+            return shard
 
     def fetch(self, number: int) -> None:
         """Have the local copy of a shard that is not open, where such copies are made.  Raises as ShardCache does."""
@@ -70,23 +73,24 @@ class OpenShards:
 
     def forget(self, number: int) -> None:
         """Close a shard in which damage was seen and delete its local copy: the next `get` makes everything anew."""
-        with self._lock:
-            if shard := self._open.pop(number, None):
-                self._index_bytes -= shard.index.nbytes
         if self.cache is not None:
             self.cache.drop(self.entries[number].sha256)
+        with self._lock:  # the copy is gone by now, so nobody opens it any more
+            self._forgotten[number] += 1
+            if shard := self._open.pop(number, None):
+                self._index_bytes -= shard.index.nbytes
 
-    def _reader(self, entry: ShardEntry) -> tuple[Read, Callable[[], bool]]:
+    def _reader(self, entry: ShardEntry) -> Read:
         try:
             if isinstance(self.root, LocalFolder):
-                return _opened(self.root.path(entry.tar), entry.bytes)
+                return _opened(self.root.path(entry.tar))
             if self.cache is not None:
                 return self._cached(self.cache, entry)
         except FileNotFoundError as error:
             raise DamagedShard(damaged(self.root, entry.tar, "is missing")) from error
         return self._pieces(entry)
 
-    def _cached(self, cache: ShardCache, entry: ShardEntry) -> tuple[Read, Callable[[], bool]]:
+    def _cached(self, cache: ShardCache, entry: ShardEntry) -> Read:
         while True:
             try:
                 path = cache.path(self.root, entry.tar, entry.sha256, entry.bytes)
@@ -96,28 +100,19 @@ class OpenShards:
                 # the stored shard is damaged somewhere: those of its pictures that are not can be told by their own sums
                 return self._pieces(entry)
             try:
-                return _opened(path, entry.bytes)
+                return _opened(path)
             except FileNotFoundError:  # it made room for another one before we could open it
                 continue
 
-    def _pieces(self, entry: ShardEntry) -> tuple[Read, Callable[[], bool]]:
-        return (lambda size, start: self.root.read(entry.tar, start, size)), lambda: True
+    def _pieces(self, entry: ShardEntry) -> Read:
+        return lambda size, start: self.root.read(entry.tar, start, size)
 
 
-def _opened(path: Path, size: int) -> tuple[Read, Callable[[], bool]]:
-    """Reads from a local file of `size` bytes through memory that it is mapped to, and asks for all of it to be read
-    ahead: a call of the system for each small picture would cost a tenth of its decoding.
-
-    Who touches mapped memory beyond the end of its file is killed, so a file that is shorter is read by calls, and one that
-    has become so since (see OpenShard.whole) has to be opened again.
+def _opened(path: Path) -> Read:
+    """Reads from a local file by calls of the system.  Mapping it into memory would save a thirtieth of the time that small
+    pictures take, but whoever touches mapped memory that cannot be read - a file cut off, a disk that fails - is killed.
     """
-    file = _File(os.open(path, os.O_RDONLY))
-    if os.fstat(file.descriptor).st_size != size:
-        return file.read, lambda: True
-    mapped = mmap.mmap(file.descriptor, size, prot=mmap.PROT_READ)  # with a descriptor of its own
-    mapped.madvise(mmap.MADV_WILLNEED)
-    view = memoryview(mapped)
-    return (lambda size, start: view[start : start + size]), lambda: mapped.size() == size
+    return _File(os.open(path, os.O_RDONLY)).read
 
 
 class _File:

@@ -19,7 +19,7 @@ from diffusion.data.pictures.near import perceptual_hash
 from diffusion.data.shards import PackedSample, damaged, parse_index, put_shard, write_shard
 from diffusion.data.sources import read_item
 from diffusion.recipe import ShardRecipe
-from diffusion.store.publish import PREFIX
+from diffusion.store.publish import PREFIX, room_in
 from diffusion.store.storage import LocalFolder, Storage, open_storage
 
 _READERS = 16  # ranged reads at a time from a storage that is far away
@@ -89,7 +89,8 @@ def pack_shard(task: dict) -> dict:
     root = open_storage(task["root"])
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=task["scratch"]) as name:
         folder = Path(name)
-        entry = write_shard(folder, task["split"], _packed(task["samples"]), task["encoding"])
+        with room_in(folder.parent):
+            entry = write_shard(folder, task["split"], _packed(task["samples"]), task["encoding"])
         index = parse_index((folder / Path(entry.index).name).read_bytes(), entry.pictures)
         put_shard(root, folder, entry)
     spans = zip(index["image_offset"], index["image_size"], index["image_crc32"], strict=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 from zlib import crc32
 
@@ -91,6 +92,7 @@ class ShardReader:
         self._shards = OpenShards(self.root, self.entries, shards)
         self.damage = DamageLog(len(self), max_damaged)
         self._fetched_again: set[int] = set()
+        self._forgetting = Lock()
         side = self.manifest.resolution
         cached = min(len(self), cache_mib * 2**20 // (3 * side * side))
         self._pictures = np.empty((cached, side, side, 3), np.uint8)
@@ -230,9 +232,10 @@ class ShardReader:
 
     def _again(self, shard: int, i: int, place: int, got: Pictures) -> None:
         """Read picture i of a shard, found damaged, once more: from a file opened, or a copy fetched, again."""
-        if shard not in self._fetched_again or self._shards.cache is None:
-            self._fetched_again.add(shard)
-            self._shards.forget(shard)
+        with self._forgetting:  # who meets damage meanwhile waits, and reads what is opened afterwards
+            if shard not in self._fetched_again or self._shards.cache is None:
+                self._fetched_again.add(shard)
+                self._shards.forget(shard)
         if not self._good(shard, i, place, got):
             self._substitute(shard, i, place, got)
 

@@ -4,6 +4,7 @@ Write below a temporary sibling, flush everything to the disk, rename.  A proces
 `.tmp-*` folder, which the next publisher beside it sweeps away.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -38,6 +39,19 @@ def read_checked(path: Path, sha256: str, why: str) -> bytes:
     if actual != sha256:
         raise ValueError(f"{path}: sha256 {actual[:12]}, expected {sha256[:12]}. {why}")
     return data
+
+
+@contextmanager
+def room_in(folder: Path) -> Iterator[None]:
+    """Says of a full disk where it is and what to do: what fails in the block writes into `folder`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno, f"{os.strerror(error.errno)} in {folder}: free some, and the same command goes on"
+        ) from error
 
 
 def fsync_path(path: Path) -> None:

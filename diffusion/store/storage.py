@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from diffusion.store.publish import PREFIX, fsync_path, replacing, write_atomic
+from diffusion.store.publish import PREFIX, fsync_path, replacing, room_in, write_atomic
 
 S3_SCHEME = "s3://"
 _LONGEST_NAME = 1024  # bytes of UTF-8; S3's limit for a key
@@ -153,7 +153,7 @@ class LocalFolder:
                 yield Found(name, status.st_size, f"{status.st_size}:{status.st_mtime_ns}")
 
     def put(self, name: str, data: bytes | Path) -> None:
-        with self._understood(name):
+        with self._understood(name), room_in(self.folder):
             if isinstance(data, bytes):
                 write_atomic(self.path(name), data)
             else:

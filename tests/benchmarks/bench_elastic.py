@@ -28,6 +28,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice, zip_longest
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,12 @@ OURS = Loader("ours", "diffusion", "position is an argument: any ranks that divi
 # Part 1
 
 
-def worker(folder: Path, world: int, rank: int, threads: int, start: int) -> None:
-    """Write each batch's pictures, a line at a time, until killed."""
+def worker(folder: Path, world: int, rank: int, threads: int, start: int, together: Barrier) -> None:
+    """Write each batch's pictures, a line at a time, in step with the other ranks, until killed."""
     with open(folder / f"rank-{rank}", "w", buffering=1) as out:
         for batch in share(folder, world, rank, threads, start):
             out.write(" ".join(map(str, batch)) + "\n")
+            together.wait()  # as ranks do that add up their gradients
 
 
 def lines(path: Path) -> list[list[int]]:
@@ -121,7 +123,8 @@ def killed_at_random(folder: Path, seed: int) -> bool:
         for rank in range(world):
             (folder / f"rank-{rank}").unlink(missing_ok=True)
         start = len(seen) * BATCH
-        arguments = [(folder, world, rank, threads, start) for rank in range(world)]
+        together = _fork.Barrier(world)
+        arguments = [(folder, world, rank, threads, start, together) for rank in range(world)]
         ranks = [_fork.Process(target=worker, args=each) for each in arguments]
         for process in ranks:
             process.start()
@@ -136,10 +139,9 @@ def killed_at_random(folder: Path, seed: int) -> bool:
         done = [list(chain(*step)) for step in zip(*parts, strict=False)]
         same = done == list(islice(undisturbed, len(done)))
         right &= same
-        ahead = max(map(len, parts)) - len(done)
         print(
-            f"  {world} ranks x {threads} threads, from batch {len(seen):4d}: killed after {len(done):3d} batches"
-            f" (the fastest rank {ahead} ahead): {'identical' if same else 'DIFFERENT'}"
+            f"  {world} ranks x {threads} threads, from batch {len(seen):4d}: killed after {len(done):3d} batches:"
+            f" {'identical' if same else 'DIFFERENT'}"
         )
         seen += done
     flat = list(chain(*seen))

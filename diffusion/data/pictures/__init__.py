@@ -1,1 +1,1 @@
-"""One picture: bytes -> pixels (decode, by the one decoder of its format), square (fit), bytes again (encode), looks (near)."""
+"""One picture: bytes to pixels by its format's one decoder (decode), square (fit), bytes again (encode), looks (near)."""
