@@ -4,7 +4,6 @@ The tars are read as tars, by Python's own module, and compared with the index b
 """
 
 import hashlib
-import io
 import json
 import tarfile
 import zlib
@@ -20,7 +19,7 @@ import numpy as np
 from diffusion.data.datasets import Dataset, local_copy
 from diffusion.data.manifest import ShardEntry, Split
 from diffusion.data.pictures.decode import BadPicture, decode_into
-from diffusion.data.shards import EXTENSION, INDEX
+from diffusion.data.shards import EXTENSION, INDEX, parse_index
 from diffusion.store.publish import sha256_file
 from diffusion.store.storage import Storage
 
@@ -106,7 +105,8 @@ def _index(root: Storage, entry: ShardEntry) -> tuple[np.ndarray | None, str]:
         return None, "is missing"
     if hashlib.sha256(data).hexdigest() != entry.index_sha256:
         return None, "differs from the manifest's sha256"
-    return np.load(io.BytesIO(data), allow_pickle=False), ""
+    index = parse_index(data, entry.pictures)
+    return index, f"is no index of {entry.pictures} pictures" if index is None else ""
 
 
 def _samples(path: Path) -> list[tuple[str, dict[str, tuple[int, int]]]]:

@@ -12,13 +12,11 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-
 from diffusion.data import images, quarantine
 from diffusion.data.pictures.bad_picture import BadPicture
 from diffusion.data.pictures.fit import check_wanted, opaque
 from diffusion.data.pictures.near import perceptual_hash
-from diffusion.data.shards import PackedSample, damaged, put_shard, write_shard
+from diffusion.data.shards import PackedSample, damaged, parse_index, put_shard, write_shard
 from diffusion.data.sources import read_item
 from diffusion.recipe import ShardRecipe
 from diffusion.store.publish import PREFIX, room_in
@@ -93,7 +91,7 @@ def pack_shard(task: dict) -> dict:
         folder = Path(name)
         with room_in(folder.parent):
             entry = write_shard(folder, task["split"], _packed(task["samples"]), task["encoding"])
-        index = np.load(folder / Path(entry.index).name, allow_pickle=False)
+        index = parse_index((folder / Path(entry.index).name).read_bytes(), entry.pictures)
         put_shard(root, folder, entry)
     spans = zip(index["image_offset"], index["image_size"], index["image_crc32"], strict=True)
     return {
