@@ -41,7 +41,7 @@ def test_killed_at_random_points_it_goes_on_to_the_same_bytes(spoilt_folder, tmp
         child = FORK.Process(target=_shard, args=(spoilt_folder, tmp_path / "root", theirs))
         child.start()
         theirs.close()
-        life, delay = random_points.randint(0, 9), random_points.random() * 0.02
+        life, delay = random_points.randint(0, 4), random_points.random() * 0.01
         try:
             for _ in range(life):
                 done.append(ours.recv())
@@ -54,7 +54,7 @@ def test_killed_at_random_points_it_goes_on_to_the_same_bytes(spoilt_folder, tmp
         except EOFError:
             child.join()
             ours.close()
-    assert kills > 3
+    assert kills > 2
     clean = ingest.shard_dataset(spoilt_folder, RECIPE, tmp_path / "clean")
     killed = f"{tmp_path}/root/datasets/{done[-1][:16]}"
     assert done[-1] == clean.digest
