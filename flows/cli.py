@@ -39,7 +39,7 @@ EMBEDDED = (
 )
 
 app = typer.Typer(
-    help="From a folder of pictures to a diffusion model behind an HTTP endpoint.",
+    help="From a folder or bucket of pictures to a diffusion model behind an HTTP endpoint.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

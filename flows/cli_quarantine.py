@@ -44,6 +44,8 @@ def list_(
 
         if out is not None:
             check_empty(out)
+        if kind:
+            _check_kinds(kind, {file.kind for file in _entries(dataset)})
         counts, copied = Counter(), 0
         for number, file in enumerate(_entries(dataset)):
             if kind and file.kind not in kind:
@@ -122,13 +124,16 @@ def _chosen(files: "list[SetAside]", names: list[str], kinds: list[str]) -> list
         raise ValueError("name the files to release, or all of a kind: `--kind 'too small'`")
     if unknown := [name for name in names if name not in {file.name for file in files}]:
         raise ValueError(f"no file {unknown[0]!r} was set aside: see `diffusion data quarantine list`")
-    if unknown := [kind for kind in kinds if kind not in {file.kind for file in files}]:
-        there = ", ".join(sorted({file.kind for file in files})) or "nothing"
-        raise ValueError(f"nothing was set aside as {unknown[0]!r}; there is {there}")
+    _check_kinds(kinds, {file.kind for file in files})
     chosen = [file for file in files if file.name in names or file.kind in kinds]
     if lost := next((file for file in chosen if file.sha256 is None), None):
         raise ValueError(f"{lost.name} could not be read when it was set aside ({lost.detail}): shard its source again")
     return [file.sha256 for file in chosen]
+
+
+def _check_kinds(wanted: list[str], there: set[str]) -> None:
+    if unknown := [kind for kind in wanted if kind not in there]:
+        raise ValueError(f"nothing was set aside as {unknown[0]!r}; there is {', '.join(sorted(there)) or 'nothing'}")
 
 
 def _told(dataset: "Dataset", made: "DatasetRef") -> None:

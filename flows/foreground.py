@@ -80,10 +80,10 @@ def reported(*, debug: bool, log: Path | None = None) -> Iterator[None]:
         yield
     except typer.Exit:
         raise
-    except KeyboardInterrupt:
-        say("interrupted. What is finished stays: of a run the same command goes on from there.")
-        raise typer.Exit(130) from None
-    except Exception as problem:
+    except (Exception, KeyboardInterrupt) as problem:
+        if _was_interrupted(problem):
+            say("interrupted. What is finished stays: of a run the same command goes on from there.")
+            raise typer.Exit(130) from None
         if debug:
             raise
         if log:
@@ -105,6 +105,16 @@ def end_soon(code: object) -> None:
         os._exit(code if isinstance(code, int) else 1)
 
     threading.Thread(target=end, daemon=True).start()
+
+
+def _was_interrupted(problem: BaseException | None) -> bool:
+    """Whether it is an interruption, or was raised while one was dealt with: Prefect then misses its server, which the
+    same signal may have ended."""
+    while problem is not None:
+        if isinstance(problem, KeyboardInterrupt):
+            return True
+        problem = problem.__cause__ or problem.__context__
+    return False
 
 
 def _interrupt(*_: object) -> None:

@@ -17,7 +17,8 @@ Settings = Annotated[
 ]
 Name = Annotated[str | None, typer.Option("--name", help="Name of the registered model [the recipe's].")]
 Source = Annotated[
-    str | None, typer.Option("--source", help="Folder or .zip of pictures, or the word embedded. [embedded]")
+    str | None,
+    typer.Option("--source", help="Folder, archive, table or s3:// of pictures; see docs/sources.md. [embedded]"),
 ]
 Dataset = Annotated[
     str | None,

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from diffusion.data import catalogue, datasets, decide, facts, manifest, quarantine, versions
-from diffusion.data.manifest import NOT_DAMAGE, Manifest, Processing, ShardEntry
+from diffusion.data.manifest import DUPLICATE, NOT_DAMAGE, Manifest, Processing, ShardEntry
 from diffusion.data.pack import decode_chunk, pack_shard, read_original
 from diffusion.data.pictures.bad_picture import POLICY
 from diffusion.data.sources import Source, open_source
@@ -94,6 +94,8 @@ def release(
             f"sha256 {unknown[0][:16]} is of no file that this dataset set aside: see `diffusion data quarantine list`"
         )
     for file in (file for files in held.values() for file in files):
+        if file.kind == DUPLICATE:
+            raise ValueError(f"{file.name} is not needed: it is {file.detail}, which the dataset holds")
         if file.kind not in POLICY:
             raise ValueError(
                 f"{file.name} is set aside because it is {file.kind} ({file.detail}): what is damaged cannot be released."

@@ -6,8 +6,9 @@ The tars are read as tars, by Python's own module, and compared with the index b
 import hashlib
 import json
 import tarfile
+import tempfile
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion.data import manifest, versions
 from diffusion.data.datasets import Dataset, local_copy
 from diffusion.data.manifest import ShardEntry, Split
 from diffusion.data.pictures.decode import BadPicture, decode_into
@@ -61,7 +63,23 @@ def lint(dataset: Dataset, *, threads: int = 4, progress: Callable[[int, int], N
     findings += _twice(shards, keys, dataset)
     if not any(finding.key == "" for finding in findings):  # a shard that is lost would make every count differ
         findings += _miscounted(dataset, found)
-    return findings
+    return [*findings, *_beside(dataset)]
+
+
+def _beside(dataset: Dataset) -> Iterator[Finding]:
+    """What the next version goes on from: no part of the dataset's identity, so it may be missing, but not damaged."""
+    place, made = manifest.place_of(dataset.digest), dataset.manifest
+    if dataset.root.size(f"{place}/{versions.FILES}") is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                deque(versions.read_files(dataset.root, made, Path(scratch)), maxlen=0)
+            except ValueError as error:
+                yield Finding(f"{place}/{versions.FILES}", "", str(error))
+    if dataset.root.size(f"{place}/{versions.RECIPE}") is not None:
+        try:
+            versions.recipe_of(dataset.root, made)
+        except ValueError as error:
+            yield Finding(f"{place}/{versions.RECIPE}", "", str(error))
 
 
 def _look(dataset: Dataset, root: Storage, entry: ShardEntry, labels: tuple[int, ...]) -> _Seen:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from diffusion.data.pictures.bad_picture import NEAR_DUPLICATE
-from diffusion.recipe import Frozen, canonical_json, digest_of, unset
+from diffusion.recipe import Frozen, canonical_json, digest_of, first_mistake, unset
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage, open_storage
 
@@ -177,7 +177,7 @@ def load(uri: str | Path, *, digest: str | None = None) -> Manifest:
         with _no_collection():
             manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise ValueError(f"{uri}/{FILE} is damaged: {_remake(uri)}\n{error}") from error
+        raise ValueError(f"{uri}/{FILE} is damaged ({first_mistake(error)}): {_remake(uri)}") from error
     actual = hashlib.sha256(data.removesuffix(b"\n")).hexdigest()  # canonical JSON, so no need to write it again
     if digest is not None and actual != digest:
         raise ValueError(

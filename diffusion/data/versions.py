@@ -10,9 +10,11 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from diffusion.data import manifest
 from diffusion.data.manifest import Manifest
-from diffusion.recipe import Frozen, ShardRecipe, canonical_json, digest_of
+from diffusion.recipe import Frozen, ShardRecipe, canonical_json, digest_of, first_mistake
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage
 
@@ -36,9 +38,8 @@ def head_key(source: str, recipe: ShardRecipe) -> str:
 
 def head(root: Storage, source: str, recipe: ShardRecipe) -> Head | None:
     """The newest dataset that the source at this URI gave, where it is still there."""
-    try:
-        found = Head.model_validate_json(root.read(_head_name(head_key(source, recipe))))
-    except FileNotFoundError:
+    found = _read_head(root, _head_name(head_key(source, recipe)))
+    if found is None:
         return None
     return found if root.size(f"{manifest.place_of(found.digest)}/{manifest.FILE}") is not None else None
 
@@ -62,9 +63,21 @@ def set_head(root: Storage, recipe: ShardRecipe, new: Head) -> None:
 def move_heads(root: Storage, old: str, new: str) -> None:
     """Sources whose newest dataset is `old` go on from `new`, which holds the same state of them."""
     for found in list(root.walk("heads/")):
-        current = Head.model_validate_json(root.read(found.name))
-        if current.digest == old:
+        current = _read_head(root, found.name)
+        if current and current.digest == old:
             root.put(found.name, canonical_json(current.model_copy(update={"digest": new})))
+
+
+def _read_head(root: Storage, name: str) -> Head | None:
+    try:
+        return Head.model_validate_json(root.read(name))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        raise ValueError(
+            f"{root.uri}/{name}, which says what a source's next version goes on from, is damaged ({first_mistake(error)}):"
+            " remove it, and the next version begins anew"
+        ) from error
 
 
 def _head_name(key: str) -> str:

@@ -23,6 +23,7 @@ from diffusion.recipe import (
     TaskName,
     UNetRecipe,
     canonical_json,
+    first_mistake,
     unset,
 )
 from diffusion.store.averages import Average, Digest, Reconstruction, Source, read_average, read_recipe
@@ -216,9 +217,7 @@ def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
     try:
         spec = BundleSpec.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ValueError(f"{path} is not a bundle of format 1: {where}: {first['msg']}. {_AGAIN}") from error
+        raise ValueError(f"{path} is not a bundle of format 1: {first_mistake(error)}. {_AGAIN}") from error
     # only what the file says: one written before a field existed has that field's default, and the digest it always had
     if canonical_json(spec.model_dump(mode="json", exclude_unset=True)) != data:
         raise ValueError(

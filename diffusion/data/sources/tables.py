@@ -74,7 +74,7 @@ def _no_pictures(name: str, present: list[str]) -> BadSource:
         return BadSource(f"{name} has web addresses alone, and nothing is downloaded: do so first, with img2dataset")
     return BadSource(
         f"{name} has no column of pictures under a usual name (image, path, file_name, ...); it has {', '.join(present)}:"
-        " name it"
+        " name it, as in `--set shard.columns.image=NAME`"
     )
 
 
