@@ -104,6 +104,7 @@ def test_what_passes_no_more_than_before_changes_nothing(quarantine, root: Local
     [
         ((), "name the files to release, or all of a kind"),
         (("cats/cut.png",), "truncated.*what is damaged cannot be released"),
+        (("cats/twin.png",), "cats/twin.png is not needed: it is the same picture as .*, which the dataset holds"),
         (("cats/none.png",), "no file 'cats/none.png' was set aside"),
         (("--kind", "blurred"), "nothing was set aside as 'blurred'; there is duplicate, empty, "),
     ],
@@ -115,6 +116,11 @@ def test_what_cannot_be_released_is_refused(
     with pytest.raises(ValueError, match=says):
         quarantine("release", "latest", *arguments)
     assert find(root, "latest") == before
+
+
+def test_an_unknown_reason_is_refused_in_a_list(quarantine) -> None:
+    with pytest.raises(ValueError, match="nothing was set aside as 'blurred'; there is duplicate, empty, "):
+        quarantine("list", "latest", "--kind", "blurred")
 
 
 def test_a_mixture_sends_people_to_its_parts(quarantine, root: LocalFolder, tmp_path: Path) -> None:

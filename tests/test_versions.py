@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.data import ingest, manifest, versions
+from diffusion.data.datasets import opened
 from diffusion.data.images import decode_png, encode_png
+from diffusion.data.lint import lint
 from diffusion.data.pack import decode_chunk
 from diffusion.data.quarantine import TooManyRejected
 from diffusion.data.sources import BadSource
@@ -193,8 +195,10 @@ def test_a_removed_dataset_is_made_anew_and_a_lost_list_is_named(tmp_path):
     whole = identity(first.uri)
     listed = Path(first.uri, versions.FILES)
     data = listed.read_bytes()
+    assert lint(opened(first.uri)) == []
     for damage in (data[: len(data) // 2], data[:-40] + bytes(40), None):
         listed.write_bytes(damage) if damage else listed.unlink()
+        assert [Path(finding.place).name for finding in lint(opened(first.uri))] == ([listed.name] if damage else [])
         with pytest.raises(ValueError, match=r"files.jsonl.gz is (damaged|missing).*--fresh"):
             ingest.shard_dataset(write(folder, some(*range(21))), RECIPE, root)
     shutil.rmtree(first.uri)
@@ -202,6 +206,19 @@ def test_a_removed_dataset_is_made_anew_and_a_lost_list_is_named(tmp_path):
         (root / entry).write_bytes(b"damaged")
     again = ingest.shard_dataset(write(folder, some(*range(20))), RECIPE, root)
     assert identity(again.uri) == whole
+
+
+@pytest.mark.parametrize("data", [b"", b"{bad", b'{"source": 1}'])
+def test_a_damaged_note_of_the_newest_version_is_named_and_can_be_removed(tmp_path, data):
+    source, root = write(tmp_path / "s", some(*range(12))), tmp_path / "root"
+    first = ingest.shard_dataset(source, RECIPE, root)
+    (note,) = (root / "heads").iterdir()
+    note.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{note.name}.* is damaged .*: remove it") as error:
+        ingest.shard_dataset(source, RECIPE, root)
+    assert "\n" not in str(error.value)
+    note.unlink()
+    assert ingest.shard_dataset(source, RECIPE, root).digest == first.digest
 
 
 def test_another_limit_of_damage_is_obeyed_and_decodes_nothing(tmp_path):
