@@ -283,11 +283,11 @@ def first_batch(turns: int) -> bool:
         entries = (few.shards * (SHARDS // len(few.shards) + 1))[:SHARDS]
         total = sum(entry.pictures for entry in entries)
         many = Manifest(**few.model_dump() | {"shards": entries, "train_counts": (total, 0, 0), "files": total})
-        uri = manifest.publish(many, root)
+        uri, digest = manifest.publish(many, root), many.digest  # which a reference states
         times = []
         for turn in range(turns):
             started = time.perf_counter()
-            reader = ShardReader(uri, digest=many.digest)
+            reader = ShardReader(uri, digest=digest)
             order = Order(len(reader), max(reader.counts), seed=turn, window=1024, streams=8)
             share = batches(reader, order, 32, threads=2)
             batch = next(share)
