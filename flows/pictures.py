@@ -107,7 +107,7 @@ def fitted(image: Image.Image, side: int, what: str, *, background: str = "#ffff
     """The picture's centred square at `side` x `side` pixels, and a line that says so where that changed it."""
     if image.size != (side, side):
         say(f"  fitted     the centred square of the {what}, {image.width} x {image.height}, to {side} x {side}")
-    return fit(image, resolution=side, background=background)
+    return fit(image, size=(side, side), background=background)
 
 
 def mask_image(path: Path, picture: Image.Image) -> Image.Image:
@@ -123,7 +123,7 @@ def mask_image(path: Path, picture: Image.Image) -> Image.Image:
 
 def mask_of(mask: Image.Image, side: int) -> Tensor:
     """What to keep, (3, side, side) bool: where the mask is dark or transparent."""
-    values = torch.from_numpy(fit(mask, resolution=side, background="#000000")).float().mean(dim=2)
+    values = torch.from_numpy(fit(mask, size=(side, side), background="#000000")).float().mean(dim=2)
     keep = values < 128
     if bool(keep.all()):
         raise ValueError("the mask is dark everywhere: nothing would change. White is where something new comes")

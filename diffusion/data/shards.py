@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion.data.manifest import FILE, Encoding, ShardEntry, Split
+from diffusion.data.pictures.buckets import Size
 from diffusion.recipe import canonical_json
 from diffusion.store.publish import PREFIX, sha256_file
 from diffusion.store.storage import Storage
@@ -50,9 +51,16 @@ class PackedSample(NamedTuple):
     image: bytes
 
 
-def write_shard(folder: Path, split: Split, samples: Iterable[PackedSample], encoding: Encoding = "png") -> ShardEntry:
+def write_shard(
+    folder: Path,
+    split: Split,
+    samples: Iterable[PackedSample],
+    encoding: Encoding = "png",
+    *,
+    size: Size | None = None,
+) -> ShardEntry:
     """Write a tar and its index into `folder`, as the file names of the entry it returns; the same samples in the same
-    order give the same bytes.
+    order give the same bytes.  size: of its pictures, where they are not the dataset's square.
 
     Raises ValueError for a key that is empty, too long, used twice or has a dot or a slash, and for no samples.
     """
@@ -95,6 +103,7 @@ def write_shard(folder: Path, split: Split, samples: Iterable[PackedSample], enc
                 bytes=file.tell(),
                 sha256=digest.hexdigest(),
                 index_sha256=hashlib.sha256(index.getvalue()).hexdigest(),
+                size=size,
             )
             (folder / Path(entry.index).name).write_bytes(index.getvalue())
             Path(file.name).chmod(0o644)
