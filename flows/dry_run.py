@@ -54,7 +54,7 @@ def told(found: DryRun, recipe: ShardRecipe) -> dict[str, str]:
             lines["expected"] = f"about {found.of_all(rejected):,} of {found.to_decode:,} files set aside"
         lines["shards"] = (
             f"about {amount(found.of_all(sampled.bytes))} more for {found.of_all(kept):,} pictures at"
-            f" {recipe.resolution} x {recipe.resolution}"
+            f" {'about ' if recipe.bucket_aspect else ''}{recipe.resolution} x {recipe.resolution}"
         )
         if recipe.bucket_aspect is not None:
             counts = (f"{shown(size)} {found.of_all(count):,}" for size, count in sampled.sizes.items())

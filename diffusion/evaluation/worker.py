@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from diffusion.data import manifest
 from diffusion.data.images import to_model
-from diffusion.data.pictures.buckets import shown
+from diffusion.data.pictures.buckets import shown as size_shown
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
 from diffusion.denoiser import Denoiser, linear
@@ -51,7 +52,12 @@ class Result:
     number: int
     arrays: dict[str, np.ndarray]
     problem: str = ""
-    pictures: tuple[np.ndarray, ...] = ()  # uint8 (H, W, 3) each
+
+    @property
+    def pictures(self) -> list[np.ndarray]:
+        """The shown pictures of a drawing task, uint8 (H, W, 3) each."""
+        names = (f"picture-{i}" for i in count())
+        return [self.arrays[name] for name in takewhile(self.arrays.__contains__, names)]
 
 
 class Worker:
@@ -66,7 +72,7 @@ class Worker:
 
     def __call__(self, task: Task) -> Result:
         """loss: {"loss", "zero"} float64 (N,).  bound: see `held_out_bound`.  real: {"features"} float32 (N, D).  draw:
-        {"features"} of the measured pictures, and as `pictures` the shown ones."""
+        {"features"} of the measured pictures, and {"picture-0", ...} uint8 (H, W, 3), the shown ones."""
         with one_thread():
             if task.kind == "loss":
                 return Result(task.number, self._loss(task.level))
@@ -147,7 +153,8 @@ class Worker:
             (places, {"features": self._features(np.stack([measured[i] for i in places]))})
             for places in groups.values()
         )
-        return Result(task.number, arrays, pictures=tuple(picture for draw, picture in drawn if draw.shown))
+        shown = (picture for draw, picture in drawn if draw.shown)
+        return Result(task.number, arrays | {f"picture-{i}": picture for i, picture in enumerate(shown)})
 
     def _prompt(self, draw: Draw) -> str | None:
         if draw.like is None or self.bundle.encoder is None:
@@ -158,7 +165,7 @@ class Worker:
         if draw.like is None or not self.bundle.spec.sizes:
             return None
         reader = self._reader("train")
-        return shown(reader.sizes[int(reader.shards_of(np.array(draw.like)))])
+        return size_shown(reader.sizes[int(reader.shards_of(np.array(draw.like)))])
 
     def _features(self, pictures: np.ndarray) -> np.ndarray:
         """Features of pictures of one size, uint8 (N, H, W, 3)."""
