@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -156,11 +157,18 @@ class Manifest(Frozen):
         """(height, width) of the pictures in a shard."""
         return entry.size or (self.resolution, self.resolution)
 
+    def sizes(self, split: Split) -> tuple[Size, ...]:
+        """(height, width) of the pictures in each shard of a split."""
+        entries = self.entries(split)
+        if not self.processing.buckets:
+            return ((self.resolution, self.resolution),) * len(entries)
+        return tuple(map(self.size_of, entries))
+
     def by_size(self, split: Split) -> dict[Size, int]:
         """Size -> pictures of a split, from the highest to the widest, those that have any."""
-        found: dict[Size, int] = {}
-        for entry in self.entries(split):
-            found[self.size_of(entry)] = found.get(self.size_of(entry), 0) + entry.pictures
+        found: Counter[Size] = Counter()
+        for size, pictures in zip(self.sizes(split), self.counts(split), strict=True):
+            found[size] += pictures
         return {size: found[size] for size in self.processing.buckets or found if size in found}
 
     def labels(self, split: Split) -> tuple[tuple[int, ...], ...]:

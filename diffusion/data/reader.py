@@ -94,7 +94,7 @@ class ShardReader:
         self.damage = DamageLog(len(self), max_damaged)
         self._fetched_again: set[int] = set()
         self._forgetting = Lock()
-        self.sizes = tuple(map(self.manifest.size_of, self.entries))  # (height, width) in each shard
+        self.sizes = self.manifest.sizes(split)  # (height, width) in each shard
         room = 3 * max(height * width for height, width in set(self.sizes))  # for a picture of any size
         cached = min(len(self), cache_mib * 2**20 // room)
         self._pictures = np.empty((cached, room), np.uint8)

@@ -40,16 +40,18 @@ def buckets_by(recipe: ShardRecipe) -> tuple[Size, ...]:
 
 
 def size_for(width: int, height: int, recipe: ShardRecipe) -> Size:
-    """The size that a picture of width x height pixels gets: the square, or the bucket nearest in log aspect.
+    """The size that a picture of width x height pixels gets: the square, or the `nearest` bucket."""
+    return nearest(width, height, buckets_by(recipe) or ((recipe.resolution, recipe.resolution),))
+
+
+def nearest(width: int, height: int, sizes: tuple[Size, ...]) -> Size:
+    """Of sizes from the highest to the widest the one whose log aspect is nearest to that of width x height pixels.
 
     The middle between two buckets belongs to the one nearer to the square.  In whole numbers, so that it is the same
     everywhere: a picture is beyond the middle of two aspects where the square of its own exceeds their product.
     """
-    buckets = buckets_by(recipe)
-    if not buckets:
-        return recipe.resolution, recipe.resolution
-    found = buckets[0]
-    for (h1, w1), (h2, w2) in pairwise(buckets):
+    found = sizes[0]
+    for (h1, w1), (h2, w2) in pairwise(sizes):
         mine, middle = width**2 * h1 * h2, height**2 * w1 * w2
         if mine < middle or (mine == middle and h2 < w2):
             break
