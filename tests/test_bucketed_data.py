@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.data import ingest, manifest
+from diffusion.data import ingest, manifest, quarantine
 from diffusion.data.compare import difference
 from diffusion.data.datasets import opened
 from diffusion.data.dry_run import dry_run
@@ -97,6 +97,18 @@ def test_a_new_version_shares_the_full_shards_of_each_bucket(source, tmp_path):
     assert lint(opened(second.uri)) == []
     assert difference(opened(first.uri), opened(second.uri)).added == 20
     assert ingest.shard_dataset(folder, RECIPE, root) == second
+
+
+def test_a_released_picture_comes_into_its_bucket(source, tmp_path):
+    recipe, root = RECIPE.model_copy(update={"max_aspect": 3, "max_rejected": 0.5}), LocalFolder(tmp_path)
+    first = ingest.shard_dataset(source, recipe, tmp_path)
+    assert manifest.load(first.uri).set_aside == {"too elongated": 10}
+    held = next(quarantine.entries(root, first.digest))
+    second = ingest.release(root, first.digest, [held.sha256])
+    made = manifest.load(second.uri)
+    size_of = {entry.sha256: made.size_of(entry) for entry in made.shards}
+    assert [size_of[s.shard] for s in samples_of(second.uri) if s.facts["source"] == held.name] == [(24, 40)]
+    assert lint(opened(second.uri)) == []
 
 
 def test_what_a_dry_run_expects_comes_true(source, dataset, tmp_path):
