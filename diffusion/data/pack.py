@@ -67,7 +67,7 @@ def prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, byt
     pixels = images.fit(picture, resolution=recipe.resolution, background=recipe.background)
     facts = {
         "content": images.content_digest(picture),
-        "pixels": sha256(pixels.tobytes()).hexdigest(),
+        "pixels": sha256(pixels).hexdigest(),
         "width": width,
         "height": height,
     }
