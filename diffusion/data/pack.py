@@ -86,7 +86,9 @@ def prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, byt
 def _pixels_digest(pixels: np.ndarray, recipe: ShardRecipe) -> str:
     """sha256 of a picture of the dataset, by which equal ones are found: of two white pages that differ in shape as well."""
     shape = "" if recipe.bucket_aspect is None else "{}x{}:".format(*pixels.shape[:2])
-    return sha256(shape.encode() + pixels.tobytes()).hexdigest()
+    digest = sha256(shape.encode())
+    digest.update(pixels)
+    return digest.hexdigest()
 
 
 def pack_shard(task: dict) -> dict:
