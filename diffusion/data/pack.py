@@ -89,7 +89,7 @@ def pack_shard(task: dict) -> dict:
     root = open_storage(task["root"])
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=task["scratch"]) as name:
         folder = Path(name)
-        with room_in(folder.parent):
+        with room_in(folder.parent, "a shard"):
             entry = write_shard(folder, task["split"], _packed(task["samples"]), task["encoding"])
         index = parse_index((folder / Path(entry.index).name).read_bytes(), entry.pictures)
         put_shard(root, folder, entry)
