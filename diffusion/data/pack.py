@@ -101,7 +101,7 @@ def pack_shard(task: dict) -> dict:
     root = open_storage(task["root"])
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=task["scratch"]) as name:
         folder = Path(name)
-        with room_in(folder.parent):
+        with room_in(folder.parent, "a shard"):
             samples = _packed(task["samples"])
             entry = write_shard(folder, task["split"], samples, task["encoding"], size=task["size"])
         index = parse_index((folder / Path(entry.index).name).read_bytes(), entry.pictures)
