@@ -11,7 +11,7 @@ from flows.site import Site
 
 
 def dry_run(recipe: ShardRecipe, source: str, site: Site, fresh: bool) -> None:
-    """Say what sharding the source would do.  Writes nothing but to the log.  Raises BadSource."""
+    """Say what sharding the source would do.  Writes nothing.  Raises BadSource."""
     with progress("dry run", "pictures") as update:
         found = look(source, recipe, open_storage(site.data_root), fresh=fresh, progress=update)
     for title, text in told(found, recipe).items():
@@ -59,7 +59,10 @@ def told(found: DryRun, recipe: ShardRecipe) -> dict[str, str]:
         if recipe.bucket_aspect is not None:
             counts = (f"{shown(size)} {found.of_all(count):,}" for size, count in sampled.sizes.items())
             lines["buckets"] = f"about {', '.join(counts)}"
-        lines["time"] = f"about {seconds(found.of_all(sampled.seconds))} of one core for decoding and encoding"
+        took = found.of_all(sampled.seconds)
+        lines["time"] = (
+            f"{f'about {seconds(took)}' if took else 'under a second'} of one core for decoding and encoding"
+        )
         if rejected > recipe.max_rejected * sampled.files:
             lines["refused"] = (
                 f"likely: {rejected / sampled.files:.1%} of the sample cannot be used, shard.max_rejected allows"

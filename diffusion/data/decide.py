@@ -29,6 +29,8 @@ from diffusion.data.sources import BadSource
 from diffusion.recipe import ShardRecipe, canonical_json
 
 SPLITS: tuple[Split, ...] = ("train", "holdout")
+# Rows lie on the disk by name.  What touches all of them does it in that order (`ORDER BY name`; `+` keeps SQLite from an
+# index): in another, each row of a table that is larger than the cache would cost a page of its own.
 _TABLES = """
 DROP TABLE IF EXISTS aside;
 DROP TABLE IF EXISTS kept;
@@ -100,6 +102,7 @@ def _keep(db: sqlite3.Connection, near: int | None, released: set[str]) -> None:
     )
     db.execute(
         "INSERT INTO kept SELECT name, pixels, content, label, old, NULL, 0, draw(content) FROM equals WHERE name = first"
+        " ORDER BY name"
     )
     if near is not None:
         _drop_near(db, near, released)
@@ -206,7 +209,8 @@ def _fill_shards(db: sqlite3.Connection, classes: tuple[str, ...], recipe: Shard
         "UPDATE sample SET number = s.number FROM"
         " (SELECT name, dense_rank() OVER (PARTITION BY split ORDER BY bucket, place / ?) - 1 AS number FROM"
         "  (SELECT name, split, bucket, row_number() OVER (PARTITION BY split, bucket ORDER BY key) - 1 AS place"
-        "   FROM sample WHERE shared IS NULL)) s WHERE s.name = sample.name",
+        "   FROM sample WHERE shared IS NULL)"
+        "  ORDER BY name) s WHERE s.name = sample.name",
         (shard_size,),
     )
     db.execute("CREATE INDEX by_shard ON sample (split, number, key) WHERE shared IS NULL")
@@ -236,7 +240,7 @@ def without_pixels(db: sqlite3.Connection) -> list[str]:
     return [
         name
         for (name,) in db.execute(
-            "SELECT s.name FROM sample s JOIN found f USING (name) WHERE s.shared IS NULL AND f.image IS NULL"
+            "SELECT s.name FROM sample s JOIN found f USING (name) WHERE +s.shared IS NULL AND f.image IS NULL"
             " AND NOT EXISTS (SELECT 1 FROM before b WHERE b.pixels = f.pixels AND b.split IS NOT NULL)"
         )
     ]

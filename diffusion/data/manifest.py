@@ -21,7 +21,7 @@ from diffusion.store.storage import Storage, open_storage
 FILE = "manifest.json"
 DUPLICATE = "duplicate"
 NOT_DAMAGE = (DUPLICATE, NEAR_DUPLICATE)  # kinds of files that are set aside because another one is kept
-_ASKED_AT_A_TIME = 16
+ASKED_AT_A_TIME = 16  # of a storage that is far away
 Split = Literal["train", "holdout"]
 Encoding = Literal["png", "jpeg"]
 
@@ -253,7 +253,7 @@ def verify(uri: str | Path, *, digest: str | None = None) -> Manifest:
             return f"{root.uri}/{entry.tar} {found}"
         return f"{root.uri}/{entry.index} is missing" if root.size(entry.index) is None else None
 
-    with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:  # of a storage that is far away
+    with ThreadPoolExecutor(ASKED_AT_A_TIME) as pool:
         for what in pool.map(wrong, manifest.shards):
             if what:
                 raise ValueError(f"{what}: {_remake(uri)}")

@@ -86,7 +86,9 @@ def prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, byt
 def _pixels_digest(pixels: np.ndarray, recipe: ShardRecipe) -> str:
     """sha256 of a picture of the dataset, by which equal ones are found: of two white pages that differ in shape as well."""
     shape = "" if recipe.bucket_aspect is None else "{}x{}:".format(*pixels.shape[:2])
-    return sha256(shape.encode() + pixels.tobytes()).hexdigest()
+    digest = sha256(shape.encode())
+    digest.update(pixels)
+    return digest.hexdigest()
 
 
 def pack_shard(task: dict) -> dict:
@@ -99,7 +101,7 @@ def pack_shard(task: dict) -> dict:
     root = open_storage(task["root"])
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=task["scratch"]) as name:
         folder = Path(name)
-        with room_in(folder.parent):
+        with room_in(folder.parent, "a shard"):
             samples = _packed(task["samples"])
             entry = write_shard(folder, task["split"], samples, task["encoding"], size=task["size"])
         index = parse_index((folder / Path(entry.index).name).read_bytes(), entry.pictures)

@@ -31,7 +31,9 @@ def content_digest(image: Image.Image | np.ndarray) -> str:
     if pixels.shape[2] == 3:
         cv2 = opencv()
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
-    return hashlib.sha256(b"%dx%d:" % (width, height) + pixels.tobytes()).hexdigest()
+    digest = hashlib.sha256(b"%dx%d:" % (width, height))
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
 
 
 def opaque(pixels: np.ndarray, background: str) -> np.ndarray:
