@@ -195,7 +195,8 @@ def signature_of(spec: BundleSpec) -> "ModelSignature":
 
     sampling = spec.sampling
     kind = [ParamSpec("guidance_kind", "string", sampling.guidance_kind)] if spec.guide else []
-    asked = [ColSpec("string", name, required=False) for name in ("label", *(["prompt"] if spec.text else []))]
+    columns = ["label", *(["prompt"] if spec.text else []), *(["size"] if spec.sizes else [])]
+    asked = [ColSpec("string", name, required=False) for name in columns]
     return ModelSignature(
         Schema([*asked, ColSpec("long", "seed")]),
         Schema([ColSpec("binary", "png"), ColSpec("string", "receipt")]),
