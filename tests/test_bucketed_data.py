@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusion.data import ingest, manifest, quarantine
 from diffusion.data.compare import difference
-from diffusion.data.datasets import opened
+from diffusion.data.datasets import Dataset, opened
 from diffusion.data.dry_run import dry_run
 from diffusion.data.images import decode_png
 from diffusion.data.lint import lint
@@ -140,6 +140,13 @@ def test_a_size_that_is_none_of_the_dataset_s_is_refused(dataset):
         Manifest(**{**dict(made), "shards": (wrong, *made.shards[1:])})
     with pytest.raises(ValueError, match="do not follow each other"):
         Manifest(**{**dict(made), "shards": made.shards[::-1]})
+
+
+def test_pictures_of_another_size_than_their_shard_s_are_found(dataset):
+    made = manifest.load(dataset.uri)
+    wrong = made.shards[0].model_copy(update={"size": (24, 40)})
+    told = Dataset(dataset.uri, made.model_copy(update={"shards": (wrong, *made.shards[1:])}))
+    assert Counter(finding.place for finding in lint(told) if "24" in finding.what) == {wrong.tar: wrong.pictures}
 
 
 # batches

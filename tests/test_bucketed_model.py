@@ -122,6 +122,26 @@ def test_pictures_of_every_size_are_the_same_alone_and_among_others():
     assert np.array_equal(square, together[1])  # as of a model that knows no other size
 
 
+def test_batch_sizes_are_proven_for_each_size_of_pictures():
+    """A network whose answers depend on the number of rows where pictures are wide, unless there are 8."""
+    bundle = shaped_bundle()
+
+    class Fickle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = bundle.denoiser
+
+        def forward(self, x, sigma, label):
+            other = x.shape[3] == 24 and len(x) != 8
+            return self.inner(x, sigma, label) + (1e-2 * len(x) if other else 0)
+
+    engine = Engine(replace(bundle, denoiser=Fickle()), slots=5)
+    wide = GenerateRequest(label="cat", seed=1, size="24x8")
+    (alone,), (among, *_) = engine.generate([wide]), engine.generate([wide, wide.model_copy(update={"n": 4})])
+    assert np.array_equal(alone[0], among[0])
+    assert len(engine.ladder.sizes) > 1
+
+
 def test_a_failure_of_one_size_is_not_the_others():
     bundle = shaped_bundle()
 
