@@ -19,7 +19,7 @@ import typer
 
 from diffusion.store.publish import DiskFull
 from diffusion.store.storage import StorageUnavailable
-from flows.console import error, quiet, say, waiting
+from flows.console import error, quiet, say, waiting, warned
 from flows.preflight import check_home
 from flows.site import Site, keeping_ray, ray_is_kept
 
@@ -96,9 +96,10 @@ def stay() -> None:
 
 @contextmanager
 def reported(*, debug: bool, log: Path | None = None) -> Iterator[None]:
-    """Errors in words.  Exit code 2: what was asked for cannot be; 1: it failed; 130: it was interrupted."""
+    """Errors and warnings in words.  Exit code 2: what was asked for cannot be; 1: it failed; 130: it was interrupted."""
     try:
-        yield
+        with warned():
+            yield
     except typer.Exit:
         raise
     except (Exception, KeyboardInterrupt) as problem:

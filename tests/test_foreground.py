@@ -1,3 +1,4 @@
+import logging
 import re
 import subprocess
 import sys
@@ -115,6 +116,14 @@ def test_what_fails_of_an_interruption_is_told_as_one(capsys):
     with pytest.raises(typer.Exit) as end, reported(debug=False):
         raise ConnectionError("nobody interrupted")
     assert end.value.exit_code == 1
+
+
+def test_what_the_storage_waits_for_is_a_line(capsys):
+    log = logging.getLogger("diffusion.storage")
+    with reported(debug=False):
+        log.warning("s3://b/x does not answer: asking again")
+    assert capsys.readouterr().out == "! s3://b/x does not answer: asking again\n"
+    assert (log.handlers, log.propagate) == ([], True)
 
 
 def test_a_full_disk_is_told_in_a_sentence_whoever_met_it(capsys, tmp_path, monkeypatch):
