@@ -11,6 +11,7 @@ from diffusion.recipe import TrainRecipe
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import text_identity
 from flows.console import progress, seconds, ticked
+from flows.foreground import ending_soon
 from flows.site import Site, ray_running
 from flows.stage import TASK
 
@@ -29,6 +30,6 @@ def precomputed(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> None:
 def precompute_stage(by: Computation, dataset: DatasetRef, site: Site) -> None:
     """Make the sidecars of a dataset that are missing."""
     started = time.monotonic()
-    with ray_running(site), progress("captions", "pictures") as update:
+    with ending_soon(), ray_running(site), progress("captions", "pictures") as update:
         precompute_dataset(dataset, by, actors=site.train_workers, progress=update)
     ticked(f"captions  {seconds(time.monotonic() - started)}")
