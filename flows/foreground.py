@@ -1,7 +1,9 @@
 """A command in the foreground: libraries' output kept apart, errors in words, an end that leaves nothing running."""
 
+import faulthandler
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -13,10 +15,13 @@ from pathlib import Path
 
 import typer
 
+from diffusion.store.publish import DiskFull
+from diffusion.store.storage import StorageUnavailable
 from flows.console import error, quiet, say, waiting
 from flows.preflight import check_home
 from flows.site import Site, keeping_ray
 
+_NEARLY_FULL_BYTES = 2**24  # where libraries fail to write, each with words of its own
 _LONGEST_END_S = 30  # Prefect's own end takes up to 5 on a busy machine
 
 
@@ -28,6 +33,8 @@ def guarded(work: Callable[[Site], None], debug: bool, **given: object) -> None:
         site.prepare()
         log = site.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{sys.argv[1] if len(sys.argv) > 1 else 'run'}.log"
         signal.signal(signal.SIGTERM, _interrupt)
+        with suppress(OSError):
+            faulthandler.enable(open(log, "a"))  # noqa: SIM115  for as long as the process lives: where a library ends it
         with nullcontext() if debug else quiet(log), reported(debug=debug, log=None if debug else log), keeping_ray():
             try:
                 work(site)
@@ -39,6 +46,14 @@ def guarded(work: Callable[[Site], None], debug: bool, **given: object) -> None:
                     signal.signal(number, signal.SIG_IGN)
                 # Prefect stops its temporary server when Python exits, and says so where people read by then
                 logging.getLogger("prefect").setLevel(logging.WARNING)
+
+
+def looking(work: Callable[[Site], None], debug: bool, **given: object) -> None:
+    """Run `work`, which writes nothing, on the site: not a folder is made, libraries' output is dropped."""
+    with reported(debug=debug):
+        site = Site.from_environment(**given)
+        with nullcontext() if debug else quiet(Path(os.devnull)):
+            work(site)
 
 
 @contextmanager
@@ -87,12 +102,23 @@ def reported(*, debug: bool, log: Path | None = None) -> Iterator[None]:
         if debug:
             raise
         if log:
-            with open(log, "a") as file:
+            with suppress(OSError), open(log, "a") as file:  # its disk may be full
                 traceback.print_exc(file=file)
         mistake = isinstance(problem, ValueError) and not isinstance(problem, UnicodeError)
-        where = "" if mistake or not log else f"\nDetails: {log}"
-        error(f"{problem if mistake else f'{type(problem).__name__}: {problem}'}{where}")
+        error(_told(problem, log, mistake or isinstance(problem, DiskFull | StorageUnavailable)))
         raise typer.Exit(2 if mistake else 1) from None
+
+
+def _told(problem: BaseException, log: Path | None, in_words: bool) -> str:
+    """A problem, for people.  in_words: its message says all, and what to do."""
+    if in_words:
+        return str(problem)
+    details = "" if log is None else f"\nDetails: {log}"
+    if log and (left := shutil.disk_usage(log.parent).free) < _NEARLY_FULL_BYTES:
+        details += (
+            f"\nThe disk of {log.parent} is full, {left:,} bytes are left: free some, and the same command goes on"
+        )
+    return f"{type(problem).__name__}: {problem}{details}"
 
 
 def end_soon(code: object) -> None:

@@ -174,6 +174,19 @@ def test_what_is_missing_or_wrong_is_told_at_once(command: tuple[str, ...], says
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_a_dry_run_leaves_nothing_behind(tmp_path: Path, emoji_folder: Path, capfd: pytest.CaptureFixture) -> None:
+    command = ("shard", "--dry-run", "--source", str(emoji_folder), "--home", str(tmp_path / "home"))
+    assert diffusion(*command)[0] == 0
+    out, err = capfd.readouterr()  # of the descriptors, which the program keeps libraries away from
+    assert err == ""
+    assert "nothing was published" in out
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = diffusion(*command[:3], f"{tmp_path}/none", *command[4:])
+    assert code == 2
+    assert err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_libraries_print_goes_to_the_log(tmp_path: Path) -> None:
     program = f"""
 import os, subprocess, sys

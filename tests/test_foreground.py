@@ -1,9 +1,13 @@
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
 
+from diffusion.store.publish import disk_full
+from flows import foreground
 from flows.foreground import reported
 
 HANGING = """
@@ -34,3 +38,22 @@ def test_what_fails_of_an_interruption_is_told_as_one(capsys):
     with pytest.raises(typer.Exit) as end, reported(debug=False):
         raise ConnectionError("nobody interrupted")
     assert end.value.exit_code == 1
+
+
+def test_a_full_disk_is_told_in_a_sentence_whoever_met_it(capsys, tmp_path, monkeypatch):
+    def said(problem: Exception, log: Path) -> str:
+        with pytest.raises(typer.Exit) as end, reported(debug=False, log=log):
+            raise problem
+        assert end.value.exit_code == 1
+        return capsys.readouterr().err
+
+    log = tmp_path / "a.log"
+    assert said(disk_full(tmp_path, "a shard"), log).startswith("error: no room for a shard in ")
+    assert "Traceback" in log.read_text()
+    assert said(RuntimeError("500 Internal Server Error"), log) == (
+        f"error: RuntimeError: 500 Internal Server Error\nDetails: {log}\n"
+    )
+    monkeypatch.setattr(foreground, "_NEARLY_FULL_BYTES", 2**63)
+    (tmp_path / "b.log").mkdir()  # cannot be written either
+    words = said(RuntimeError("500 Internal Server Error"), tmp_path / "b.log")
+    assert re.search(r"The disk of .* is full, [\d,]+ bytes are left: free some, and the same command goes on", words)

@@ -343,10 +343,10 @@ def test_no_file_is_overwritten(diffusion, folder: Path, tmp_path: Path) -> None
 def test_a_mask_without_white_is_refused_and_transparency_is_dark(folder: Path, tmp_path: Path) -> None:
     picture = Image.open(folder / "picture.png")
     with pytest.raises(ValueError, match="dark everywhere"):
-        mask_of(mask_image(folder / "dark.png", picture), RESOLUTION)
+        mask_of(mask_image(folder / "dark.png", picture), (RESOLUTION, RESOLUTION))
     clear = Image.new("RGBA", picture.size, (255, 255, 255, 0))
     clear.paste((255, 255, 255, 255), (0, 0, 4, 4))
     clear.save(tmp_path / "clear.png")
-    keep = mask_of(mask_image(tmp_path / "clear.png", picture), RESOLUTION)
+    keep = mask_of(mask_image(tmp_path / "clear.png", picture), (RESOLUTION, RESOLUTION))
     assert keep.shape == (3, RESOLUTION, RESOLUTION)
     assert (~keep).sum() == 3 * 4 * 4

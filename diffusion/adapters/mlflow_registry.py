@@ -245,8 +245,9 @@ def _description(evaluation: EvaluationRef, verdict: Verdict, spec: BundleSpec) 
     behind = f", from itself after {guide.checkpoint.images_seen:,} images" if guide else ""
     metrics = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(evaluation.metrics.items()))
     reasons = "".join(f"- {reason}\n" for reason in verdict.reasons)
+    sizes = ", ".join(f"{width} x {height}" for height, width in spec.sizes or (spec.size,))
     return (
-        f"Draws {spec.resolution} x {spec.resolution} pictures of {len(spec.classes)} classes"
+        f"Draws {sizes} pictures of {len(spec.classes)} classes"
         f" ({', '.join(spec.classes)}){', and from prompts' if spec.text else ''}.\n\n"
         f"{spec.parameters / 1e6:.2f} M parameters, average of relative width {spec.ema:g} after"
         f" {spec.images_seen:,} images seen of {run.dataset.images:,} pictures (dataset {spec.dataset_digest[:12]}).\n"

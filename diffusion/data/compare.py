@@ -174,5 +174,5 @@ def _told(found: _Rows, number: int, what: str) -> Change:
 
 
 def _facts(a: Dataset, b: Dataset) -> dict[str, tuple[str, str]]:
-    one, two = ({"resolution": str(d.manifest.resolution), **d.manifest.processing.model_dump()} for d in (a, b))
+    one, two = ({"resolution": str(d.manifest.resolution), **dict(d.manifest.processing)} for d in (a, b))
     return {name: (str(one[name]), str(two[name])) for name in one if one[name] != two[name]}

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -66,8 +67,9 @@ class ShardReader:
     shards: local copies of the shards of a dataset that is not in a local folder; without, each picture is a request.
     captions: whether they are read at all.
     max_damaged: the share of the split that may be damaged.  A damaged picture is read again, from a shard fetched again;
-    then the next good one of its shard takes its place, cyclically, and after the last shard's that of the next one: a
-    function of the picture's index and of the damage.  Each process counts what it meets.  0: the first one is an error.
+    then the next good one of its shard takes its place, cyclically, and after the last shard's that of the next one that has
+    its size: a function of the picture's index and of the damage.  Each process counts what it meets.  0: the first one is
+    an error.
     """
 
     def __init__(
@@ -95,9 +97,10 @@ class ShardReader:
         self.damage = DamageLog(len(self), max_damaged)
         self._fetched_again: set[int] = set()
         self._forgetting = Lock()
-        side = self.manifest.resolution
-        cached = min(len(self), cache_mib * 2**20 // (3 * side * side))
-        self._pictures = np.empty((cached, side, side, 3), np.uint8)
+        self.sizes = self.manifest.sizes(split)  # (height, width) in each shard
+        room = 3 * max(height * width for height, width in set(self.sizes))  # for a picture of any size
+        cached = min(len(self), cache_mib * 2**20 // room)
+        self._pictures = np.empty((cached, room), np.uint8)
         self._captions: list[Captions] = [()] * cached if captions else []
         self._filled = np.zeros(cached, bool)
 
@@ -146,16 +149,18 @@ class ShardReader:
         return Sample(keys[0], images[0], int(label[0]), captions[0])
 
     def gather(self, pictures: np.ndarray) -> Pictures:
-        """The pictures of these indices, (b,).  Raises TooMuchDamage, a ValueError."""
-        b, side = len(pictures), self.manifest.resolution
-        got = Pictures(np.empty((b, side, side, 3), np.uint8), np.empty(b, np.int64), [""] * b, [()] * b)
-        shards = self.shards_of(pictures)
+        """The pictures of these indices, (b,), all of one size.  Raises TooMuchDamage, a ValueError."""
+        b, shards = len(pictures), self.shards_of(pictures)
+        by_shard = np.argsort(shards, kind="stable")
+        starts = np.flatnonzero(np.diff(shards[by_shard], prepend=-1)).tolist()
+        sizes = {self.sizes[shard] for shard in shards[by_shard[starts]].tolist()} or {self.sizes[0]}
+        if len(sizes) > 1:
+            raise ValueError(f"pictures of the sizes {sorted(sizes)} make no batch: gather those of one size at a time")
+        got = Pictures(np.empty((b, *sizes.pop(), 3), np.uint8), np.empty(b, np.int64), [""] * b, [()] * b)
         rows, there = np.zeros(b, INDEX), np.ones(b, bool)
         known = pictures < len(self._filled)  # in memory
         known[known] = self._filled[pictures[known]]
         bad: list[int] = []
-        by_shard = np.argsort(shards, kind="stable")
-        starts = np.flatnonzero(np.diff(shards[by_shard], prepend=-1)).tolist()
         for start, end in pairwise([*starts, b]):
             places = by_shard[start:end]
             shard = int(shards[places[0]])
@@ -181,9 +186,16 @@ class ShardReader:
         self._remember(pictures[fresh], np.flatnonzero(fresh), got)
         return got
 
+    def by_size(self, pictures: np.ndarray) -> list[np.ndarray]:
+        """Where among these pictures, (b,), those of one size are: places (n,) ascending for each size, in a fixed order."""
+        known = sorted(set(self.sizes))
+        size = np.array([known.index(size) for size in self.sizes])[self.shards_of(pictures)]
+        return [np.flatnonzero(size == number) for number in np.unique(size)]
+
     def _remembered(self, pictures: np.ndarray, places: np.ndarray, got: Pictures) -> None:
         """Pictures that are kept in memory into their places."""
-        got.images[places] = self._pictures[pictures]
+        shape = got.images.shape[1:]
+        got.images[places] = self._pictures[pictures, : prod(shape)].reshape(-1, *shape)
         if self.captions:
             for place, picture in zip(places.tolist(), pictures.tolist(), strict=True):
                 got.captions[place] = self._captions[picture]
@@ -192,7 +204,8 @@ class ShardReader:
         """Keep those that there is memory for.  Two threads may both do this, with the same bytes; the mark comes last."""
         kept = pictures < len(self._filled)
         pictures, places = pictures[kept], places[kept]
-        self._pictures[pictures] = got.images[places]
+        numbers = prod(got.images.shape[1:])
+        self._pictures[pictures, :numbers] = got.images[places].reshape(-1, numbers)
         if self.captions:
             for place, picture in zip(places.tolist(), pictures.tolist(), strict=True):
                 self._captions[picture] = got.captions[place]
@@ -246,14 +259,15 @@ class ShardReader:
     def _substitute(self, shard: int, i: int, place: int, got: Pictures) -> None:
         """The next good picture after picture i of a shard, as the class says."""
         if not any(self._good(*other, place, got) for other in self._others(shard, i)):
-            raise ValueError(f"no picture of split {self.split!r} can be read: {self.entries[shard].tar}")
+            size = "{1} x {0}".format(*self.sizes[shard])
+            raise ValueError(f"no picture of {size} of split {self.split!r} can be read: {self.entries[shard].tar}")
 
     def _others(self, shard: int, i: int) -> Iterator[tuple[int, int]]:
-        """(shard, place in it) of every other picture, those of the same shard first."""
+        """(shard, place in it) of every other picture of the same size, those of the same shard first."""
         for step in range(len(self.entries)):
             number = (shard + step) % len(self.entries)
             count = self.counts[number]
-            if not self.damage.known(self._pictures_of(number)):
+            if self.sizes[number] == self.sizes[shard] and not self.damage.known(self._pictures_of(number)):
                 yield from ((number, (i + further) % count) for further in range(step == 0, count))
 
     def _good(self, shard: int, i: int, place: int, got: Pictures) -> bool:

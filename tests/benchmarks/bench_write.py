@@ -65,7 +65,7 @@ def nowhere(images: Iterable[bytes], folder: Path) -> None:
 
 
 def square_ours(data: bytes) -> bytes:
-    return encode_png(fit(decode_all(data), resolution=RESOLUTION, background="#ffffff"))
+    return encode_png(fit(decode_all(data), size=(RESOLUTION, RESOLUTION), background="#ffffff"))
 
 
 def square_pillow(data: bytes) -> bytes:
@@ -182,13 +182,13 @@ def work(name: str, files: list[bytes], rounds: int, place: str | None) -> float
 def stages(name: str, files: list[bytes]) -> None:
     """Microseconds a picture of each stage, one thread."""
     pictures = [decode_all(data) for data in files]
-    squares = [fit(picture, resolution=RESOLUTION, background="#ffffff") for picture in pictures]
+    squares = [fit(picture, size=(RESOLUTION, RESOLUTION), background="#ffffff") for picture in pictures]
     opened = [Image.open(io.BytesIO(data)).convert("RGB") for data in files]
     size = (RESOLUTION, RESOLUTION)
     rows = {
         "decode": (lambda i: decode_all(files[i]), lambda i: Image.open(io.BytesIO(files[i])).convert("RGB")),
         "resize": (
-            lambda i: fit(pictures[i], resolution=RESOLUTION, background="#ffffff"),
+            lambda i: fit(pictures[i], size=(RESOLUTION, RESOLUTION), background="#ffffff"),
             lambda i: opened[i].resize(size, Image.Resampling.LANCZOS),
         ),
         "encode": (lambda i: encode_png(squares[i]), lambda i: Image.fromarray(squares[i]).save(io.BytesIO(), "PNG")),

@@ -17,6 +17,7 @@ from diffusion.data import ingest
 from diffusion.data.pack import decode_chunk, pack_shard
 from diffusion.data.quarantine import TooManyRejected
 from diffusion.recipe import ShardRecipe
+from diffusion.store.publish import DiskFull
 from tests.published import identity
 from tests.test_ingest import RECIPE, in_small_chunks, side_files, spoilt_folder  # noqa: F401
 
@@ -99,6 +100,10 @@ def _fail_on_two(task: dict) -> dict:
     return task
 
 
+def _full_disk(_: dict) -> dict:
+    raise DiskFull(28, "no room for a shard in /x, 0 bytes are left on its disk")
+
+
 def _pid_then_wait(task: dict) -> dict:
     """Writes its process id; the first one to run waits to be killed."""
     with open(task["path"], "a") as file:
@@ -115,6 +120,9 @@ def test_results_and_failures_of_tasks():
     with pytest.raises(RuntimeError, match=r"OSError: \[Errno 28\] No space left") as error:
         list(ray_each(_fail_on_two, [{"n": n} for n in range(4)]))
     assert "_fail_on_two" in "".join(error.value.__notes__)
+    with pytest.raises(DiskFull, match=r"^no room for a shard in /x, 0 bytes are left") as error:
+        list(ray_each(_full_disk, [{}]))
+    assert "_full_disk" in "".join(error.value.__notes__)
 
 
 @pytest.mark.usefixtures("ray_local")
