@@ -19,6 +19,7 @@ SINGLE_CLASS = "picture"
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_FILE_BYTES = 2**28
 MAX_LABELS = 100_000  # more distinct labels than this are surely captions or names in the wrong column
+_LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-9, 1e9  # sums of such are exact enough to draw by, and finite
 _LONGEST_LABEL = 200  # characters
 _LONGEST_NAME = 1024  # bytes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -210,8 +211,11 @@ def _weight(value: object, where: str) -> float:
         number = math.nan if isinstance(value, bool) else float(value)  # CSV holds texts
     except (TypeError, ValueError):
         number = math.nan
-    if not 0 < number < math.inf:
-        raise BadSource(f"{where} has the weight {value!r}; a weight is a finite number above 0")
+    if not _LEAST_WEIGHT <= number <= _LARGEST_WEIGHT:
+        raise BadSource(
+            f"{where} has the weight {value!r}; a weight is a number from {_LEAST_WEIGHT:g} to {_LARGEST_WEIGHT:g}, of"
+            " which only shares count"
+        )
     return number
 
 
