@@ -196,6 +196,17 @@ def test_near_duplicates_are_set_aside_come_back_when_alone_and_are_released(tmp
     accounts_for(second.uri, {path.name for path in folder.iterdir()})
 
 
+def test_a_file_with_an_unsafe_name_is_kept_as_it_is_and_goes_in_under_no_name(source, root):
+    data = (source / "a" / "good-00.png").read_bytes()
+    (source / "b" / "line\nend.png").write_bytes(data)
+    first = ingest.shard_dataset(source, RECIPE, root)
+    (file,) = (file for file in quarantine.entries(root, first.digest) if file.kind == "unsafe name")
+    assert quarantine.original(root, file) == data
+    assert ingest.retry(root, first.digest) == first
+    with pytest.raises(ValueError, match=r"end.png.*control character.*rename it in the source"):
+        ingest.release(root, first.digest, [file.sha256])
+
+
 def test_what_is_kept_nowhere_is_carried_over(source, root, monkeypatch):
     """Originals beyond the sum that is kept, and one that could not be read, do not hinder the others."""
     (source / "metadata.jsonl").unlink()

@@ -159,18 +159,21 @@ def item_of(
     if not captions and caption:
         captions = [Caption(caption)]
     nearest = posixpath.basename(posixpath.dirname(file.inside)) if folder else ""
-    chosen = check_label(said or label or nearest, file.name)
-    return Item(file.name, file.place, file.mark, chosen, tuple(captions), row, file.size)
+    return Item(file.name, file.place, file.mark, said or label or nearest, tuple(captions), row, file.size)
 
 
-def check_label(label: str, name: str) -> str:
-    """`label`, where it can be the name of a class.  Raises BadSource."""
-    if not label.isprintable() or set(label) & set("/\\") or len(label) > _LONGEST_LABEL:
+def is_label(text: str) -> bool:
+    """Whether a text can be the name of a class."""
+    return 0 < len(text) <= _LONGEST_LABEL and text.isprintable() and not set(text) & set("/\\")
+
+
+def check_label(label: str, name: str) -> None:
+    """Raises BadSource where a label cannot be the name of a class."""
+    if not is_label(label):
         raise BadSource(
             f"{name} has the label {label[:80]!r}: a class name is up to {_LONGEST_LABEL} printable characters without"
-            " slashes"
+            " slashes. Rename its folder, or give it another label"
         )
-    return label
 
 
 def _label(value: object, where: str) -> str:
