@@ -14,6 +14,7 @@ from diffusion.sampler import SAMPLERS, Conversation
 from diffusion.serving.request import RequestError
 from flows.console import say
 from flows.pictures import (
+    Model,
     answered,
     fitted,
     folder,
@@ -71,7 +72,9 @@ def edit(
     sigmas = model.sigmas(request.steps)
     if coarse is not None and (coarse < 2 or model.resolution % coarse):
         raise ValueError(f"--coarse {coarse}: give a divisor of the model's {model.resolution} pixels, such as 8")
-    reference = in_model(fitted(image, model.resolution, "picture"), model)
+    _check_latents(model, mask, coarse)
+    before = in_model(fitted(image, model.resolution, "picture"), model)
+    reference = model.seen(before)
     keep = None if hole is None else Mask(mask_of(hole, model.resolution))
 
     def solver(x: Tensor, sigmas: Tensor) -> Conversation:
@@ -94,10 +97,19 @@ def edit(
     x0 = answered("edit", converse, model)
     facts = {"command": "edit", "strength": strength, "coarse": coarse, "sampler": request.sampler}
     facts |= {"from_label": from_label, "from_prompt": from_prompt}
-    saved = written(x0, reference, request, facts, out=target, model=model)
-    change = (saved - reference).square().mean().sqrt()
+    saved = written(x0, before, request, facts, out=target, model=model)
+    change = (saved - before).square().mean().sqrt()
     say(f"  changed    by {float(change):.2g} root mean square (white - black is 2)")
     return target
+
+
+def _check_latents(model: Model, mask: Path | None, coarse: int | None) -> None:
+    if model.bundle.codec and (mask is not None or coarse is not None):
+        given = "--mask" if mask is not None else "--coarse"
+        raise ValueError(
+            f"{given}: {model.name} draws latents, of which each speaks of many pixels, so none of them can be kept exactly."
+            f" Leave {given} out, or give a model that draws pixels"
+        )
 
 
 @contextmanager

@@ -15,8 +15,10 @@ from zlib import crc32
 
 import numpy as np
 
+from diffusion.codec import Codec
 from diffusion.data import manifest
 from diffusion.data.damage import Damage, DamageLog
+from diffusion.data.latents import Latents
 from diffusion.data.manifest import Split
 from diffusion.data.open_shards import OpenShard, OpenShards, Read
 from diffusion.data.pictures.decode import BadPicture, decode_into
@@ -49,6 +51,10 @@ class Pictures(NamedTuple):
     label: np.ndarray  # int64 (b,)
     keys: list[str]
     captions: list[Captions]  # () for a picture that has none, and where the reader reads none
+    latents: np.ndarray | None = None  # float32 (b, 2, C, h, w), of a reader with a codec
+    known: np.ndarray | None = (
+        None  # bool (b,): the latents that are there, whose pictures are not; see `Latents.complete`
+    )
 
     @property
     def texts(self) -> list[str]:
@@ -66,6 +72,7 @@ class ShardReader:
     max_damaged: the share of the split that may be damaged.  A damaged picture is read again, from a shard fetched again;
     then the next good one of its shard takes its place, cyclically, and after the last shard's that of the next one: a
     function of the picture's index and of the damage.  Each process counts what it meets.  0: the first one is an error.
+    codec: read latents instead of pictures, from the sidecars of the shards; only what none of them has is decoded.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class ShardReader:
         shards: ShardCache | None = None,
         captions: bool = True,
         max_damaged: float = 0.0,
+        codec: Codec | None = None,
     ) -> None:
         self.root, self.split, self.captions = manifest.root_of(uri), split, captions
         self.manifest = manifest.load(uri, digest=digest)
@@ -94,6 +102,8 @@ class ShardReader:
         self._fetched_again: set[int] = set()
         self._forgetting = Lock()
         side = self.manifest.resolution
+        sha256s = [entry.sha256 for entry in self.entries]
+        self.latents = Latents(self.root, sha256s, codec, side) if codec else None
         cached = min(len(self), cache_mib * 2**20 // (3 * side * side))
         self._pictures = np.empty((cached, side, side, 3), np.uint8)
         self._captions: list[Captions] = [()] * cached if captions else []
@@ -140,13 +150,16 @@ class ShardReader:
         """Picture i of the split.  Raises ValueError naming shard, key and command where it is damaged."""
         if not 0 <= i < len(self):
             raise IndexError(f"picture {i} of {len(self)}")
-        images, label, keys, captions = self.gather(np.array([i]))
-        return Sample(keys[0], images[0], int(label[0]), captions[0])
+        got = self.gather(np.array([i]))
+        return Sample(got.keys[0], got.images[0], int(got.label[0]), got.captions[0])
 
     def gather(self, pictures: np.ndarray) -> Pictures:
-        """The pictures of these indices, (b,).  Raises TooMuchDamage, a ValueError."""
+        """The pictures of these indices, (b,), or their latents as far as they are known.  Raises TooMuchDamage, a
+        ValueError."""
         b, side = len(pictures), self.manifest.resolution
         got = Pictures(np.empty((b, side, side, 3), np.uint8), np.empty(b, np.int64), [""] * b, [()] * b)
+        if self.latents:
+            got = got._replace(latents=np.empty((b, *self.latents.shape), np.float32), known=np.zeros(b, bool))
         shards = self.shards_of(pictures)
         for shard in np.unique(shards).tolist():
             places = np.flatnonzero(shards == shard)
@@ -165,6 +178,9 @@ class ShardReader:
         got.label[places] = self._class(shard, rows["label"])
         for place, key in zip(places.tolist(), rows["key"].tolist(), strict=True):
             got.keys[place] = key.decode()
+        if self.latents:
+            found = self._find(shard, opened, pictures - self._first[shard], places, got)
+            rows, pictures, places = rows[~found], pictures[~found], places[~found]
         kept = pictures < len(self._filled)  # in memory, now or from now on
         known = kept.copy()
         known[kept] = self._filled[pictures[kept]]
@@ -183,6 +199,27 @@ class ShardReader:
                 for place, picture in zip(places[kept].tolist(), pictures[kept].tolist(), strict=True):
                     self._captions[picture] = got.captions[place]
             self._filled[pictures[kept]] = True
+
+    def _find(
+        self, shard: int, opened: OpenShard, numbers: np.ndarray, places: np.ndarray, got: Pictures
+    ) -> np.ndarray:
+        """Latents, and captions, of pictures of one shard into their places.  Returns which of them are known, (n,) bool.
+        What fails is left to who reads the picture."""
+        found = np.zeros(len(numbers), bool)
+        for n, (number, place) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
+            latent = self.latents.find(shard, number)
+            if latent is None:
+                continue
+            if self.captions:
+                try:
+                    got.captions[place] = _captions(opened.read, opened.index[number].item())
+                except StorageUnavailable:
+                    raise
+                except DAMAGE:
+                    continue
+            got.latents[place], found[n] = latent, True
+        got.known[places] = found
+        return found
 
     def _load(self, opened: OpenShard, rows: np.ndarray, places: list[int], got: Pictures) -> np.ndarray:
         """The pictures of some rows of an index, into their places.  Returns which of them are undamaged, (rows,) bool.
@@ -279,11 +316,11 @@ class ShardReader:
 
 def _stored(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryview, Captions]:
     """The bytes of a picture, by its row of the index, and its captions, where they are wanted.  Raises one of DAMAGE."""
-    _, _, number, start, size, crc, json_start, json_size, txt_start, txt_size = row
+    _, _, number, start, size, crc, *_ = row
     if not (captions and number):
         picture, text = read(size, start), b""
     else:  # one stretch of the tar that has both: they are neighbours
-        words_start, words_size = (txt_start, txt_size) if number == 1 else (json_start, json_size)
+        words_start, words_size = _place_of_captions(row)
         begin = min(start, words_start)
         data = memoryview(read(max(start + size, words_start + words_size) - begin, begin))
         picture = data[start - begin : start - begin + size]
@@ -292,13 +329,32 @@ def _stored(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryview,
         if len(picture) != size:
             raise BadPicture("truncated", f"{len(picture)} of {size} bytes at offset {start}")
         raise BadPicture("damaged", "its crc32 is not that of the index")
-    if not text:
-        return picture, ()
+    return picture, _parsed(text, number) if text else ()
+
+
+def _captions(read: Read, row: tuple) -> Captions:
+    """The captions of a picture alone.  Raises one of DAMAGE."""
+    number = row[2]
+    if not number:
+        return ()
+    start, size = _place_of_captions(row)
+    text = read(size, start)
+    return _parsed(text, number) if text else ()
+
+
+def _place_of_captions(row: tuple) -> tuple[int, int]:
+    """(offset, size) in the tar: a single caption stands alone, several are among the facts."""
+    *_, number, _, _, _, json_start, json_size, txt_start, txt_size = row
+    return (txt_start, txt_size) if number == 1 else (json_start, json_size)
+
+
+def _parsed(text: bytes | memoryview, number: int) -> Captions:
+    """So many captions of a picture as they are stored.  Raises BadPicture."""
     try:
         words = str(text, "utf-8")
         if number == 1:
-            return picture, ((words, 1.0),)
-        return picture, tuple((text, weight) for text, weight in json.loads(words)["captions"])
+            return ((words, 1.0),)
+        return tuple((text, weight) for text, weight in json.loads(words)["captions"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadPicture("damaged", f"its captions cannot be read: {type(error).__name__}") from error
 

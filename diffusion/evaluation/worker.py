@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.codec import drawn
 from diffusion.data import manifest
 from diffusion.data.images import to_model
 from diffusion.data.reader import ShardReader
@@ -83,7 +84,12 @@ class Worker:
             setup = self.setup
             # damage is an error here: a metric is of the very pictures of its reference
             self._readers[split] = ShardReader(
-                setup.dataset_uri, split, digest=setup.dataset_digest, cache_mib=0, shards=setup.reading.cache
+                setup.dataset_uri,
+                split,
+                digest=setup.dataset_digest,
+                cache_mib=0,
+                shards=setup.reading.cache,
+                codec=self.bundle.codec if split == "holdout" else None,  # training pictures are looked at
             )
         return self._readers[split]
 
@@ -100,14 +106,18 @@ class Worker:
         )
 
     def _held_out(self) -> tuple[Tensor, Cond]:
-        """The held-out pictures that are measured, (N, 3, H, W) in [-1, 1], and the condition of each."""
+        """The held-out pictures that are measured, as the network sees pictures, (N, C, H, W), and the condition of each."""
         reader = self._reader("holdout")
         chosen = np.array(evenly(len(reader), self.setup.recipe.loss_pictures))
         pictures = reader.gather(chosen)
         cond = {"label": torch.from_numpy(pictures.label)}
         if self.bundle.encoder is not None:
             cond |= self.bundle.encoder(pictures.texts)._asdict()
-        return to_model(torch.from_numpy(pictures.images)), cond
+        if reader.latents is None:
+            return to_model(torch.from_numpy(pictures.images)), cond
+        reader.latents.complete(pictures.images, pictures.latents, pictures.known)
+        numbers = torch.arange(len(chosen))
+        return drawn(torch.from_numpy(pictures.latents), seed=self.setup.recipe.seed, index=numbers), cond
 
     def _drawn(self, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
         if self._engine is None:
@@ -150,7 +160,7 @@ def held_out_loss(
     """The loss of each picture at noise level `level` of the recipe, and that of the best linear denoiser, which under EDM
     is a network that answers 0.  Both have EDM's weight, whatever the denoiser predicts and was trained with.
 
-    x0 (N, 3, H, W), cond: a row for each.  The noise is a function of recipe.seed, the level and the picture's number.
+    x0 (N, C, H, W), cond: a row for each.  The noise is a function of recipe.seed, the level and the picture's number.
     """
     sigma, losses, zeros = recipe.loss_levels[level], [], []
     index = (level << 32) + torch.arange(len(x0))
