@@ -24,6 +24,7 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
     from diffusion.evaluation.features import find_weights
     from diffusion.spacing import sampling_sigmas
     from diffusion.store.averages import check_averages, wanted_by
+    from diffusion.store.codecs import codec, identity_for
     from diffusion.store.text_encoders import find_folder
     from diffusion.training.step import check_sizes
 
@@ -49,6 +50,8 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
     sampling_sigmas(recipe.evaluate.sampling, recipe.evaluate.sampling.steps)
     if recipe.train.text_encoder != "none":
         find_folder(recipe.train.text_encoder)
+    if identity_for(recipe.train):
+        codec(recipe.train.codec)  # and what it needs is installed
     check_devices(site, batch_size=recipe.train.batch_size)
     if until == "deploy":
         check_serving(site)
