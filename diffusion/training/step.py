@@ -139,8 +139,8 @@ def check_sizes(recipe: TrainRecipe, dataset: DatasetRef) -> None:
         )
     if dataset.sizes and recipe.codec != "none":
         raise ValueError(
-            f"dataset {dataset.digest[:16]} is in aspect buckets, and latents (train.codec={recipe.codec}) are made of squares"
-            " alone: shard without shard.bucket_aspect"
+            f"dataset {dataset.digest[:16]} is in aspect buckets, and latents (train.codec={recipe.codec}) are made of"
+            " squares alone: shard without shard.bucket_aspect"
         )
 
 
