@@ -8,13 +8,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
 from diffusion.recipe import Frozen
+from diffusion.store.publish import staging
 from diffusion.store.refs import DatasetRef, EvaluationRef
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def connect(tracking: Tracking) -> "MlflowClient":
     from mlflow.exceptions import MlflowException
 
     if tracking.uri.startswith("sqlite:///"):
-        Path(tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        _made(Path(tracking.uri.removeprefix("sqlite:///")))
     mlflow.set_tracking_uri(tracking.uri)
     mlflow.set_registry_uri(tracking.uri)
     client = mlflow.MlflowClient(tracking.uri, tracking.uri)
@@ -86,6 +87,20 @@ def connect(tracking: Tracking) -> "MlflowClient":
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # then another process was faster
                 raise
     return client
+
+
+def _made(database: Path) -> None:
+    """Have MLflow's SQLite file, whole or not at all: it makes its tables one after the other, and takes no file in which a
+    kill left some of them."""
+    if database.exists():
+        return
+    from mlflow import MlflowClient
+
+    with staging(database.parent) as folder:
+        new = folder / database.name
+        MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # another process was faster
+            os.link(new, database)
 
 
 def open_run(tracking: Tracking, name: str, work_key: str, recipe: BaseModel, dataset: DatasetRef) -> str:

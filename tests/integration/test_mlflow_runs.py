@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -138,6 +140,23 @@ def test_a_server_that_is_not_there_is_named(monkeypatch, tracking):
     with pytest.raises(ConnectionError, match=r"does not answer at http://127\.0\.0\.1:9: start it"):
         connect(Tracking(uri="http://127.0.0.1:9"))
     connect(tracking)
+
+
+def test_a_kill_while_the_database_is_made_leaves_none(tmp_path):
+    at = Tracking(uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    code = (
+        "import sys; from diffusion.adapters.mlflow_runs import Tracking, connect; connect(Tracking(uri=sys.argv[1]))"
+    )
+    maker = subprocess.Popen([sys.executable, "-c", code, at.uri])
+    try:
+        while not any(path.stat().st_size for path in tmp_path.rglob("mlflow.db")):  # its first tables
+            assert maker.poll() is None
+            time.sleep(0.01)
+    finally:
+        maker.kill()
+        maker.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert connect(at).get_experiment_by_name(at.experiment) is not None
 
 
 def test_nothing_is_written_to_the_working_folder(tmp_path, monkeypatch, tracking, tiny_recipe):
