@@ -75,7 +75,7 @@ class Site(Frozen):
             first = error.errors()[0]
             field = str(first["loc"][0])
             raise ValueError(
-                f"{field}={values.get(field)}: {first['msg']}. It is: {cls.model_fields[field].description}"
+                f"{field}={values.get(field)}: {first['msg'].removeprefix('Value error, ')}. It is: {cls.model_fields[field].description}"
                 f" ({PREFIX}{field.upper()})"
             ) from None
 
