@@ -136,9 +136,10 @@ def leaving(program: Callable[[], None]) -> None:
     code = 1
 
     def leave() -> None:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # nobody reads any more
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
     atexit.register(leave)  # before any library does, so it is called last
