@@ -35,6 +35,10 @@ def sample(
         list[str] | None, typer.Option("--prompt", help="What to draw, in words, if the model reads them. Repeatable.")
     ] = None,
     n: Annotated[int, typer.Option("--n", max=10_000, help="Pictures per class and prompt.")] = 8,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="WIDTHxHEIGHT", help="In pixels, of a model of several sizes. [the squarest]"),
+    ] = None,
     seed: Seed = None,
     steps: Steps = None,
     sampler: SamplerOption = None,
@@ -51,7 +55,7 @@ def sample(
     def work(site: Site) -> None:
         from flows.sample import draw
 
-        options = {"n": n, "seed": seed, "steps": steps, "sampler": sampler}
+        options = {"n": n, "size": size, "seed": seed, "steps": steps, "sampler": sampler}
         options |= {"guidance": guidance, "guidance_kind": guidance_kind}
         folder = draw(
             site, name, model, bundle=bundle, labels=label or [], prompts=prompt or [], out=out, options=options

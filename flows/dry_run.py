@@ -2,6 +2,7 @@
 
 from diffusion.data.dry_run import DryRun
 from diffusion.data.dry_run import dry_run as look
+from diffusion.data.pictures.buckets import shown
 from diffusion.data.report import amount, few
 from diffusion.recipe import ShardRecipe
 from diffusion.store.storage import open_storage
@@ -53,8 +54,11 @@ def told(found: DryRun, recipe: ShardRecipe) -> dict[str, str]:
             lines["expected"] = f"about {found.of_all(rejected):,} of {found.to_decode:,} files set aside"
         lines["shards"] = (
             f"about {amount(found.of_all(sampled.bytes))} more for {found.of_all(kept):,} pictures at"
-            f" {recipe.resolution} x {recipe.resolution}"
+            f" {'about ' if recipe.bucket_aspect else ''}{recipe.resolution} x {recipe.resolution}"
         )
+        if recipe.bucket_aspect is not None:
+            counts = (f"{shown(size)} {found.of_all(count):,}" for size, count in sampled.sizes.items())
+            lines["buckets"] = f"about {', '.join(counts)}"
         took = found.of_all(sampled.seconds)
         lines["time"] = (
             f"{f'about {seconds(took)}' if took else 'under a second'} of one core for decoding and encoding"

@@ -143,7 +143,7 @@ def list_items(db: sqlite3.Connection, rows: Iterable[tuple]) -> None:
 
 
 def list_before(db: sqlite3.Connection, places: Iterable[tuple[str, str]]) -> None:
-    """Replace the listing by the parent's.  places: (name, place) of the files that can be read."""
+    """Replace the listing by the parent's.  places: (name, place) of the files that can be read; "" of all others."""
     with transaction(db):
         db.execute("DELETE FROM items")
         db.execute("INSERT INTO items SELECT name, mark, '', label, captions, extra FROM before")
@@ -210,11 +210,9 @@ def unknown(db: sqlite3.Connection, size: int) -> Iterator[list[tuple[str, str, 
 def record(db: sqlite3.Connection, rows: Iterable[dict]) -> None:
     """Remember what was found in files."""
     statement = f"INSERT OR REPLACE INTO found ({', '.join(_FOUND)}) VALUES ({', '.join('?' * len(_FOUND))})"
+    texts = (row | {"image": json.dumps(row["image"])} if row.get("image") else row for row in rows)
     with transaction(db):
-        for row in rows:
-            image = row.get("image")
-            row = row | {"image": image and json.dumps(image)}
-            db.execute(statement, tuple(row.get(name) for name in _FOUND))
+        db.executemany(statement, (tuple(row.get(name) for name in _FOUND) for row in texts))
 
 
 def progress(db: sqlite3.Connection) -> tuple[int, int]:

@@ -19,8 +19,9 @@ from pathlib import Path
 from diffusion.data import catalogue, datasets, decide, facts, manifest, quarantine, versions
 from diffusion.data.manifest import DUPLICATE, NOT_DAMAGE, Manifest, Processing, ShardEntry
 from diffusion.data.pack import decode_chunk, pack_shard, read_original
-from diffusion.data.pictures.bad_picture import POLICY
-from diffusion.data.sources import Source, open_source
+from diffusion.data.pictures.bad_picture import POLICY, UNSAFE_NAME
+from diffusion.data.pictures.buckets import Size, buckets_by
+from diffusion.data.sources import Source, open_source, original_of
 from diffusion.data.versions import Head
 from diffusion.data.work import blobs, working
 from diffusion.recipe import ShardRecipe, canonical_json, digest_of
@@ -96,6 +97,10 @@ def release(
     for file in (file for files in held.values() for file in files):
         if file.kind == DUPLICATE:
             raise ValueError(f"{file.name} is not needed: it is {file.detail}, which the dataset holds")
+        if file.kind == UNSAFE_NAME:
+            raise ValueError(
+                f"{file.name} is set aside because {file.detail}: rename it in the source, and shard again"
+            )
         if file.kind not in POLICY:
             raise ValueError(
                 f"{file.name} is set aside because it is {file.kind} ({file.detail}): what is damaged cannot be released."
@@ -107,7 +112,7 @@ def release(
 
 def retry(root: Storage, digest: str, work: Path | None = None, *, each: Each = map) -> DatasetRef:
     """Decode everything in a dataset's quarantine again: a new version with what passes now, or the same dataset."""
-    names = [file.name for file in quarantine.entries(root, digest) if file.place]
+    names = [file.name for file in quarantine.entries(root, digest) if file.place and file.kind != UNSAFE_NAME]
     return _again(root, digest, "retry", work, (), names, each)
 
 
@@ -167,7 +172,7 @@ def _make(job: _Job, progress: Progress | None) -> DatasetRef:
         train_counts=decide.counts(db, "train", len(classes)),
         holdout_counts=decide.counts(db, "holdout", len(classes)),
         shards=tuple(entry for _, entry in entries),
-        processing=Processing(background=recipe.background, encoding=recipe.encoding),
+        processing=Processing(background=recipe.background, encoding=recipe.encoding, buckets=buckets_by(recipe)),
         recipe_digest=digest_of(recipe),
         files=catalogue.progress(db)[1],
         set_aside=by_kind,
@@ -208,11 +213,13 @@ def _decode(job: _Job, progress: Progress | None) -> None:
 
 
 def _write_shards(job: _Job) -> list[tuple[tuple[str, int], ShardEntry]]:
-    """The dataset's shards in reading order: of each split those that stay, then the new ones, which are written.
+    """The dataset's shards in reading order: of each split, and of each size, those that stay, then the new ones, which are
+    written.
 
     Each with (split, number) as `decide` numbers them; for one that stays ("shared", number in the parent's manifest).
     """
     db, root = job.db, job.root
+    place = {_own_size(job.recipe, bucket): bucket for bucket in range(len(buckets_by(job.recipe)))}
     shared = decide.shared_shards(db)
     if job.parent:
         versions.check_shared(root, [job.parent.shards[n] for n in shared], job.parent.digest)
@@ -232,8 +239,8 @@ def _write_shards(job: _Job) -> list[tuple[tuple[str, int], ShardEntry]]:
                 take(shard, done)
                 continue
             waiting[shard.digest] = shard
-            samples = decide.samples_of(db, shard)
-            yield {**common, "digest": shard.digest, "split": shard.split, "samples": samples}
+            facts = {"digest": shard.digest, "split": shard.split, "size": _own_size(job.recipe, shard.bucket)}
+            yield {**common, **facts, "samples": decide.samples_of(db, shard)}
 
     for result in job.each(pack_shard, tasks()):
         catalogue.record_packed(db, result["digest"], result)
@@ -241,14 +248,21 @@ def _write_shards(job: _Job) -> list[tuple[tuple[str, int], ShardEntry]]:
     ordered = []
     for split in decide.SPLITS:
         stay = [n for n in shared if job.parent.shards[n].split == split]
-        ordered += [(("shared", n), job.parent.shards[n]) for n in stay]
-        ordered += [((split, shard.number), entries[split, shard.number]) for shard in new if shard.split == split]
+        found = [(("shared", n), job.parent.shards[n]) for n in stay]
+        found += [((split, shard.number), entries[split, shard.number]) for shard in new if shard.split == split]
+        ordered += sorted(found, key=lambda pair: place.get(pair[1].size, 0))
     return ordered
+
+
+def _own_size(recipe: ShardRecipe, bucket: int) -> Size | None:
+    """The size of a bucket as a shard's entry says it: None for the square."""
+    buckets, square = buckets_by(recipe), (recipe.resolution, recipe.resolution)
+    return buckets[bucket] if buckets and buckets[bucket] != square else None
 
 
 def _write_quarantine(job: _Job, folder: str) -> None:
     files = catalogue.set_aside(job.db)
-    quarantine.write(job.root, folder, files, lambda place: read_original(job.source, place), job.folder)
+    quarantine.write(job.root, folder, files, lambda place: read_original(job.source, original_of(place)), job.folder)
 
 
 def _check_budget(job: _Job, by_kind: dict[str, int]) -> None:

@@ -2,15 +2,18 @@
 
 import gc
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
 from diffusion.data.pictures.bad_picture import NEAR_DUPLICATE
+from diffusion.data.pictures.buckets import Size
 from diffusion.recipe import Frozen, canonical_json, digest_of, first_mistake, unset
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage, open_storage
@@ -31,6 +34,7 @@ class ShardEntry(Frozen):
     bytes: int
     sha256: str
     index_sha256: str
+    size: Size | None = Field(None, exclude_if=unset)  # of its pictures, where they are not the dataset's square
 
     @property
     def tar(self) -> str:
@@ -50,6 +54,9 @@ class Processing(Frozen):
     crop: Literal["centre"] = "centre"
     resize: Literal["lanczos"] = "lanczos"
     encoding: Encoding = "png"
+    buckets: tuple[Size, ...] = Field(
+        (), exclude_if=unset
+    )  # a picture has the one nearest to its shape; (): the square
 
 
 class Part(Frozen):
@@ -65,7 +72,11 @@ class Part(Frozen):
 
 
 class Manifest(Frozen):
-    """All facts of a dataset.  Shards are in reading order; a class's index is its place in `classes`."""
+    """All facts of a dataset.  Shards are in reading order; a class's index is its place in `classes`.
+
+    A shard's pictures have one size.  Within a split, and a part, shards of one size follow each other, from the highest
+    to the widest.
+    """
 
     format: Literal["diffusion-dataset/2"] = "diffusion-dataset/2"
     resolution: int
@@ -100,7 +111,19 @@ class Manifest(Frozen):
                     raise ValueError(f"split {split}: the parts do not have its {len(self.entries(split))} shards")
             if any(not 0 <= label < len(self.classes) for part in self.parts for label in part.labels):
                 raise ValueError(f"a part has a class that is none of the {len(self.classes)}")
+        self._check_sizes()
         return self
+
+    def _check_sizes(self) -> None:
+        place = {size: n for n, size in enumerate(self.processing.buckets)}
+        if odd := next((entry for entry in self.shards if entry.size and entry.size not in place), None):
+            raise ValueError(f"{odd.tar} has pictures of {odd.size}, which is no size of this dataset")
+        for split in get_args(Split) if place else ():
+            entries = iter(self.entries(split))
+            for shards in [getattr(part, split) for part in self.parts] or [None]:
+                places = [place.get(self.size_of(entry), -1) for entry in islice(entries, shards)]
+                if places != sorted(places):
+                    raise ValueError(f"split {split}: shards of one size do not follow each other")
 
     @property
     def digest(self) -> str:
@@ -130,6 +153,24 @@ class Manifest(Frozen):
         """Pictures in each shard of a split: what `order.Order` takes."""
         return tuple(entry.pictures for entry in self.entries(split))
 
+    def size_of(self, entry: ShardEntry) -> Size:
+        """(height, width) of the pictures in a shard."""
+        return entry.size or (self.resolution, self.resolution)
+
+    def sizes(self, split: Split) -> tuple[Size, ...]:
+        """(height, width) of the pictures in each shard of a split."""
+        entries = self.entries(split)
+        if not self.processing.buckets:
+            return ((self.resolution, self.resolution),) * len(entries)
+        return tuple(map(self.size_of, entries))
+
+    def by_size(self, split: Split) -> dict[Size, int]:
+        """Size -> pictures of a split, from the highest to the widest, those that have any."""
+        found: Counter[Size] = Counter()
+        for size, pictures in zip(self.sizes(split), self.counts(split), strict=True):
+            found[size] += pictures
+        return {size: found[size] for size in self.processing.buckets or found if size in found}
+
     def labels(self, split: Split) -> tuple[tuple[int, ...], ...]:
         """For each shard of a split: class index in the shard -> class index in this dataset."""
         if not self.parts:
@@ -146,6 +187,7 @@ class Manifest(Frozen):
             images=self.images,
             holdout=self.holdout,
             rejected=self.rejected,
+            sizes=tuple(self.by_size("train")) if self.processing.buckets else (),
         )
 
 

@@ -27,7 +27,7 @@ def converse(request: ResolvedRequest, images: range, bundle: Bundle, device: to
 
 def noise_of(request: ResolvedRequest, stream: Stream, images: range, bundle: Bundle, device: torch.device) -> Noise:
     """Step -> noise of these pictures, each a function of (seed, step, number of the picture) alone."""
-    shape = (3, bundle.spec.resolution, bundle.spec.resolution)
+    shape = (3, *(request.size or bundle.spec.size))
 
     def noise(step: int) -> Tensor:
         # one picture at a time: a vectorized logarithm may depend on how many numbers are taken together

@@ -55,6 +55,9 @@ class BundleSpec(Frozen):
     format: Literal[1] = 1
     classes: tuple[str, ...] = Field(min_length=1, description="Name of each label; the null label comes after them")
     resolution: int = Field(ge=8, description="Side of the square picture, pixels")
+    sizes: tuple[tuple[int, int], ...] = Field(
+        (), exclude_if=unset, description="Height and width of the training pictures; absent: the square's"
+    )
     unet: UNetRecipe
     text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads captions; absent: nothing does")
     degradations: tuple[TaskName, ...] = Field(
@@ -86,6 +89,12 @@ class BundleSpec(Frozen):
         if self.sampling.guidance_kind not in self.guidance_kinds:
             raise ValueError("sampling.guidance_kind=autoguidance, and there is no guide: evaluate with guide_images")
         return self
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a picture where a request does not say: of what it was trained on the nearest to the square."""
+        square = (self.resolution, self.resolution)
+        return min(self.sizes, key=lambda size: (max(size) / min(size), size)) if self.sizes else square
 
     @property
     def guidance_kinds(self) -> tuple[GuidanceKind, ...]:
@@ -138,6 +147,7 @@ def export_bundle(
     spec = BundleSpec(
         classes=run.dataset.classes,
         resolution=run.dataset.resolution,
+        sizes=run.dataset.sizes,
         unet=recipe.unet,
         text=text,
         degradations=recipe.degradations,
