@@ -81,6 +81,7 @@ def prefect_ready() -> Iterator[None]:
                 f"no Prefect server answers at {client.api_url} ({problem}): start it, or unset PREFECT_API_URL to do"
                 " without one"
             )
+        _end_server_with_us()
         yield
         signal.signal(signal.SIGTERM, _interrupt)  # importing Ray replaces it
 
@@ -136,9 +137,10 @@ def leaving(program: Callable[[], None]) -> None:
     code = 1
 
     def leave() -> None:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # nobody reads any more
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
     atexit.register(leave)  # before any library does, so it is called last
@@ -188,6 +190,14 @@ def _temporary_server() -> subprocess.Popen | None:
     """Prefect's, where this process has started one."""
     module = sys.modules.get("prefect.server.api.server")
     return module and module.SubprocessASGIServer().server_process
+
+
+def _end_server_with_us() -> None:
+    """Have Prefect's temporary server ended even if this process is killed: a shell waits for our end of a pipe to close."""
+    if (server := _temporary_server()) is not None:
+        command = ["sh", "-c", 'read -r _; kill "$1"', "sh", str(server.pid)]
+        null = subprocess.DEVNULL
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)
 
 
 def _server_has_ended() -> bool:

@@ -1,8 +1,10 @@
 import logging
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -63,16 +65,18 @@ def test_a_program_that_fails_leaves_with_1_and_its_traceback():
     assert "ZeroDivisionError" in done.stderr
 
 
-INTERRUPTED = """
-import subprocess, sys, time, types
+SERVER = """
+import os, signal, subprocess, sys, time, types
 from flows import foreground
 from flows.site import keeping_ray
 
-server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], stdout=subprocess.DEVNULL)
 sys.modules["prefect.server.api.server"] = types.SimpleNamespace(
     SubprocessASGIServer=lambda: types.SimpleNamespace(server_process=server)
 )
 print(server.pid, flush=True)
+"""
+INTERRUPTED = """
 foreground._LONGEST_END_S, foreground._LONELY_END_S = float(sys.argv[1]), 0.1
 if sys.argv[2] == "gone":
     server.kill()
@@ -87,12 +91,29 @@ with keeping_ray():
 
 @pytest.mark.parametrize(("longest_s", "server"), [(1000, "gone"), (0.5, "there")])
 def test_an_interrupted_stage_waits_for_no_server_that_is_gone_and_for_others_not_for_ever(longest_s, server):
-    command = [sys.executable, "-c", INTERRUPTED, str(longest_s), server]
+    command = [sys.executable, "-c", SERVER + INTERRUPTED, str(longest_s), server]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     pid, said = done.stdout.splitlines()
     assert done.returncode == 130, done.stderr
     assert said.startswith("interrupted. What is finished stays")
-    assert not Path("/proc", pid).exists() or "\nState:\tZ" in Path("/proc", pid, "status").read_text()
+    assert ends(pid)
+
+
+def ends(pid: str) -> bool:
+    """Waits for a process that is no child of ours."""
+    end = time.monotonic() + 30
+    while (status := Path("/proc", pid, "status")).exists() and "\nState:\tZ" not in status.read_text():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_a_killed_program_leaves_no_server():
+    killed = SERVER + "foreground._end_server_with_us()\nos.kill(os.getpid(), signal.SIGKILL)"
+    done = subprocess.run([sys.executable, "-c", killed], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert ends(done.stdout.strip())
 
 
 def test_in_a_worker_an_interruption_ends_the_run_alone():
