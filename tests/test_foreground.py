@@ -123,6 +123,42 @@ def test_in_a_worker_an_interruption_ends_the_run_alone():
     assert threading.active_count() == threads
 
 
+ENDED = """
+import os, pathlib, resource, typer
+from flows.foreground import guarded
+def work(site):
+    {what}
+resource.setrlimit(resource.RLIMIT_AS, ({limit} * 2**20, resource.RLIM_INFINITY))
+try:
+    guarded(work, False, home=pathlib.Path({home!r}), gpu=False)
+except typer.Exit as end:
+    raise SystemExit(end.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "says"),
+    [
+        (
+            "os._exit(1)",
+            1,
+            r"was ended .*`ulimit -v` gives it 12,345 MiB.* goes on .*\nDetails: .*\.log and .*/home/ray\n",
+        ),
+        ("os.kill(os.getpid(), 9)", -9, "was ended .* goes on"),
+        ("raise ValueError('no such thing')", 2, r"no such thing\n$"),
+        ("print('done')", 0, ""),
+    ],
+)
+def test_an_end_that_nothing_in_the_process_can_tell_of_is_told(
+    what: str, code: int, says: str, tmp_path: Path
+) -> None:
+    program = ENDED.format(what=what, limit=12_345, home=str(tmp_path / "home"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == code
+    assert re.search(says, done.stderr, re.DOTALL)
+    assert done.stderr.count("error: ") == bool(says)
+
+
 def test_what_fails_of_an_interruption_is_told_as_one(capsys):
     def fail_while_interrupted() -> None:
         try:

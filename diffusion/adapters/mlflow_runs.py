@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, Field
 
 from diffusion.recipe import Frozen
-from diffusion.store.publish import staging
+from diffusion.store.publish import fsync_path, staging
 from diffusion.store.refs import DatasetRef, EvaluationRef
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def connect(tracking: Tracking) -> "MlflowClient":
     from mlflow.exceptions import MlflowException
 
     if tracking.uri.startswith("sqlite:///"):
-        _made(Path(tracking.uri.removeprefix("sqlite:///")))
+        _make_database(Path(tracking.uri.removeprefix("sqlite:///")))
     mlflow.set_tracking_uri(tracking.uri)
     mlflow.set_registry_uri(tracking.uri)
     client = mlflow.MlflowClient(tracking.uri, tracking.uri)
@@ -89,18 +89,18 @@ def connect(tracking: Tracking) -> "MlflowClient":
     return client
 
 
-def _made(database: Path) -> None:
-    """Have MLflow's SQLite file, whole or not at all: it makes its tables one after the other, and takes no file in which a
-    kill left some of them."""
-    if database.exists():
-        return
+def _make_database(path: Path) -> None:
+    """Make MLflow's database where there is none, and whole or not at all: it goes on from no half of one."""
     from mlflow import MlflowClient
 
-    with staging(database.parent) as folder:
-        new = folder / database.name
-        MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
-        with suppress(FileExistsError):  # another process was faster
-            os.link(new, database)
+    if path.exists():
+        return
+    with staging(path.parent) as folder:
+        made = folder / path.name
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)  # as any first question does
+        with suppress(FileExistsError):  # then another process was faster
+            os.link(made, path)
+    fsync_path(path.parent)
 
 
 def open_run(tracking: Tracking, name: str, work_key: str, recipe: BaseModel, dataset: DatasetRef) -> str:

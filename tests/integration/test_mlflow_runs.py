@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,20 @@ def test_a_run_states_its_recipe_and_its_data(tracking, client, dataset, tiny_re
     recipe = client.download_artifacts(run_id, "recipe.json", str(tmp_path))
     assert type(tiny_recipe.train).model_validate_json(Path(recipe).read_bytes()) == tiny_recipe.train
     assert run.info.artifact_uri.startswith((home / "mlflow-artifacts").as_uri())
+
+
+def test_a_process_killed_while_it_makes_the_database_leaves_none(tmp_path: Path) -> None:
+    """When alembic has made the first tables and not the last."""
+    tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "artifacts"))
+    dying = (
+        "import alembic.operations.base as base, os, signal\n"
+        "base.Operations.add_column = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from diffusion.adapters.mlflow_runs import Tracking, connect\n"
+        f"connect(Tracking.model_validate_json({tracking.model_dump_json()!r}))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", dying], check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "mlflow.db").exists()
+    assert connect(tracking).get_experiment_by_name("diffusion") is not None
 
 
 def test_the_same_work_takes_up_its_run_and_another_work_does_not(tracking, client, dataset, tiny_recipe):
@@ -140,23 +155,6 @@ def test_a_server_that_is_not_there_is_named(monkeypatch, tracking):
     with pytest.raises(ConnectionError, match=r"does not answer at http://127\.0\.0\.1:9: start it"):
         connect(Tracking(uri="http://127.0.0.1:9"))
     connect(tracking)
-
-
-def test_a_kill_while_the_database_is_made_leaves_none(tmp_path):
-    at = Tracking(uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    code = (
-        "import sys; from diffusion.adapters.mlflow_runs import Tracking, connect; connect(Tracking(uri=sys.argv[1]))"
-    )
-    maker = subprocess.Popen([sys.executable, "-c", code, at.uri])
-    try:
-        while not any(path.stat().st_size for path in tmp_path.rglob("mlflow.db")):  # its first tables
-            assert maker.poll() is None
-            time.sleep(0.01)
-    finally:
-        maker.kill()
-        maker.wait()
-    assert not (tmp_path / "mlflow.db").exists()
-    assert connect(at).get_experiment_by_name(at.experiment) is not None
 
 
 def test_nothing_is_written_to_the_working_folder(tmp_path, monkeypatch, tracking, tiny_recipe):
