@@ -44,8 +44,11 @@ def usual(default: object) -> Callable[[object], bool]:
 
 def canonical_json(value: BaseModel | dict | list) -> bytes:
     """The one byte string of a value: sorted keys, no spaces, UTF-8.  Equal values have equal bytes."""
-    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _canonical(value.model_dump(mode="json") if isinstance(value, BaseModel) else value).encode()
+
+
+# kept: json.dumps with options makes an encoder anew each time, which takes longer than a sample's facts
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
 
 def digest_of(value: BaseModel | dict | list) -> str:
@@ -92,6 +95,16 @@ class ShardRecipe(Frozen):
     max_aspect: float | None = Field(
         None, ge=1, exclude_if=unset, description="Set aside where the longer side is more than this times the shorter"
     )
+    bucket_aspect: float | None = Field(
+        None,
+        gt=1,
+        le=8,
+        exclude_if=unset,
+        description="Keep the shape of pictures, to buckets of up to this aspect; unset: all become squares",
+    )
+    bucket_step: int = Field(
+        8, ge=1, exclude_if=usual(8), description="Pixels of which both sides of a bucket are multiples"
+    )
     near_duplicates: int | None = Field(
         None, ge=0, le=16, exclude_if=unset, description="Bits of 64 in which a near duplicate's hash differs at most"
     )
@@ -100,6 +113,14 @@ class ShardRecipe(Frozen):
     )
     jpeg_quality: int = Field(95, ge=1, le=100, exclude_if=usual(95), description="jpeg: 100 is the largest and best")
     columns: Columns = Columns()
+
+    @model_validator(mode="after")
+    def _checks(self) -> "ShardRecipe":
+        if self.bucket_aspect is not None and self.resolution % self.bucket_step:
+            raise ValueError(
+                f"bucket_step={self.bucket_step} must divide resolution={self.resolution}: the square is one of the buckets"
+            )
+        return self
 
 
 class UNetRecipe(Frozen):
@@ -112,6 +133,11 @@ class UNetRecipe(Frozen):
     stem: Literal[1, 2, 4] = Field(2, description="Space-to-depth factor before the first convolution")
     dropout: Share = 0.0
     text_width: int = Field(0, ge=0, description="Numbers in a token embedding (minilm: 384); 0: no text")
+
+    @property
+    def divisor(self) -> int:
+        """What both sides of a picture must be multiples of: stem x 2^(levels - 1)."""
+        return self.stem * 2 ** (len(self.multipliers) - 1)
 
     @model_validator(mode="after")
     def _checks(self) -> "UNetRecipe":
@@ -361,14 +387,35 @@ class Recipe(Frozen):
             )
         unet, resolution = self.train.unet, self.shard.resolution
         factor = self.train.codec_factor
-        divisor = unet.stem * 2 ** (len(unet.multipliers) - 1) * factor
+        divisor = unet.divisor * factor
         if resolution % divisor:
             of = "stem x 2^(levels - 1)" if factor == 1 else "stem x 2^(levels - 1) x codec_factor"
             raise ValueError(f"shard.resolution={resolution} must be divisible by {of} = {divisor}")
+        if self.shard.bucket_aspect is not None:
+            self._check_buckets(divisor)
         sides = [resolution // factor // unet.stem // 2**i for i in range(len(unet.multipliers))]
         if not set(unet.attention) <= set(sides):
             raise ValueError(f"train.unet.attention={unet.attention}: the feature maps have the sides {sides}")
         return self
+
+    def _check_buckets(self, divisor: int) -> None:
+        """divisor: of both sides of a picture."""
+        aspect, step, train = self.shard.bucket_aspect, self.shard.bucket_step, self.train
+        if step % divisor:
+            raise ValueError(
+                f"shard.bucket_step={step} must be a multiple of stem x 2^(levels - 1) = {divisor}, by which the network"
+                " divides both sides of a picture"
+            )
+        if train.degradations:
+            raise ValueError(
+                f"train.degradations={train.degradations} and shard.bucket_aspect={aspect:g}: its masks are made for"
+                " squares, so learn restoration without buckets"
+            )
+        if train.codec != "none":
+            raise ValueError(
+                f"train.codec={train.codec} and shard.bucket_aspect={aspect:g}: latents are made of square pictures"
+                " alone, so leave one of the two out"
+            )
 
 
 def demo() -> Recipe:

@@ -175,6 +175,9 @@ class Embedding(nn.Module):
 class UNet(nn.Module):
     """F(x, c_noise, label) and, where it was built for them, a text and a picture beside x.
 
+    Pictures may have any height and width that stem x 2^(levels - 1) divides; `resolution` says at which levels, those
+    whose maps of a square of that side have the sides `attention`, there is attention.
+
     The stem folds `stem` x `stem` pixels into channels, so that no convolution runs at full resolution: on CPUs and GPUs
     alike the time goes into few, wide, low-resolution convolutions, which run near the hardware's peak.  Skips are added,
     not concatenated, for the same reason.

@@ -14,7 +14,7 @@ import typer
 from diffusion.recipe import Recipe
 from flows import cli_data, cli_pictures, cli_quarantine, recipes
 from flows.console import say, waiting
-from flows.foreground import end_soon, guarded, prefect_ready, reported, stay
+from flows.foreground import guarded, leaving, looking, prefect_ready, reported, stay
 from flows.options import (
     Dataset,
     Debug,
@@ -72,11 +72,6 @@ def shard(
         from diffusion.data.sources import open_source
 
         where = source or EMBEDDED
-        if dry:
-            from flows.dry_run import dry_run
-
-            dry_run(recipe.shard, where, site, fresh)
-            return
         open_source(where, columns=recipe.shard.columns)
         with prefect_ready():
             from flows.shard import shard as flow
@@ -85,7 +80,15 @@ def shard(
 
         cli_data.sharded(opened(made.uri))
 
-    _do(work, debug, preset, recipe_file, settings, None, home=home)
+    def look(recipe: Recipe, site: Site) -> None:
+        from flows.dry_run import dry_run
+
+        dry_run(recipe.shard, source or EMBEDDED, site, fresh)
+
+    if dry:
+        _do(look, debug, preset, recipe_file, settings, None, run=looking, home=home)
+    else:
+        _do(work, debug, preset, recipe_file, settings, None, home=home)
 
 
 @app.command()
@@ -250,11 +253,7 @@ def recipe_list() -> None:
 
 def main() -> None:
     """Entry point of the program."""
-    try:
-        app()
-    except SystemExit as done:
-        end_soon(done.code)
-        raise
+    leaving(app)
 
 
 def _given(dataset: str | None, source: str | None, site: Site) -> "DatasetRef | None":
@@ -282,9 +281,10 @@ def _do(
     recipe_file: Path | None,
     settings: list[str] | None,
     name: str | None,
+    run: Callable[..., None] = guarded,
     **site: object,
 ) -> None:
     """Run a command on its recipe and site."""
     with reported(debug=debug):
         recipe = recipes.merged(preset, file=recipe_file, settings=settings or (), name=name)
-    guarded(lambda where: work(recipe, where), debug, **site)
+    run(lambda where: work(recipe, where), debug, **site)

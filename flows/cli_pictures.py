@@ -35,6 +35,10 @@ def sample(
         list[str] | None, typer.Option("--prompt", help="What to draw, in words, if the model reads them. Repeatable.")
     ] = None,
     n: Annotated[int, typer.Option("--n", max=10_000, help="Pictures per class and prompt.")] = 8,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="WIDTHxHEIGHT", help="In pixels, of a model of several sizes. [the squarest]"),
+    ] = None,
     seed: Seed = None,
     steps: Steps = None,
     sampler: SamplerOption = None,
@@ -51,7 +55,7 @@ def sample(
     def work(site: Site) -> None:
         from flows.sample import draw
 
-        options = {"n": n, "seed": seed, "steps": steps, "sampler": sampler}
+        options = {"n": n, "size": size, "seed": seed, "steps": steps, "sampler": sampler}
         options |= {"guidance": guidance, "guidance_kind": guidance_kind}
         folder = draw(
             site, name, model, bundle=bundle, labels=label or [], prompts=prompt or [], out=out, options=options
@@ -108,22 +112,8 @@ def restore(
         said = label is not None or prompt is not None
         strength = 1.0 if guidance is None and said else guidance  # not the model's own, which is for drawing freely
         options = {"label": label, "prompt": prompt, "n": n, "seed": seed, "steps": steps, "guidance": strength}
-        folder = flow(
-            site,
-            name,
-            model,
-            picture,
-            task=task,
-            bundle=bundle,
-            way=way,
-            factor=factor,
-            mask=mask,
-            noise=noise,
-            repeats=repeats,
-            out=out,
-            options=options,
-        )
-        say(f"  strip      {folder}/strip.png")
+        asked = {"task": task, "way": way, "factor": factor, "noise": noise, "repeats": repeats}
+        _strip(flow(site, name, model, picture, bundle=bundle, mask=mask, out=out, options=options, **asked))
 
     guarded(work, debug, home=home)
 
@@ -170,20 +160,13 @@ def edit(
         from flows.edit import edit as flow
 
         options = {"label": label, "prompt": prompt, "n": n, "seed": seed, "steps": steps, "guidance": guidance}
-        folder = flow(
-            site,
-            name,
-            model,
-            picture,
-            strength=strength,
-            from_label=from_label,
-            from_prompt=from_prompt,
-            bundle=bundle,
-            mask=mask,
-            coarse=coarse,
-            out=out,
-            options=options | {"sampler": sampler},
-        )
-        say(f"  strip      {folder}/strip.png")
+        options |= {"sampler": sampler}
+        asked = {"strength": strength, "from_label": from_label, "from_prompt": from_prompt, "coarse": coarse}
+        _strip(flow(site, name, model, picture, bundle=bundle, mask=mask, out=out, options=options, **asked))
 
     guarded(work, debug, home=home)
+
+
+def _strip(folder: Path) -> None:
+    """Where the results are, beside what they were made of."""
+    say(f"  strip      {folder}/strip.png")

@@ -2,6 +2,7 @@
 
 from diffusion.data.dry_run import DryRun
 from diffusion.data.dry_run import dry_run as look
+from diffusion.data.pictures.buckets import shown
 from diffusion.data.report import amount, few
 from diffusion.recipe import ShardRecipe
 from diffusion.store.storage import open_storage
@@ -10,7 +11,7 @@ from flows.site import Site
 
 
 def dry_run(recipe: ShardRecipe, source: str, site: Site, fresh: bool) -> None:
-    """Say what sharding the source would do.  Writes nothing but to the log.  Raises BadSource."""
+    """Say what sharding the source would do.  Writes nothing.  Raises BadSource."""
     with progress("dry run", "pictures") as update:
         found = look(source, recipe, open_storage(site.data_root), fresh=fresh, progress=update)
     for title, text in told(found, recipe).items():
@@ -53,9 +54,15 @@ def told(found: DryRun, recipe: ShardRecipe) -> dict[str, str]:
             lines["expected"] = f"about {found.of_all(rejected):,} of {found.to_decode:,} files set aside"
         lines["shards"] = (
             f"about {amount(found.of_all(sampled.bytes))} more for {found.of_all(kept):,} pictures at"
-            f" {recipe.resolution} x {recipe.resolution}"
+            f" {'about ' if recipe.bucket_aspect else ''}{recipe.resolution} x {recipe.resolution}"
         )
-        lines["time"] = f"about {seconds(found.of_all(sampled.seconds))} of one core for decoding and encoding"
+        if recipe.bucket_aspect is not None:
+            counts = (f"{shown(size)} {found.of_all(count):,}" for size, count in sampled.sizes.items())
+            lines["buckets"] = f"about {', '.join(counts)}"
+        took = found.of_all(sampled.seconds)
+        lines["time"] = (
+            f"{f'about {seconds(took)}' if took else 'under a second'} of one core for decoding and encoding"
+        )
         if rejected > recipe.max_rejected * sampled.files:
             lines["refused"] = (
                 f"likely: {rejected / sampled.files:.1%} of the sample cannot be used, shard.max_rejected allows"

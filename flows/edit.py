@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from diffusion.data.pictures.buckets import Size
 from diffusion.edit import by_condition, check_strength, levels_of, low_pass, sdedit
 from diffusion.operators import Mask
 from diffusion.random import Stream
@@ -63,19 +64,19 @@ def edit(
         raise ValueError(f"--n {asked.n} with {given}: inversion draws nothing at random, so there is one result")
     hole = None if mask is None else mask_image(mask, image)
     model = open_model(site, name, which, bundle)
-    request = settled(asked, model)
+    request, size = settled(model.at_size(asked, image), model), model.size_for(image)
     if inverts and SAMPLERS[request.sampler].stochastic:
         known = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.stochastic)
         raise ValueError(f"--sampler {request.sampler} adds noise, and inversion must not: give one of {known}")
     with _of_the_origin():
-        origin = settled(own, model)
+        origin = settled(model.at_size(own, image), model)
     sigmas = model.sigmas(request.steps)
-    if coarse is not None and (coarse < 2 or model.resolution % coarse):
-        raise ValueError(f"--coarse {coarse}: give a divisor of the model's {model.resolution} pixels, such as 8")
+    if coarse is not None and (coarse < 2 or any(side % coarse for side in size)):
+        raise ValueError(f"--coarse {coarse}: give a divisor of the model's {_sides(size)} pixels, such as 8")
     _check_latents(model, mask, coarse)
-    before = in_model(fitted(image, model.resolution, "picture"), model)
+    before = in_model(fitted(image, size, "picture"), model)
     reference = model.seen(before)
-    keep = None if hole is None else Mask(mask_of(hole, model.resolution))
+    keep = None if hole is None else Mask(mask_of(hole, size))
 
     def solver(x: Tensor, sigmas: Tensor) -> Conversation:
         return SAMPLERS[request.sampler](x, sigmas, model.noise(Stream.CHURN, request))
@@ -101,6 +102,10 @@ def edit(
     change = (saved - before).square().mean().sqrt()
     say(f"  changed    by {float(change):.2g} root mean square (white - black is 2)")
     return target
+
+
+def _sides(size: Size) -> str:
+    return str(size[0]) if size[0] == size[1] else f"{size[1]} x {size[0]}"
 
 
 def _check_latents(model: Model, mask: Path | None, coarse: int | None) -> None:

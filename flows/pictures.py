@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusion.adapters.mlflow_registry import resolve as find_model
 from diffusion.data.images import encode_png, fit, grid, load, to_model, to_uint8
+from diffusion.data.pictures.buckets import Size, nearest, shown
 from diffusion.data.sources import MAX_FILE_BYTES
 from diffusion.random import Stream
 from diffusion.sampler import Conversation, Noise, run
@@ -51,9 +52,14 @@ class Model:
     def device(self) -> torch.device:
         return next(self.bundle.denoiser.parameters()).device
 
-    @property
-    def resolution(self) -> int:
-        return self.bundle.spec.resolution
+    def size_for(self, image: Image.Image) -> Size:
+        """(height, width) at which the model works on a picture: of its sizes the one nearest to the picture's shape."""
+        spec = self.bundle.spec
+        return nearest(image.width, image.height, spec.sizes) if spec.sizes else spec.size
+
+    def at_size(self, request: GenerateRequest, image: Image.Image) -> GenerateRequest:
+        """The request for pictures of the size at which the model works on `image`."""
+        return request.model_copy(update={"size": shown(self.size_for(image))})
 
     def seen(self, x: Tensor) -> Tensor:
         """Pictures (B, 3, R, R) as the network sees them: themselves, or the means of their latents."""
@@ -108,11 +114,14 @@ def read(path: Path) -> Image.Image:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def fitted(image: Image.Image, side: int, what: str, *, background: str = "#ffffff") -> np.ndarray:
-    """The picture's centred square at `side` x `side` pixels, and a line that says so where that changed it."""
-    if image.size != (side, side):
-        say(f"  fitted     the centred square of the {what}, {image.width} x {image.height}, to {side} x {side}")
-    return fit(image, resolution=side, background=background)
+def fitted(image: Image.Image, size: Size, what: str, *, background: str = "#ffffff") -> np.ndarray:
+    """The picture's centred square, or window of another shape, at `size` (height, width), and a line that says so where
+    that changed it."""
+    height, width = size
+    if image.size != (width, height):
+        window = "square" if height == width else f"{width}:{height}"
+        say(f"  fitted     the centred {window} of the {what}, {image.width} x {image.height}, to {width} x {height}")
+    return fit(image, size=size, background=background)
 
 
 def mask_image(path: Path, picture: Image.Image) -> Image.Image:
@@ -126,13 +135,13 @@ def mask_image(path: Path, picture: Image.Image) -> Image.Image:
     return image
 
 
-def mask_of(mask: Image.Image, side: int) -> Tensor:
-    """What to keep, (3, side, side) bool: where the mask is dark or transparent."""
-    values = torch.from_numpy(fit(mask, resolution=side, background="#000000")).float().mean(dim=2)
+def mask_of(mask: Image.Image, size: Size) -> Tensor:
+    """What to keep, (3, *size) bool: where the mask is dark or transparent."""
+    values = torch.from_numpy(fit(mask, size=size, background="#000000")).float().mean(dim=2)
     keep = values < 128
     if bool(keep.all()):
         raise ValueError("the mask is dark everywhere: nothing would change. White is where something new comes")
-    return keep.expand(3, side, side)
+    return keep.expand(3, *size)
 
 
 def in_model(picture: np.ndarray, model: Model) -> Tensor:
@@ -141,7 +150,7 @@ def in_model(picture: np.ndarray, model: Model) -> Tensor:
 
 
 def answered(stage: str, converse: Callable[[], Conversation], model: Model) -> Tensor:
-    """Hold the conversation with the model, showing how far it is.  Returns x0 (B, *spec.shape).
+    """Hold the conversation with the model, showing how far it is.  Returns x0 (B, C, H, W).
 
     What a conversation asks does not depend on the answers, so a first one, answered with its own question, tells how long
     the second will be.
@@ -171,7 +180,7 @@ def written(
 ) -> Tensor:
     """Write a PNG for each picture, with the facts inside, and strip.png: before | after ...  Returns what was written.
 
-    x0 (B, *spec.shape), before (1, 3, R, R) in [-1, 1], and so is what is returned.
+    x0 (B, C, H, W), before (1, 3, H, W) in [-1, 1], and so is what is returned.
     """
     pictures = list(model.bundle.pictures(x0).numpy())
     out.mkdir(parents=True, exist_ok=True)

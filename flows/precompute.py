@@ -12,6 +12,7 @@ from diffusion.store.codecs import identity_for
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import text_identity
 from flows.console import progress, seconds, ticked
+from flows.foreground import ending_soon
 from flows.site import Site, ray_running
 from flows.stage import TASK
 
@@ -36,6 +37,6 @@ def precomputed(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> None:
 def precompute_stage(what: str, by: Computation, dataset: DatasetRef, site: Site) -> None:
     """Make the sidecars of a dataset that are missing.  what: for people, captions or latents."""
     started = time.monotonic()
-    with ray_running(site), progress(what, "pictures") as update:
+    with ending_soon(), ray_running(site), progress(what, "pictures") as update:
         precompute_dataset(dataset, by, actors=site.train_workers, progress=update)
     ticked(f"{what:<9} {seconds(time.monotonic() - started)}")

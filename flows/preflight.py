@@ -26,6 +26,7 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
     from diffusion.store.averages import check_averages, wanted_by
     from diffusion.store.codecs import codec, identity_for
     from diffusion.store.text_encoders import find_folder
+    from diffusion.training.step import check_sizes
 
     check_home(site)
     if dataset is None and recipe.shard.holdout == 0:
@@ -41,6 +42,8 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
     for average in wanted_by(recipe.evaluate, checkpoints_of(recipe.train)[-1]):
         if average and average.sigma_rel not in recipe.train.ema:
             check_averages(recipe.train, average)
+    if dataset is not None:
+        check_sizes(recipe.train, dataset)
     if dataset is None:
         open_source(source, columns=recipe.shard.columns)
     find_weights(recipe.evaluate.extractor)

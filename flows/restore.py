@@ -7,6 +7,8 @@ from typing import get_args
 from PIL import Image
 from torch import Tensor
 
+from diffusion.data.pictures.buckets import Size
+from diffusion.data.pictures.fit import cropped
 from diffusion.degradation import FACTORS, beside
 from diffusion.operators import BlockMean, Composition, Grey, LinearOperator, Mask
 from diffusion.random import Stream
@@ -76,7 +78,8 @@ def restore(
     trained = _trained(
         way, f"{task} of a small picture" if task == "colorization" and factor else task, noise, repeats, model
     )
-    request = settled(asked if asked.steps or not trained else asked.model_copy(update={"steps": TRAINED_STEPS}), model)
+    asked = asked if asked.steps or not trained else asked.model_copy(update={"steps": TRAINED_STEPS})
+    request = settled(model.at_size(asked, image), model)
     operator, y, before = measure(model, image, task, factor, hole)
     facts: dict[str, object] = {"command": "restore", "task": task, "factor": factor}
     if trained:
@@ -127,45 +130,51 @@ def by_training(
 def measure(
     model: Model, image: Image.Image, task: str, factor: int | None, mask: Image.Image | None
 ) -> tuple[LinearOperator, Tensor, Tensor]:
-    """The operator of the task, what it says of the picture, and that as a picture to look at (1, 3, R, R)."""
-    side = model.resolution
+    """The operator of the task, what it says of the picture, and that as a picture to look at (1, 3, H, W)."""
+    size = model.size_for(image)
     if task == "inpainting":
-        operator = Mask(mask_of(mask, side))
+        operator = Mask(mask_of(mask, size))
         if not operator.keep.any():
             raise ValueError(
                 "the mask is white everywhere: nothing of the picture is kept. `diffusion sample` draws freely"
             )
-        y = operator.forward(in_model(fitted(image, side, "picture"), model))
+        y = operator.forward(in_model(fitted(image, size, "picture"), model))
         return operator, y, operator.pinv(y)
     if task == "colorization" and factor is None:
-        y = Grey().forward(in_model(fitted(image, side, "picture"), model))
-        return Grey(), y, y.expand(1, 3, side, side)
+        y = Grey().forward(in_model(fitted(image, size, "picture"), model))
+        return Grey(), y, y.expand(1, 3, *size)
     blocks = BlockMean(factor)
     small = _small(image, blocks, model)
     if task == "super-resolution":
         return blocks, small, blocks.pinv(small)
     y = Grey().forward(small)
-    return Composition(blocks, Grey()), y, blocks.pinv(y).expand(1, 3, side, side)
+    return Composition(blocks, Grey()), y, blocks.pinv(y).expand(1, 3, *size)
 
 
 def _small(image: Image.Image, blocks: BlockMean, model: Model) -> Tensor:
-    """What the blocks' means are of the picture: the picture itself, where it is small, (1, 3, R / factor, R / factor)."""
-    side, factor = model.resolution, blocks.factor
-    if min(image.size) < side // factor or side % factor:
+    """What the blocks' means are of the picture: the picture itself, where it is small, (1, 3, H / factor, W / factor)."""
+    size, factor = model.size_for(image), blocks.factor
+    if not _has(image, size, factor):
         raise ValueError(
-            f"the picture is {image.width} x {image.height}, the model draws {side} x {side}:"
-            f" {_factors_for(image, side)}"
+            f"the picture is {image.width} x {image.height}, the model draws {size[1]} x {size[0]}:"
+            f" {_factors_for(image, size)}"
         )
-    if min(image.size) < side:
-        return in_model(fitted(image, side // factor, "picture"), model)
+    if not _has(image, size, 1):
+        return in_model(fitted(image, (size[0] // factor, size[1] // factor), "picture"), model)
     say(f"  made small a picture of {image.width} x {image.height}: the means of {factor} x {factor} pixels are used")
-    return blocks.forward(in_model(fitted(image, side, "picture"), model))
+    return blocks.forward(in_model(fitted(image, size, "picture"), model))
 
 
-def _factors_for(image: Image.Image, side: int) -> str:
-    fitting = [factor for factor in FACTORS if side % factor == 0 and min(image.size) >= side // factor]
+def _has(image: Image.Image, size: Size, factor: int) -> bool:
+    """Whether a picture has the pixels of `size` made smaller by a factor, which divides it."""
+    high, wide = cropped(image.height, image.width, size)
+    return high >= size[0] // factor and wide >= size[1] // factor and not (size[0] % factor or size[1] % factor)
+
+
+def _factors_for(image: Image.Image, size: Size) -> str:
+    fitting = [factor for factor in FACTORS if _has(image, size, factor)]
     if not fitting:
-        return f"it needs a picture of at least {side // max(FACTORS)} x {side // max(FACTORS)}"
+        return f"it needs a picture of at least {size[1] // max(FACTORS)} x {size[0] // max(FACTORS)}"
     return f"give --factor {' or '.join(map(str, fitting))}"
 
 

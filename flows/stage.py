@@ -12,9 +12,11 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
 from diffusion.recipe import Frozen
+from diffusion.store.publish import DiskFull
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
 from diffusion.store.works import recall, remember, work_path
 from flows.console import say, seconds, ticked, warn
+from flows.foreground import ending_soon
 from flows.site import Site
 
 Ref = TypeVar("Ref", DatasetRef, RunRef, EvaluationRef, ModelRef)
@@ -44,7 +46,7 @@ def once(
     processes that want the same work one does it and the others wait.
     """
     started = time.monotonic()
-    with _alone(stage, key, site):
+    with ending_soon(), _alone(stage, key, site):
         ref = recall(site.store, key, kind)
         ref = ref and now(ref)
         reused = ref is not None
@@ -80,7 +82,7 @@ _PERMANENT_FILES = (FileNotFoundError, PermissionError, NotADirectoryError, IsAD
 def worth_another_try(_task: Task, _run: TaskRun, state: State) -> bool:
     """Whether a failure may be gone the next time: a worker that died, a connection, a locked database."""
     error = state.result(raise_on_failure=False)
-    if isinstance(error, (*_PERMANENT, *_PERMANENT_FILES)) or not isinstance(error, Exception):
+    if isinstance(error, (*_PERMANENT, *_PERMANENT_FILES, DiskFull)) or not isinstance(error, Exception):
         return False
     warn(f"{type(error).__name__}: trying again in a moment")
     return True

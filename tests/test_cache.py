@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -188,8 +189,10 @@ def test_a_full_disk_is_named_with_what_to_do_and_nothing_is_left(tmp_path):
     assert done.returncode == 0, done.stderr
     error, left = done.stdout.splitlines()
     assert error.startswith(f"{errno.ENOSPC} ")
-    assert (
-        "No space left on device for the 2,097,152 bytes of a.tar: free some, or give the cache a bound below" in error
+    assert re.search(
+        r"no room for the 2,097,152 bytes of a.tar in small/cache, [\d,]+ bytes are left on its disk: free some, or give the"
+        r" cache a bound below",
+        error,
     )
     assert left == "[]"
 

@@ -148,6 +148,14 @@ def test_the_digest_is_the_recipes_alone() -> None:
     assert tomllib.loads(shown)["train"]["images"] == 128
 
 
+@pytest.mark.parametrize("command", ["shard", "train", "evaluate", "register", "run"])
+def test_an_empty_source_is_no_source(command: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [command, "--source", "", "--home", str(tmp_path / "home")])
+    assert done.exit_code == 2
+    assert "it is empty" in done.output
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [
@@ -172,6 +180,19 @@ def test_what_is_missing_or_wrong_is_told_at_once(command: tuple[str, ...], says
     assert done.stderr.startswith("error: ")
     assert says.format(tmp_path) in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_dry_run_leaves_nothing_behind(tmp_path: Path, emoji_folder: Path, capfd: pytest.CaptureFixture) -> None:
+    command = ("shard", "--dry-run", "--source", str(emoji_folder), "--home", str(tmp_path / "home"))
+    assert diffusion(*command)[0] == 0
+    out, err = capfd.readouterr()  # of the descriptors, which the program keeps libraries away from
+    assert err == ""
+    assert "nothing was published" in out
+    assert list(tmp_path.iterdir()) == []
+    code, _, err = diffusion(*command[:3], f"{tmp_path}/none", *command[4:])
+    assert code == 2
+    assert err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_libraries_print_goes_to_the_log(tmp_path: Path) -> None:

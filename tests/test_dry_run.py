@@ -42,6 +42,8 @@ def test_with_all_files_in_the_sample_it_foretells_the_dataset(source: Path, roo
     assert lines["version"] == "the first of this source with this recipe"
     assert lines["sample"].startswith(f"of {GOOD + 7} files {GOOD + 1} can be used, 1 empty, 1 not a picture")
     assert "1 .jpg, 30 .png" in lines["files"]
+    for took, said in ((0.0, "under a second of one core"), (7.0, "about 7.0 s of one core")):
+        assert told(found._replace(sampled=found.sampled._replace(seconds=took)), RECIPE)["time"].startswith(said)
 
 
 def test_against_the_version_before_it_tells_what_is_new_changed_and_gone(source: Path, root: LocalFolder) -> None:

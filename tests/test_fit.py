@@ -28,14 +28,14 @@ def test_resizing_is_pillows_to_the_last_bit(height, width, resolution, seed, ha
     left, top = (width - side) // 2, (height - side) // 2
     square = Image.fromarray(pixels).crop((left, top, left + side, top + side))
     expected = np.asarray(square.resize((resolution, resolution), Image.Resampling.LANCZOS))
-    assert np.array_equal(fit(pixels, resolution=resolution, background=WHITE), expected)
+    assert np.array_equal(fit(pixels, size=(resolution, resolution), background=WHITE), expected)
 
 
 @pytest.mark.parametrize("resolution", [8, 24, 64])
 def test_large_pictures_are_resized_in_bands_of_rows(resolution):
     pixels = np.random.default_rng(1).integers(0, 256, (700, 700, 3), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(pixels).resize((resolution, resolution), Image.Resampling.LANCZOS))
-    assert np.array_equal(fit(pixels, resolution=resolution, background=WHITE), expected)
+    assert np.array_equal(fit(pixels, size=(resolution, resolution), background=WHITE), expected)
 
 
 def test_sums_are_rounded_halves_up_and_clipped():
@@ -46,13 +46,13 @@ def test_sums_are_rounded_halves_up_and_clipped():
 
 def test_a_plain_picture_stays_plain():
     for side in (5, 64, 99):
-        assert (fit(np.full((side, side, 3), 201, np.uint8), resolution=64, background=WHITE) == 201).all()
+        assert (fit(np.full((side, side, 3), 201, np.uint8), size=(64, 64), background=WHITE) == 201).all()
 
 
 def test_the_result_is_ones_own():
     pixels = np.zeros((8, 12, 3), np.uint8)
     for picture in (pixels, Image.fromarray(pixels)):
-        fit(picture, resolution=8, background=WHITE)[:] = 9
+        fit(picture, size=(8, 8), background=WHITE)[:] = 9
     assert not pixels.any()
 
 

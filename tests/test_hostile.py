@@ -54,7 +54,7 @@ def test_the_shard_stage_takes_what_is_right_and_sets_aside_the_rest_with_its_re
     assert len(sharded) > 50  # the others have the pixels of one of these
     for name, sample in sharded.items():
         if right[name].within == 0:
-            expected = fit(np.ascontiguousarray(right[name].pixels), resolution=8, background="#ffffff")
+            expected = fit(np.ascontiguousarray(right[name].pixels), size=(8, 8), background="#ffffff")
             assert np.array_equal(decode_png(sample.image), expected)
 
 

@@ -283,7 +283,7 @@ def test_a_full_disk_is_named_and_the_next_call_goes_on(emoji_folder, tmp_path, 
         return map(function, tasks)
 
     monkeypatch.setattr(catalogue.sqlite3, "connect", watched)
-    with pytest.raises(OSError, match=r"no space left for the catalogue in .*: free some"):
+    with pytest.raises(OSError, match=r"no room for the catalogue in .*: free some"):
         ingest.shard_dataset(emoji_folder, RECIPE, tmp_path, each=on_a_small_disk)
     assert ingest.shard_dataset(emoji_folder, RECIPE, tmp_path).images
 

@@ -243,8 +243,8 @@ def test_a_model_of_captions_is_evaluated_with_captions_of_each_class(emoji_fold
         assert f"| {row} |" in Path(ref.uri, "report.md").read_text()
 
     pictures = ShardReader(run.dataset.uri)
-    captions = [pictures.read(draw.captioned).caption for draw in shown]
-    assert [int(pictures.labels[draw.captioned]) for draw in shown] == [draw.label for draw in shown]
+    captions = [pictures.read(draw.like).caption for draw in shown]
+    assert [int(pictures.labels[draw.like]) for draw in shown] == [draw.label for draw in shown]
     requests = [
         GenerateRequest(label=bundle.spec.classes[draw.label], prompt=caption, seed=draw.seed)
         for draw, caption in zip(shown, captions, strict=True)
@@ -270,14 +270,14 @@ def test_each_caption_of_a_class_is_drawn_from_once_before_any_comes_again(tiny_
     labels = np.array([0, 1, 1, 0, 1, 1, 1])
     recipe = tiny_recipe.evaluate.model_copy(update={"samples": 28, "grid_columns": 2})
     plan = draws((2, 5, 0), recipe, labels)
-    by_class = [[draw.captioned for draw in plan if draw.label == label] for label in range(3)]
+    by_class = [[draw.like for draw in plan if draw.label == label] for label in range(3)]
     assert by_class[2] == [None, None]
     assert [sorted(row) for row in by_class[:2]] == [[0] * 4 + [3] * 4, [i for i in (1, 2, 4, 5, 6) for _ in range(4)]]
     assert all(by_class[1][i : i + 5] == by_class[1][:5] for i in range(0, 20, 5))
     few = draws((2, 5, 0), recipe.model_copy(update={"samples": 16}), labels)
     assert set(few) <= {drawn._replace(measured=True) for drawn in plan} | {*plan}
     other = draws((2, 5, 0), recipe.model_copy(update={"seed": 3}), labels)
-    assert [draw.captioned for draw in other if draw.label == 1] != by_class[1]
+    assert [draw.like for draw in other if draw.label == 1] != by_class[1]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,28 @@
 """Publishing: whole or not at all, once, and nothing left behind."""
 
+import errno
 import hashlib
 import multiprocessing
 import os
+import pickle
+import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from diffusion.store.publish import PREFIX, publish, publishing, replacing, sha256_file, staging, write_atomic
+from diffusion.store.publish import (
+    PREFIX,
+    DiskFull,
+    publish,
+    publishing,
+    replacing,
+    room_in,
+    sha256_file,
+    staging,
+    write_atomic,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -106,3 +119,17 @@ def test_leftovers_of_a_killed_publisher_are_swept_and_a_living_one_is_left_alon
     with publishing(tmp_path / "two"):
         pass
     assert names(tmp_path) == {"one", "two"}
+
+
+def test_a_full_disk_is_told_once_with_what_is_left(tmp_path):
+    with pytest.raises(DiskFull) as told, room_in(tmp_path / "new"), room_in(tmp_path / "new" / "deep", "the list"):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+    said = str(told.value)
+    assert re.fullmatch(
+        rf"no room for the list in {tmp_path}/new/deep, [\d,]+ bytes are left on its disk: free some, .*", said
+    )
+    assert told.value.errno == errno.ENOSPC
+    again = pickle.loads(pickle.dumps(told.value))  # from a worker
+    assert (type(again), str(again)) == (DiskFull, said)
+    with pytest.raises(PermissionError), room_in(tmp_path):
+        raise PermissionError(errno.EACCES, "no")

@@ -254,6 +254,45 @@ def test_damage_in_a_parents_shard_is_named_and_not_passed_on(tmp_path):
     accounts_for(ingest.shard_dataset(folder, RECIPE, root).uri, set(some(*range(21))))
 
 
+@pytest.mark.parametrize("file", ["tar", "index"])
+def test_damage_of_equal_length_in_a_shard_that_is_shared_is_named_and_not_passed_on(tmp_path, file):
+    root, folder = tmp_path / "root", tmp_path / "s"
+    first = manifest.load(ingest.shard_dataset(write(folder, some(*range(20))), RECIPE, root).uri)
+    full = [entry for entry in first.shards if entry.pictures == RECIPE.shard_size]
+    (read,) = versions.drawn(full, first.digest)
+    entry = read if file == "tar" else next(entry for entry in full if entry != read)
+    spoilt = root / getattr(entry, file)
+    data = spoilt.read_bytes()
+    spoilt.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    each = Counting()
+    with pytest.raises(ValueError, match=rf"{spoilt.name} (has|differs).*sha256.*`diffusion shard`"):
+        ingest.shard_dataset(write(folder, some(*range(21))), RECIPE, root, each=each)
+    spoilt.write_bytes(data)
+    assert manifest.load(ingest.shard_dataset(folder, RECIPE, root, each=each).uri).parent == first.digest
+    assert each.files == 1
+
+
+@given(st.lists(st.integers(1, 10**10), min_size=1, max_size=200))
+def test_of_shared_shards_a_part_is_read_another_for_each_version(sizes):
+    shards = [
+        manifest.ShardEntry(split="train", pictures=1, bytes=size, sha256=f"{n:064x}", index_sha256="")
+        for n, size in enumerate(sizes)
+    ]
+    read = versions.drawn(shards, "a" * 64)
+    assert read == versions.drawn(shards[::-1], "a" * 64)
+    assert 1 <= len(read) == len(set(read))
+    *before, _ = (entry.bytes for entry in read)
+    assert sum(before) < min(sum(sizes) / 30, 2**30) <= sum(before) + read[-1].bytes
+
+
+def test_in_the_long_run_every_shared_shard_is_read():
+    shards = [
+        manifest.ShardEntry(split="train", pictures=1, bytes=9, sha256=f"{n:064x}", index_sha256="") for n in range(30)
+    ]
+    assert {entry for parent in range(300) for entry in versions.drawn(shards, f"{parent:064x}")} == set(shards)
+    assert versions.drawn([], "a" * 64) == []
+
+
 names = st.sampled_from([f"{i:02d}.png" for i in range(14)])
 looks = st.integers(DAMAGED, 11)
 kinds = st.builds(File, looks, st.sampled_from("abc"), st.sampled_from(["", "words"]))

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffusion.adapters.page import PAGE
+from diffusion.data.pictures.buckets import shown
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import Receipt, headers, receipt_of, stamp
@@ -134,6 +135,7 @@ def create_app(engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_tes
             "classes": spec.classes,
             "prompts": spec.text is not None,
             "resolution": spec.resolution,
+            "sizes": [shown(size) for size in spec.sizes or (spec.size,)],
             "parameters": spec.parameters,
             "guidance_kinds": spec.guidance_kinds,
             "limits": limits.model_dump(include={"max_n", "max_steps", "queue", "timeout_s"}),

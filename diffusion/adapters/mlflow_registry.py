@@ -197,7 +197,8 @@ def signature_of(spec: BundleSpec) -> "ModelSignature":
 
     sampling = spec.sampling
     kind = [ParamSpec("guidance_kind", "string", sampling.guidance_kind)] if spec.guide else []
-    asked = [ColSpec("string", name, required=False) for name in ("label", *(["prompt"] if spec.text else []))]
+    columns = ["label", *(["prompt"] if spec.text else []), *(["size"] if spec.sizes else [])]
+    asked = [ColSpec("string", name, required=False) for name in columns]
     return ModelSignature(
         Schema([*asked, ColSpec("long", "seed")]),
         Schema([ColSpec("binary", "png"), ColSpec("string", "receipt")]),
@@ -247,8 +248,9 @@ def _description(evaluation: EvaluationRef, verdict: Verdict, spec: BundleSpec) 
     behind = f", from itself after {guide.checkpoint.images_seen:,} images" if guide else ""
     metrics = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(evaluation.metrics.items()))
     reasons = "".join(f"- {reason}\n" for reason in verdict.reasons)
+    sizes = ", ".join(f"{width} x {height}" for height, width in spec.sizes or (spec.size,))
     return (
-        f"Draws {spec.resolution} x {spec.resolution} pictures of {len(spec.classes)} classes"
+        f"Draws {sizes} pictures of {len(spec.classes)} classes"
         f" ({', '.join(spec.classes)}){', and from prompts' if spec.text else ''}.\n\n"
         f"{f'Its latents become pictures by the codec {spec.codec}.{chr(10) * 2}' if spec.codec else ''}"
         f"{spec.parameters / 1e6:.2f} M parameters, average of relative width {spec.ema:g} after"

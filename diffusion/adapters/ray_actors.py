@@ -1,9 +1,8 @@
 """Tasks for actors of Ray Data that each hold something costly: a model, an encoder."""
 
-import traceback
 from collections.abc import Callable, Iterator
 
-from diffusion.adapters.ray_data import quiet
+from diffusion.adapters.ray_data import failure, fault, quiet
 
 Work = Callable[[str], dict]  # a task -> plain values, in the same columns for every task
 
@@ -17,7 +16,7 @@ def on_actors(
     """`map(make(setup), tasks)` on up to `actors` actors of one thread, or `gpus` GPUs, each; results as they are done.
 
     make: called once in each actor.  nothing: a result's columns without values.  what: the tasks, for people.
-    Raises RuntimeError with the actor's traceback as a note where a task or `make` raises.
+    Raises a `failure` where a task or `make` raises.
     """
     import ray
 
@@ -34,9 +33,7 @@ def on_actors(
             )
             for row in done.iter_rows():
                 if row["error"]:
-                    failure = RuntimeError(f"{what} task failed in an actor: {row['error']}")
-                    failure.add_note(row["traceback"])
-                    raise failure
+                    raise failure(row, f"{what} task failed in an actor")
                 yield row
 
 
@@ -53,5 +50,4 @@ class _Actor:
                 self.work = self.make(self.setup)
             return self.work(row["task"]) | {"error": "", "traceback": ""}
         except Exception as error:  # Ray would wrap it in pages of its own and lose the cause
-            fault = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-            return self.nothing | fault
+            return self.nothing | fault(error)

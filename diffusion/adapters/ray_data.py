@@ -13,12 +13,17 @@ from itertools import islice
 from pathlib import Path
 
 from diffusion.data import ingest
+from diffusion.data.shards import DamagedShard
 from diffusion.recipe import ShardRecipe
+from diffusion.store.publish import DiskFull
 from diffusion.store.refs import DatasetRef
-from diffusion.store.storage import Storage
+from diffusion.store.storage import Storage, StorageRefused, StorageUnavailable
 
+# errors whose message is for people
+_TOLD = {kind.__name__: kind for kind in (DiskFull, StorageRefused, StorageUnavailable, DamagedShard)}
 _WAVE_TASKS = 2048
 _WAVE_BYTES = 2**26  # of tasks as text
+_GROUP_TASKS = 8  # that a worker gets in one go, and does again where it is killed
 
 
 def shard_dataset(
@@ -40,7 +45,7 @@ def ray_each(function: Callable[[dict], dict], tasks: Iterable[dict], *, workers
     """`map(function, tasks)` by Ray Data; results come as they are done.  `tasks` may be any number: a wave of them is in
     memory at a time, and the next is taken when its results are.
 
-    Raises RuntimeError with the worker's traceback as a note where `function` raises.
+    Raises what `function` raises where that is of `_TOLD`, and else RuntimeError; the worker's traceback is a note.
     """
     # JSON text, since columns of nested values would be given one type over all rows
     texts = (json.dumps(task) for task in tasks)
@@ -48,34 +53,63 @@ def ray_each(function: Callable[[dict], dict], tasks: Iterable[dict], *, workers
         yield from _ray_wave(function, wave, workers)
 
 
-def _wave(texts: Iterator[str]) -> Iterator[dict]:
+def _wave(texts: Iterator[str]) -> Iterator[str]:
     size = 0
     for text in islice(texts, _WAVE_TASKS):
-        yield {"task": text}
+        yield text
         size += len(text)
         if size > _WAVE_BYTES:
             return
 
 
-def _ray_wave(function: Callable[[dict], dict], wave: list[dict], workers: int | None) -> Iterator[dict]:
+def _ray_wave(function: Callable[[dict], dict], wave: list[str], workers: int | None) -> Iterator[dict]:
+    import pyarrow as pa
     import ray
 
     with quiet():
-        rows = ray.data.from_items(wave, override_num_blocks=len(wave))
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        rows = ray.data.from_blocks([pa.table({"task": group}) for group in _groups(wave, workers or cpus)])
+        rows.context.target_max_block_size = 1  # a result goes on its way with the next, not with its whole group
         done = rows.map(partial(_apply, function), compute=ray.data.TaskPoolStrategy(size=workers))
         for row in done.iter_rows():
             if row["error"]:
-                failure = RuntimeError(f"a sharding task failed on a worker: {row['error']}")
-                failure.add_note(row["traceback"])
-                raise failure
+                raise failure(row, "a sharding task failed on a worker")
             yield json.loads(row["result"])
+
+
+def _groups(wave: list[str], workers: int) -> Iterator[list[str]]:
+    """The wave in groups for a worker each, which shrink so that all workers end at once  [Polychronopoulos and Kuck 1987].
+
+    Ray Data looks after its workers ten times a second: one that has done its tasks waits, the longer the more there are.
+    """
+    start = 0
+    while start < len(wave):
+        size = min(_GROUP_TASKS, -(-(len(wave) - start) // workers))
+        yield wave[start : start + size]
+        start += size
 
 
 def _apply(function: Callable[[dict], dict], row: dict) -> dict:
     try:
         return {"result": json.dumps(function(json.loads(row["task"]))), "error": "", "traceback": ""}
     except Exception as error:  # Ray would wrap it in pages of its own and lose the cause
-        return {"result": "", "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        return {"result": ""} | fault(error)
+
+
+def fault(error: Exception) -> dict[str, str]:
+    """The columns of a row that tell why a task failed; without an error both are ""."""
+    name = type(error).__name__
+    told = [name, *error.args] if name in _TOLD else ["", f"{name}: {error}"]
+    return {"error": json.dumps(told), "traceback": "".join(traceback.format_exception(error))}
+
+
+def failure(row: dict[str, str], what: str) -> Exception:
+    """What to raise for a row with a `fault`: the error itself where it is of `_TOLD`, else a RuntimeError about `what`; the
+    worker's traceback is a note."""
+    name, *told = json.loads(row["error"])
+    error = _TOLD[name](*told) if name else RuntimeError(f"{what}: {told[0]}")
+    error.add_note(row["traceback"])
+    return error
 
 
 @contextmanager

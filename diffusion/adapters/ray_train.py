@@ -32,7 +32,7 @@ from diffusion.store.storage import open_storage
 from diffusion.training import checkpoint
 from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
-from diffusion.training.step import NonFiniteLoss, end_of
+from diffusion.training.step import NonFiniteLoss, check_sizes, end_of
 
 _POLL_S = 0.5  # of the driver for metrics
 _RESTARTS = 3  # of the metrics actor, and of a controller that fails to start its workers
@@ -65,14 +65,15 @@ def train_run(
     on_event: likewise with {"event": "started" | "resumed" | "damaged_checkpoint" | "damaged_sidecar" | "damaged_sample" |
     "checkpoint" | "worker_failed", ...}.
     max_failures: how often a dead or failing worker is replaced.
-    Raises ValueError for a batch that cannot be divided and for a `run_dir` with another run in it, NonFiniteLoss, and
-    TrainingFailed for all else that ends a run early.
+    Raises ValueError for a batch that cannot be divided, for sizes that the network cannot read, and for a `run_dir` with
+    another run in it, NonFiniteLoss, and TrainingFailed for all else that ends a run early.
     """
     if recipe.batch_size % workers:
         raise ValueError(
             f"batch_size={recipe.batch_size} cannot be divided over {workers} workers equally: choose a number of"
             f" workers that divides it"
         )
+    check_sizes(recipe, dataset)
     if not ray.is_initialized():
         raise RuntimeError("Ray is not running here: call within `with local_ray(...)`, or after ray.init(address=...)")
     run_dir = Path(run_dir).resolve()  # Ray's workers run in another directory

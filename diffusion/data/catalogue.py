@@ -23,6 +23,7 @@ from pathlib import Path
 from diffusion.data.manifest import NOT_DAMAGE
 from diffusion.data.quarantine import SetAside
 from diffusion.recipe import canonical_json
+from diffusion.store.publish import disk_full
 
 FACTS = "file TEXT, bytes INTEGER, content TEXT, pixels TEXT, width INTEGER, height INTEGER, hash TEXT, image TEXT"
 _FOUND = ("name", "mark", "kind", "detail", *(column.split()[0] for column in FACTS.split(", ")))
@@ -40,6 +41,9 @@ CREATE TABLE IF NOT EXISTS packed (shard TEXT PRIMARY KEY, result TEXT) WITHOUT 
 """
 
 
+LOCK = "lock"  # file in a work folder; when it was written, work was begun or gone on with
+
+
 class Busy(OSError):
     """Another process works in this work folder."""
 
@@ -48,26 +52,37 @@ class Busy(OSError):
 def opened(folder: Path) -> Iterator[sqlite3.Connection]:
     """The catalogue in `folder`, for this process alone.  A folder that is not `finish`ed is found again as it was left.
 
-    Raises Busy, and OSError (no space) saying where.
+    Raises Busy and DiskFull.
     """
+    with locked(folder):
+        try:
+            db = sqlite3.connect(folder / "catalogue.db", isolation_level=None)
+            try:
+                # WAL: after a kill everything committed is there.  Exclusive: no memory shared between processes.
+                for pragma in (
+                    "locking_mode=EXCLUSIVE",
+                    "journal_mode=WAL",
+                    "synchronous=NORMAL",
+                    "cache_size=-16384",
+                ):
+                    db.execute(f"PRAGMA {pragma}")
+                db.executescript(_SCHEMA)
+                db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', lower(hex(randomblob(8))))")
+                yield db
+            finally:
+                db.close()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                raise
+            raise disk_full(folder, "the catalogue") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A work folder, made if need be, for this process alone.  Raises Busy."""
     lock = _lock(folder)
     try:
-        db = sqlite3.connect(folder / "catalogue.db", isolation_level=None)
-        try:
-            # WAL: after a kill everything committed is there.  Exclusive: no memory shared between processes.
-            for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL", "cache_size=-16384"):
-                db.execute(f"PRAGMA {pragma}")
-            db.executescript(_SCHEMA)
-            db.execute("INSERT OR IGNORE INTO meta VALUES ('identity', lower(hex(randomblob(8))))")
-            yield db
-        finally:
-            db.close()
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
-            raise
-        raise OSError(
-            errno.ENOSPC, f"no space left for the catalogue in {folder}: free some, and the same command goes on"
-        ) from error
+        yield
     finally:
         os.close(lock)
 
@@ -85,10 +100,10 @@ def finish(folder: Path) -> None:
 def _lock(folder: Path) -> int:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_ino == os.stat(folder / "lock").st_ino:
+            if os.fstat(descriptor).st_ino == os.stat(folder / LOCK).st_ino:
                 os.truncate(descriptor, 0)
                 os.write(descriptor, str(os.getpid()).encode())
                 return descriptor
@@ -101,6 +116,9 @@ def _lock(folder: Path) -> int:
                 errno.EBUSY,
                 f"process {owner} shards this source with this recipe already (its work is in {folder}): wait",
             ) from None
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)
 
 
@@ -125,7 +143,7 @@ def list_items(db: sqlite3.Connection, rows: Iterable[tuple]) -> None:
 
 
 def list_before(db: sqlite3.Connection, places: Iterable[tuple[str, str]]) -> None:
-    """Replace the listing by the parent's.  places: (name, place) of the files that can be read."""
+    """Replace the listing by the parent's.  places: (name, place) of the files that can be read; "" of all others."""
     with transaction(db):
         db.execute("DELETE FROM items")
         db.execute("INSERT INTO items SELECT name, mark, '', label, captions, extra FROM before")
@@ -192,11 +210,9 @@ def unknown(db: sqlite3.Connection, size: int) -> Iterator[list[tuple[str, str, 
 def record(db: sqlite3.Connection, rows: Iterable[dict]) -> None:
     """Remember what was found in files."""
     statement = f"INSERT OR REPLACE INTO found ({', '.join(_FOUND)}) VALUES ({', '.join('?' * len(_FOUND))})"
+    texts = (row | {"image": json.dumps(row["image"])} if row.get("image") else row for row in rows)
     with transaction(db):
-        for row in rows:
-            image = row.get("image")
-            row = row | {"image": image and json.dumps(image)}
-            db.execute(statement, tuple(row.get(name) for name in _FOUND))
+        db.executemany(statement, (tuple(row.get(name) for name in _FOUND) for row in texts))
 
 
 def progress(db: sqlite3.Connection) -> tuple[int, int]:

@@ -11,7 +11,7 @@ workers nor the order of their answers nor an interruption can change a byte:
   [0, 1), is below `holdout`: adding pictures moves no other picture between the splits.  Two exceptions keep small sets
   usable: a class keeps at least one training picture, and at least one picture is held out where any can be.
 - A full shard of the parent whose samples are all as they were stays.  All other samples are sorted by key, which begins the
-  content hash: a random order, the same for everyone.
+  content hash: a random order, the same for everyone.  With aspect buckets a shard has pictures of one size.
 """
 
 import json
@@ -23,11 +23,14 @@ from typing import NamedTuple
 from diffusion.data import catalogue
 from diffusion.data.manifest import DUPLICATE, Manifest, Split
 from diffusion.data.pictures.bad_picture import NEAR_DUPLICATE
+from diffusion.data.pictures.buckets import buckets_by, size_for
 from diffusion.data.pictures.near import NearIndex
 from diffusion.data.sources import BadSource
 from diffusion.recipe import ShardRecipe, canonical_json
 
 SPLITS: tuple[Split, ...] = ("train", "holdout")
+# Rows lie on the disk by name.  What touches all of them does it in that order (`ORDER BY name`; `+` keeps SQLite from an
+# index): in another, each row of a table that is larger than the cache would cost a page of its own.
 _TABLES = """
 DROP TABLE IF EXISTS aside;
 DROP TABLE IF EXISTS kept;
@@ -41,6 +44,7 @@ CREATE TABLE kept (
     draw REAL) WITHOUT ROWID;
 CREATE TABLE sample (
     name TEXT PRIMARY KEY, split TEXT, key TEXT, label INTEGER, digest TEXT,
+    bucket INTEGER,   -- place of the picture's size among the recipe's; 0 where all are square
     shared INTEGER,   -- the parent's shard that holds it and stays
     number INTEGER,   -- else: the new shard of its split that it goes to
     image TEXT) WITHOUT ROWID;   -- [offset, size, crc32] in its shard
@@ -53,6 +57,7 @@ class NewShard(NamedTuple):
     split: Split
     number: int
     digest: str
+    bucket: int
 
 
 def choose(db: sqlite3.Connection, near: int | None, released: Iterable[str]) -> dict[str, int]:
@@ -76,7 +81,7 @@ def arrange(db: sqlite3.Connection, recipe: ShardRecipe, parent: Manifest | None
     with catalogue.transaction(db):
         _divide(db, recipe.holdout, parent is not None)
         classes = _classes(db, parent)
-        _fill_shards(db, classes, recipe.shard_size)
+        _fill_shards(db, classes, recipe)
     return classes
 
 
@@ -97,6 +102,7 @@ def _keep(db: sqlite3.Connection, near: int | None, released: set[str]) -> None:
     )
     db.execute(
         "INSERT INTO kept SELECT name, pixels, content, label, old, NULL, 0, draw(content) FROM equals WHERE name = first"
+        " ORDER BY name"
     )
     if near is not None:
         _drop_near(db, near, released)
@@ -167,15 +173,27 @@ def class_names(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _fill_shards(db: sqlite3.Connection, classes: tuple[str, ...], shard_size: int) -> None:
+def _fill_shards(db: sqlite3.Connection, classes: tuple[str, ...], recipe: ShardRecipe) -> None:
     label_of = {name: label for label, name in enumerate(classes)}
+    bucket_of = {size: bucket for bucket, size in enumerate(buckets_by(recipe))}
+    shard_size = recipe.shard_size
     kept = db.execute(
         "SELECT k.split, k.name, i.label, i.captions, i.extra, f.content, f.file, f.width, f.height"
         " FROM kept k JOIN items i USING (name) JOIN found f USING (name)"
     )
     db.executemany(
-        "INSERT INTO sample VALUES (?, ?, ?, ?, ?, NULL, NULL, NULL)",
-        ((row[1], row[0], row[5][:32], label_of[row[2]], _digest(label_of[row[2]], _facts(*row[1:]))) for row in kept),
+        "INSERT INTO sample VALUES (?, ?, ?, ?, ?, ?, NULL, NULL, NULL)",
+        (
+            (
+                row[1],
+                row[0],
+                row[5][:32],
+                label_of[row[2]],
+                _digest(label_of[row[2]], _facts(*row[1:])),
+                bucket_of[size_for(*row[7:], recipe)] if bucket_of else 0,
+            )
+            for row in kept
+        ),
     )
     db.execute(  # no shard has more than shard_size
         "CREATE TEMP TABLE stays AS SELECT b.shard FROM before b JOIN sample s ON s.digest = b.sample"
@@ -188,9 +206,11 @@ def _fill_shards(db: sqlite3.Connection, classes: tuple[str, ...], shard_size: i
     )
     db.execute("DROP TABLE stays")
     db.execute(
-        "UPDATE sample SET number = (s.place - 1) / ? FROM"
-        " (SELECT name, row_number() OVER (PARTITION BY split ORDER BY key) AS place FROM sample WHERE shared IS NULL) s"
-        " WHERE s.name = sample.name",
+        "UPDATE sample SET number = s.number FROM"
+        " (SELECT name, dense_rank() OVER (PARTITION BY split ORDER BY bucket, place / ?) - 1 AS number FROM"
+        "  (SELECT name, split, bucket, row_number() OVER (PARTITION BY split, bucket ORDER BY key) - 1 AS place"
+        "   FROM sample WHERE shared IS NULL)"
+        "  ORDER BY name) s WHERE s.name = sample.name",
         (shard_size,),
     )
     db.execute("CREATE INDEX by_shard ON sample (split, number, key) WHERE shared IS NULL")
@@ -220,7 +240,7 @@ def without_pixels(db: sqlite3.Connection) -> list[str]:
     return [
         name
         for (name,) in db.execute(
-            "SELECT s.name FROM sample s JOIN found f USING (name) WHERE s.shared IS NULL AND f.image IS NULL"
+            "SELECT s.name FROM sample s JOIN found f USING (name) WHERE +s.shared IS NULL AND f.image IS NULL"
             " AND NOT EXISTS (SELECT 1 FROM before b WHERE b.pixels = f.pixels AND b.split IS NOT NULL)"
         )
     ]
@@ -239,10 +259,10 @@ def new_shards(db: sqlite3.Connection) -> Iterator[NewShard]:
         ).fetchone()[0]
         for number in range(count):
             rows = db.execute(
-                "SELECT digest FROM sample WHERE split = ? AND number = ? AND shared IS NULL ORDER BY key",
+                "SELECT digest, bucket FROM sample WHERE split = ? AND number = ? AND shared IS NULL ORDER BY key",
                 (split, number),
-            )
-            yield NewShard(split, number, sha256("".join(row[0] for row in rows).encode()).hexdigest())
+            ).fetchall()
+            yield NewShard(split, number, sha256("".join(row[0] for row in rows).encode()).hexdigest(), rows[0][1])
 
 
 def samples_of(db: sqlite3.Connection, shard: NewShard) -> list[dict]:

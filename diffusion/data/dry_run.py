@@ -14,6 +14,7 @@ from typing import NamedTuple
 from diffusion.data import manifest, versions
 from diffusion.data.pack import prepare, read_original
 from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.pictures.buckets import Size, size_for
 from diffusion.data.sources import Item, describe, open_source
 from diffusion.recipe import ShardRecipe
 from diffusion.store.storage import Storage
@@ -41,6 +42,7 @@ class Sampled(NamedTuple):
     examples: dict[str, list[tuple[str, str]]]  # kind -> (name, detail) of the first few
     seconds: float  # of one processor
     bytes: int  # in shards
+    sizes: dict[Size, int]  # (height, width) in shards -> pictures
 
 
 class DryRun(NamedTuple):
@@ -126,6 +128,7 @@ def _decoded(uri: str, items: list[Item], recipe: ShardRecipe, progress: Callabl
     rejected: Counter[str] = Counter()
     examples: dict[str, list[tuple[str, str]]] = {}
     seconds, size = 0.0, 0
+    sizes: Counter[Size] = Counter()
     with ThreadPoolExecutor(_THREADS) as pool:
         for done, (item, result) in enumerate(
             zip(items, pool.map(lambda item: _one(uri, item, recipe), items), strict=True), 1
@@ -138,16 +141,20 @@ def _decoded(uri: str, items: list[Item], recipe: ShardRecipe, progress: Callabl
                 continue
             seconds += result[0]
             size += result[1]
+            sizes[result[2]] += 1
     few = {kind: sorted(named)[:3] for kind, named in sorted(examples.items())}
-    return Sampled(len(items), dict(sorted(rejected.items())), few, seconds, size)
+    return Sampled(
+        len(items), dict(sorted(rejected.items())), few, seconds, size, dict(sorted(sizes.items(), reverse=True))
+    )
 
 
-def _one(uri: str, item: Item, recipe: ShardRecipe) -> tuple[float, int] | BadPicture:
-    """Seconds that decoding takes, and bytes in a shard; or why the file would be set aside."""
+def _one(uri: str, item: Item, recipe: ShardRecipe) -> tuple[float, int, Size] | BadPicture:
+    """Seconds that decoding takes, bytes in a shard, and the size there; or why the file would be set aside."""
     try:
         data = read_original(uri, item.place)
         started = time.thread_time()
-        _, encoded = prepare(data, recipe, released=False)
+        facts, encoded = prepare(data, recipe, released=False)
     except BadPicture as error:
         return error
-    return time.thread_time() - started, _TAR_BYTES + -(-len(encoded) // 512) * 512
+    seconds = time.thread_time() - started
+    return seconds, _TAR_BYTES + -(-len(encoded) // 512) * 512, size_for(facts["width"], facts["height"], recipe)

@@ -1,8 +1,9 @@
 """Pictures: bytes <-> uint8 (H, W, 3) <-> float [-1, 1].  The only place that knows 127.5.
 
 What happens to a picture on its way into a shard, in this order: all its pixels decoded to 8 bits, EXIF orientation
-applied (`decode.py`), transparency composited on the background, the largest centred square cut out, resized with an
-antialiased Lanczos filter (an exact copy where the square already has the size; `fit.py`), encoded (`encode.py`).
+applied (`decode.py`), transparency composited on the background, the largest centred square cut out, or the largest window
+of the shape of its bucket (`buckets.py`), resized with an antialiased Lanczos filter (an exact copy where it already has
+the size; `fit.py`), encoded (`encode.py`).
 """
 
 from collections.abc import Sequence
@@ -38,11 +39,11 @@ __all__ = [
 
 
 def decode(data: bytes, *, resolution: int, background: str) -> np.ndarray:
-    """A picture file's bytes -> uint8 (resolution, resolution, 3), as the module says.  `background` is "#rrggbb".
+    """A picture file's bytes -> its square, uint8 (resolution, resolution, 3), as the module says; background "#rrggbb".
 
     Raises BadPicture of kind: empty, not a picture, too many pixels, truncated, damaged, unsupported pixels.
     """
-    return fit(decode_all(data), resolution=resolution, background=background)
+    return fit(decode_all(data), size=(resolution, resolution), background=background)
 
 
 def load(data: bytes) -> Image.Image:
@@ -79,13 +80,14 @@ def to_uint8(x: "Tensor") -> "Tensor":
 def grid(
     images: Sequence[np.ndarray] | np.ndarray, columns: int, row_labels: Sequence[str] = (), *, gap: int = 2
 ) -> np.ndarray:
-    """Pictures uint8 (h, w, 3) of one size, row by row -> one uint8 (H, W, 3), white between and around them.
+    """Pictures uint8 (h, w, 3), row by row -> one uint8 (H, W, 3), white between and around them.
 
-    `row_labels`, one per row, are written at the left of their rows.
+    Of several sizes each stands in the middle of a cell that holds any.  `row_labels`, one per row, are written at the
+    left of their rows.
     """
     if len(images) == 0 or columns < 1:
         raise ValueError(f"grid of {len(images)} pictures in {columns} columns: need at least one of each")
-    height, width = images[0].shape[:2]
+    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     rows = -(-len(images) // columns)
     if row_labels and len(row_labels) != rows:
         raise ValueError(f"{len(row_labels)} labels for {rows} rows of {columns} pictures")
@@ -98,6 +100,7 @@ def grid(
         draw.text((margin - gap, gap + row * (height + gap) + height // 2), label, "#000000", font, anchor="rm")
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
-        place = (margin + gap + column * (width + gap), gap + row * (height + gap))
+        beside = (width - image.shape[1]) // 2, (height - image.shape[0]) // 2
+        place = (margin + gap + column * (width + gap) + beside[0], gap + row * (height + gap) + beside[1])
         canvas.paste(Image.fromarray(np.ascontiguousarray(image)), place)
     return np.array(canvas)

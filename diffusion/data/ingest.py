@@ -12,7 +12,6 @@ read again, and full shards without a change are shared.  Nothing that is publis
 import hashlib
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,9 +19,11 @@ from pathlib import Path
 from diffusion.data import catalogue, datasets, decide, facts, manifest, quarantine, versions
 from diffusion.data.manifest import DUPLICATE, NOT_DAMAGE, Manifest, Processing, ShardEntry
 from diffusion.data.pack import decode_chunk, pack_shard, read_original
-from diffusion.data.pictures.bad_picture import POLICY
-from diffusion.data.sources import Source, open_source
+from diffusion.data.pictures.bad_picture import POLICY, UNSAFE_NAME
+from diffusion.data.pictures.buckets import Size, buckets_by
+from diffusion.data.sources import Source, open_source, original_of
 from diffusion.data.versions import Head
+from diffusion.data.work import blobs, working
 from diffusion.recipe import ShardRecipe, canonical_json, digest_of
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import LocalFolder, Storage, open_storage
@@ -54,7 +55,7 @@ def shard_dataset(
     if not fresh and (ready := versions.newest(storage, opened.uri, recipe, opened.fingerprint)):
         return _verified(storage, ready.digest)
     name = f"{versions.head_key(opened.uri, recipe)}{'-fresh' if fresh else ''}"
-    with _working(storage, work, name) as (folder, db):
+    with working(storage, work, name) as (folder, db):
         catalogue.list_items(db, _rows(opened))
         while True:
             last = versions.head(storage, opened.uri, recipe)
@@ -96,6 +97,10 @@ def release(
     for file in (file for files in held.values() for file in files):
         if file.kind == DUPLICATE:
             raise ValueError(f"{file.name} is not needed: it is {file.detail}, which the dataset holds")
+        if file.kind == UNSAFE_NAME:
+            raise ValueError(
+                f"{file.name} is set aside because {file.detail}: rename it in the source, and shard again"
+            )
         if file.kind not in POLICY:
             raise ValueError(
                 f"{file.name} is set aside because it is {file.kind} ({file.detail}): what is damaged cannot be released."
@@ -107,7 +112,7 @@ def release(
 
 def retry(root: Storage, digest: str, work: Path | None = None, *, each: Each = map) -> DatasetRef:
     """Decode everything in a dataset's quarantine again: a new version with what passes now, or the same dataset."""
-    names = [file.name for file in quarantine.entries(root, digest) if file.place]
+    names = [file.name for file in quarantine.entries(root, digest) if file.place and file.kind != UNSAFE_NAME]
     return _again(root, digest, "retry", work, (), names, each)
 
 
@@ -117,7 +122,7 @@ def _again(
     """A version made of the parent's own files: the released ones and those in `names` are decoded again."""
     parent = manifest.load(f"{root.uri}/{manifest.place_of(digest)}")
     recipe = versions.recipe_of(root, parent)
-    with _working(root, work, f"{parent.digest[:16]}-{why}") as (folder, db):
+    with working(root, work, f"{parent.digest[:16]}-{why}") as (folder, db):
         catalogue.load_before(db, parent.digest, versions.read_files(root, parent, folder))
         places = ((file.name, file.place) for file in quarantine.entries(root, digest) if file.place)
         catalogue.list_before(db, places)
@@ -141,36 +146,6 @@ class _Job:
     source: str  # URI that places are relative to
     released: tuple[str, ...]
     each: Each
-
-    @property
-    def blobs(self) -> Storage:
-        """Where encoded pictures wait for their shard: any worker must be able to read them."""
-        if isinstance(self.root, LocalFolder):
-            return LocalFolder(self.folder / "blobs")
-        return open_storage(f"{self.root.uri}/{_remote(self.folder, self.db)}")
-
-
-@contextmanager
-def _working(root: Storage, work: Path | None, name: str) -> Iterator[tuple[Path, sqlite3.Connection]]:
-    """The work folder of this name and its catalogue.  It is deleted when the block ends well, and kept when not."""
-    if work is None:
-        if not isinstance(root, LocalFolder):
-            raise ValueError(f"{root.uri} is no folder: name a local folder for the work")
-        work = root.path("work")
-    folder = work / name
-    with catalogue.opened(folder) as db:
-        yield folder, db
-        if not isinstance(root, LocalFolder):
-            for blob in list(root.walk(f"{_remote(folder, db)}/")):
-                root.remove(blob.name)
-        catalogue.finish(folder)
-    with suppress(OSError):  # other work is in it
-        work.rmdir()
-
-
-def _remote(folder: Path, db: sqlite3.Connection) -> str:
-    """Where in a root that is no folder the work lies; another machine that does the same work has a place of its own."""
-    return f"work/{folder.name}-{catalogue.identity(db)}"
 
 
 def _rows(source: Source) -> Iterator[tuple]:
@@ -197,7 +172,7 @@ def _make(job: _Job, progress: Progress | None) -> DatasetRef:
         train_counts=decide.counts(db, "train", len(classes)),
         holdout_counts=decide.counts(db, "holdout", len(classes)),
         shards=tuple(entry for _, entry in entries),
-        processing=Processing(background=recipe.background, encoding=recipe.encoding),
+        processing=Processing(background=recipe.background, encoding=recipe.encoding, buckets=buckets_by(recipe)),
         recipe_digest=digest_of(recipe),
         files=catalogue.progress(db)[1],
         set_aside=by_kind,
@@ -221,13 +196,14 @@ def _decode(job: _Job, progress: Progress | None) -> None:
     recipe = job.recipe
     size = min(_CHUNK_FILES, max(1, _CHUNK_BYTES // (3 * recipe.resolution**2)))
     common = {"source": job.source, "recipe": recipe.model_dump(mode="json"), "released": list(job.released)}
+    common |= {"blobs": blobs(job.root, job.folder, job.db).uri}
     done, total = catalogue.progress(job.db)
 
     def tasks() -> Iterator[dict]:
         for files in catalogue.unknown(job.db, size):
             files = [list(file) for file in files]
             # the name is of what goes in: a task done again writes the same object
-            yield {**common, "files": files, "blobs": job.blobs.uri, "blob": digest_of([job.released, files])[:32]}
+            yield {**common, "files": files, "blob": digest_of([job.released, files])[:32]}
 
     for result in job.each(decode_chunk, tasks()):
         catalogue.record(job.db, result["rows"])
@@ -237,11 +213,16 @@ def _decode(job: _Job, progress: Progress | None) -> None:
 
 
 def _write_shards(job: _Job) -> list[tuple[tuple[str, int], ShardEntry]]:
-    """The dataset's shards in reading order: of each split those that stay, then the new ones, which are written.
+    """The dataset's shards in reading order: of each split, and of each size, those that stay, then the new ones, which are
+    written.
 
     Each with (split, number) as `decide` numbers them; for one that stays ("shared", number in the parent's manifest).
     """
     db, root = job.db, job.root
+    place = {_own_size(job.recipe, bucket): bucket for bucket in range(len(buckets_by(job.recipe)))}
+    shared = decide.shared_shards(db)
+    if job.parent:
+        versions.check_shared(root, [job.parent.shards[n] for n in shared], job.parent.digest)
     new, waiting = list(decide.new_shards(db)), {}
     entries: dict[tuple[str, int], ShardEntry] = {}
 
@@ -258,24 +239,30 @@ def _write_shards(job: _Job) -> list[tuple[tuple[str, int], ShardEntry]]:
                 take(shard, done)
                 continue
             waiting[shard.digest] = shard
-            samples = decide.samples_of(db, shard)
-            yield {**common, "digest": shard.digest, "split": shard.split, "samples": samples}
+            facts = {"digest": shard.digest, "split": shard.split, "size": _own_size(job.recipe, shard.bucket)}
+            yield {**common, **facts, "samples": decide.samples_of(db, shard)}
 
     for result in job.each(pack_shard, tasks()):
         catalogue.record_packed(db, result["digest"], result)
         take(waiting.pop(result["digest"]), result)
-    shared = decide.shared_shards(db)
     ordered = []
     for split in decide.SPLITS:
         stay = [n for n in shared if job.parent.shards[n].split == split]
-        ordered += [(("shared", n), job.parent.shards[n]) for n in stay]
-        ordered += [((split, shard.number), entries[split, shard.number]) for shard in new if shard.split == split]
+        found = [(("shared", n), job.parent.shards[n]) for n in stay]
+        found += [((split, shard.number), entries[split, shard.number]) for shard in new if shard.split == split]
+        ordered += sorted(found, key=lambda pair: place.get(pair[1].size, 0))
     return ordered
+
+
+def _own_size(recipe: ShardRecipe, bucket: int) -> Size | None:
+    """The size of a bucket as a shard's entry says it: None for the square."""
+    buckets, square = buckets_by(recipe), (recipe.resolution, recipe.resolution)
+    return buckets[bucket] if buckets and buckets[bucket] != square else None
 
 
 def _write_quarantine(job: _Job, folder: str) -> None:
     files = catalogue.set_aside(job.db)
-    quarantine.write(job.root, folder, files, lambda place: read_original(job.source, place), job.folder)
+    quarantine.write(job.root, folder, files, lambda place: read_original(job.source, original_of(place)), job.folder)
 
 
 def _check_budget(job: _Job, by_kind: dict[str, int]) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from diffusion.data import manifest, versions
 from diffusion.data.datasets import Dataset, local_copy
 from diffusion.data.manifest import ShardEntry, Split
+from diffusion.data.pictures.buckets import Size
 from diffusion.data.pictures.decode import BadPicture, decode_into
 from diffusion.data.shards import EXTENSION, INDEX, parse_index
 from diffusion.store.publish import sha256_file
@@ -173,7 +174,7 @@ def _sample(
         yield f"label {row['label']} is none of {len(labels)} classes"
         return
     yield from _facts(data, key, dataset.manifest.classes[labels[row["label"]]], int(row["captions"]))
-    yield from _picture(data["image"], dataset.manifest.resolution)
+    yield from _picture(data["image"], dataset.manifest.size_of(entry))
 
 
 def _facts(data: dict[str, bytes], key: str, label: str, captions: int) -> Iterator[str]:
@@ -193,9 +194,9 @@ def _facts(data: dict[str, bytes], key: str, label: str, captions: int) -> Itera
         yield "its captions differ between txt, json and index"
 
 
-def _picture(data: bytes, side: int) -> Iterator[str]:
+def _picture(data: bytes, size: Size) -> Iterator[str]:
     try:
-        decode_into(data, np.empty((side, side, 3), np.uint8))
+        decode_into(data, np.empty((*size, 3), np.uint8))
     except BadPicture as error:
         yield f"the picture cannot be read ({error})"
 

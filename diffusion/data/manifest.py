@@ -2,15 +2,19 @@
 
 import gc
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
 from diffusion.data.pictures.bad_picture import NEAR_DUPLICATE
+from diffusion.data.pictures.buckets import Size
 from diffusion.recipe import Frozen, canonical_json, digest_of, first_mistake, unset
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage, open_storage
@@ -18,7 +22,7 @@ from diffusion.store.storage import Storage, open_storage
 FILE = "manifest.json"
 DUPLICATE = "duplicate"
 NOT_DAMAGE = (DUPLICATE, NEAR_DUPLICATE)  # kinds of files that are set aside because another one is kept
-_ASKED_AT_A_TIME = 16
+ASKED_AT_A_TIME = 16  # of a storage that is far away
 Split = Literal["train", "holdout"]
 Encoding = Literal["png", "jpeg"]
 
@@ -31,6 +35,7 @@ class ShardEntry(Frozen):
     bytes: int
     sha256: str
     index_sha256: str
+    size: Size | None = Field(None, exclude_if=unset)  # of its pictures, where they are not the dataset's square
 
     @property
     def tar(self) -> str:
@@ -50,6 +55,9 @@ class Processing(Frozen):
     crop: Literal["centre"] = "centre"
     resize: Literal["lanczos"] = "lanczos"
     encoding: Encoding = "png"
+    buckets: tuple[Size, ...] = Field(
+        (), exclude_if=unset
+    )  # a picture has the one nearest to its shape; (): the square
 
 
 class Part(Frozen):
@@ -65,7 +73,11 @@ class Part(Frozen):
 
 
 class Manifest(Frozen):
-    """All facts of a dataset.  Shards are in reading order; a class's index is its place in `classes`."""
+    """All facts of a dataset.  Shards are in reading order; a class's index is its place in `classes`.
+
+    A shard's pictures have one size.  Within a split, and a part, shards of one size follow each other, from the highest
+    to the widest.
+    """
 
     format: Literal["diffusion-dataset/2"] = "diffusion-dataset/2"
     resolution: int
@@ -100,7 +112,19 @@ class Manifest(Frozen):
                     raise ValueError(f"split {split}: the parts do not have its {len(self.entries(split))} shards")
             if any(not 0 <= label < len(self.classes) for part in self.parts for label in part.labels):
                 raise ValueError(f"a part has a class that is none of the {len(self.classes)}")
+        self._check_sizes()
         return self
+
+    def _check_sizes(self) -> None:
+        place = {size: n for n, size in enumerate(self.processing.buckets)}
+        if odd := next((entry for entry in self.shards if entry.size and entry.size not in place), None):
+            raise ValueError(f"{odd.tar} has pictures of {odd.size}, which is no size of this dataset")
+        for split in get_args(Split) if place else ():
+            entries = iter(self.entries(split))
+            for shards in [getattr(part, split) for part in self.parts] or [None]:
+                places = [place.get(self.size_of(entry), -1) for entry in islice(entries, shards)]
+                if places != sorted(places):
+                    raise ValueError(f"split {split}: shards of one size do not follow each other")
 
     @property
     def digest(self) -> str:
@@ -130,6 +154,24 @@ class Manifest(Frozen):
         """Pictures in each shard of a split: what `order.Order` takes."""
         return tuple(entry.pictures for entry in self.entries(split))
 
+    def size_of(self, entry: ShardEntry) -> Size:
+        """(height, width) of the pictures in a shard."""
+        return entry.size or (self.resolution, self.resolution)
+
+    def sizes(self, split: Split) -> tuple[Size, ...]:
+        """(height, width) of the pictures in each shard of a split."""
+        entries = self.entries(split)
+        if not self.processing.buckets:
+            return ((self.resolution, self.resolution),) * len(entries)
+        return tuple(map(self.size_of, entries))
+
+    def by_size(self, split: Split) -> dict[Size, int]:
+        """Size -> pictures of a split, from the highest to the widest, those that have any."""
+        found: Counter[Size] = Counter()
+        for size, pictures in zip(self.sizes(split), self.counts(split), strict=True):
+            found[size] += pictures
+        return {size: found[size] for size in self.processing.buckets or found if size in found}
+
     def labels(self, split: Split) -> tuple[tuple[int, ...], ...]:
         """For each shard of a split: class index in the shard -> class index in this dataset."""
         if not self.parts:
@@ -146,6 +188,7 @@ class Manifest(Frozen):
             images=self.images,
             holdout=self.holdout,
             rejected=self.rejected,
+            sizes=tuple(self.by_size("train")) if self.processing.buckets else (),
         )
 
 
@@ -166,7 +209,9 @@ def publish(manifest: Manifest, root: Storage) -> str:
 
 
 def load(uri: str | Path, *, digest: str | None = None) -> Manifest:
-    """The manifest of the dataset at `uri`; where `digest` is given, only that very one.  Raises ValueError."""
+    """The manifest of the dataset at `uri`; where `digest` is given, only that very one.  A folder that is named for a
+    digest must hold it.  Raises ValueError.
+    """
     try:
         data = open_storage(uri).read(FILE)
     except FileNotFoundError as error:
@@ -183,6 +228,12 @@ def load(uri: str | Path, *, digest: str | None = None) -> Manifest:
         raise ValueError(
             f"{uri}/{FILE} has digest {actual[:16]}, but {digest[:16]} is asked for. A published dataset never"
             f" changes, so this is another or a damaged one: {_remake(uri)}"
+        )
+    place = str(uri).rstrip("/").rpartition("/")[2]
+    if re.fullmatch(r"[0-9a-f]{16}", place) and not actual.startswith(place):
+        raise ValueError(
+            f"{uri}/{FILE} has digest {actual[:16]}, and its folder is named for another. A published dataset never"
+            f" changes, so this one is damaged: {_remake(uri)}"
         )
     return manifest
 
@@ -211,7 +262,7 @@ def verify(uri: str | Path, *, digest: str | None = None) -> Manifest:
             return f"{root.uri}/{entry.tar} {found}"
         return f"{root.uri}/{entry.index} is missing" if root.size(entry.index) is None else None
 
-    with ThreadPoolExecutor(_ASKED_AT_A_TIME) as pool:  # of a storage that is far away
+    with ThreadPoolExecutor(ASKED_AT_A_TIME) as pool:
         for what in pool.map(wrong, manifest.shards):
             if what:
                 raise ValueError(f"{what}: {_remake(uri)}")

@@ -180,7 +180,7 @@ def _without(
     if leave.all():
         return None, labels
     with tempfile.TemporaryDirectory() as folder, local_copy(root, entry.tar) as tar:
-        made = write_shard(Path(folder), entry.split, _samples(tar, index[~leave]), encoding)
+        made = write_shard(Path(folder), entry.split, _samples(tar, index[~leave]), encoding, size=entry.size)
         put_shard(root, Path(folder), made)
     return made, labels
 

@@ -25,7 +25,8 @@ from math import isfinite, isqrt
 import numpy as np
 
 CYCLE = 1_000  # positions of a mixture among which its parts are shared out
-_BLOCKS, _PICTURES, _SLOTS = 0, 1, 2  # what a random number is for: the second word of Philox's key
+# what a random number is for: the second word of Philox's key
+_BLOCKS, _PICTURES, _SLOTS, PHASES = 0, 1, 2, 3
 _ROUNDS = 10
 _KEPT = 2  # pieces of a sequence: read-ahead works at the end of one and the start of the next
 
@@ -55,7 +56,7 @@ class Order:
 
         Safe to call from several threads.  Raises ValueError for a position before 0.
         """
-        return _joined(self._from, start, count)
+        return joined(self._from, start, count)
 
     def _from(self, position: int) -> np.ndarray:
         """The sequence from `position` to the end of its stretch."""
@@ -118,7 +119,7 @@ class Mixture:
 
         Safe to call from several threads.  Raises ValueError for a position before 0.
         """
-        return _joined(self._from, start, count)
+        return joined(self._from, start, count)
 
     def _from(self, position: int) -> np.ndarray:
         """The sequence from `position` to the end of its cycle."""
@@ -133,7 +134,7 @@ class Mixture:
         return {name: value for name, value in self.__dict__.items() if name != "_cycles"}
 
 
-def _joined(piece: Callable[[int], np.ndarray], start: int, count: int) -> np.ndarray:
+def joined(piece: Callable[[int], np.ndarray], start: int, count: int) -> np.ndarray:
     """`count` elements of the sequence from `start`, newly allocated.  `piece(p)` holds some of it from position p on."""
     if start < 0 or count < 0:
         raise ValueError(f"at({start}, {count}): positions start at 0")
@@ -155,7 +156,7 @@ def _stretch(order: Order, epoch: int, number: int) -> np.ndarray:
     first = stream * short + np.minimum(stream, longer) + depth  # places of the windows' first pictures on the line
     # sorting random numbers whose low bits are replaced by their place gives the stable argsort of the high bits
     low = np.uint64(2 ** (window - 1).bit_length() - 1)
-    keys = _random(order.seed, _PICTURES, epoch, number, streams * window).reshape(streams, window)
+    keys = random_words(order.seed, _PICTURES, epoch, number, streams * window).reshape(streams, window)
     keys = keys & ~low | np.arange(window, dtype=np.uint64)
     if depth + window > short:  # what the shorter streams lack stays last, and is cut off below
         keys[longer:, -1] |= ~low
@@ -211,13 +212,13 @@ def _tables(seed: int, epoch: int, full: int) -> tuple[np.ndarray, int]:
     number of full blocks before it.
     """
     side = 2 * (isqrt(max(full - 1, 0) // 4) + 1)  # the smallest even number with side^2 >= full
-    numbers = _random(seed, _BLOCKS, epoch, 0, 1 + _ROUNDS * side)
+    numbers = random_words(seed, _BLOCKS, epoch, 0, 1 + _ROUNDS * side)
     return (numbers[1:] % np.uint64(side)).astype(np.int64).reshape(_ROUNDS, side), int(numbers[0]) % (full + 1)
 
 
 def _cycle(mixture: Mixture, number: int) -> np.ndarray:
     """Pictures of cycle `number` of a mixture -> (CYCLE,) int64, read-only."""
-    keys = _random(mixture.seed, _SLOTS, 0, number, CYCLE)
+    keys = random_words(mixture.seed, _SLOTS, 0, number, CYCLE)
     part = np.repeat(np.arange(len(mixture.parts)), mixture.quotas)[np.argsort(keys, kind="stable")]
     result = np.empty(CYCLE, np.int64)
     first = accumulate(map(len, mixture.parts), initial=0)
@@ -227,7 +228,7 @@ def _cycle(mixture: Mixture, number: int) -> np.ndarray:
     return result
 
 
-def _random(seed: int, purpose: int, epoch: int, number: int, count: int) -> np.ndarray:
+def random_words(seed: int, purpose: int, epoch: int, number: int, count: int) -> np.ndarray:
     """(count,) uint64, independent of those of any other seed, purpose, epoch or number."""
     key, counter = np.array([seed, purpose], np.uint64), np.array([0, 0, number, epoch], np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(count)

@@ -12,8 +12,11 @@ from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
+
 from diffusion.data import images, quarantine
 from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.pictures.buckets import size_for
 from diffusion.data.pictures.fit import check_wanted, opaque
 from diffusion.data.pictures.near import perceptual_hash
 from diffusion.data.shards import PackedSample, damaged, parse_index, put_shard, write_shard
@@ -64,10 +67,11 @@ def prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, byt
     height, width = picture.shape[:2]
     if not released:
         check_wanted(width, height, min_side=recipe.min_side, max_aspect=recipe.max_aspect)
-    pixels = images.fit(picture, resolution=recipe.resolution, background=recipe.background)
+    size = size_for(width, height, recipe)
+    pixels = images.fit(picture, size=size, background=recipe.background)
     facts = {
         "content": images.content_digest(picture),
-        "pixels": sha256(pixels.tobytes()).hexdigest(),
+        "pixels": _pixels_digest(pixels, recipe),
         "width": width,
         "height": height,
     }
@@ -79,18 +83,27 @@ def prepare(data: bytes, recipe: ShardRecipe, released: bool) -> tuple[dict, byt
     return facts, images.encode_png(pixels)
 
 
+def _pixels_digest(pixels: np.ndarray, recipe: ShardRecipe) -> str:
+    """sha256 of a picture of the dataset, by which equal ones are found: of two white pages that differ in shape as well."""
+    shape = "" if recipe.bucket_aspect is None else "{}x{}:".format(*pixels.shape[:2])
+    digest = sha256(shape.encode())
+    digest.update(pixels)
+    return digest.hexdigest()
+
+
 def pack_shard(task: dict) -> dict:
     """Write one shard and put it in its place.
 
     task: digest (of the samples), root (storage), scratch (folder for temporary files; None: the system's), split,
-    encoding, samples (key, label, facts, image place).  Returns the digest, the shard's manifest entry, and [offset, size,
-    crc32] of each picture in it.
+    encoding, size (of its pictures; None: square), samples (key, label, facts, image place).  Returns the digest, the
+    shard's manifest entry, and [offset, size, crc32] of each picture in it.
     """
     root = open_storage(task["root"])
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=task["scratch"]) as name:
         folder = Path(name)
-        with room_in(folder.parent):
-            entry = write_shard(folder, task["split"], _packed(task["samples"]), task["encoding"])
+        with room_in(folder.parent, "a shard"):
+            samples = _packed(task["samples"])
+            entry = write_shard(folder, task["split"], samples, task["encoding"], size=task["size"])
         index = parse_index((folder / Path(entry.index).name).read_bytes(), entry.pictures)
         put_shard(root, folder, entry)
     spans = zip(index["image_offset"], index["image_size"], index["image_crc32"], strict=True)

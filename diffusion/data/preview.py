@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from math import isqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -110,15 +111,13 @@ def _read(root: Storage, place: _Place, label: str) -> Shown:
 
 
 def sheet(rows: Mapping[str, Iterable[np.ndarray]]) -> np.ndarray:
-    """Name -> pictures uint8 (h, w, 3) of one size, as one uint8 (H, W, 3): a row each, the name at its left.  Small
-    pictures are shown a whole number of times as large."""
-    lists = [[_enlarged(picture) for picture in pictures] for pictures in rows.values()]
+    """Name -> pictures uint8 (h, w, 3), as one uint8 (H, W, 3): a row each, the name at its left.  Small pictures are shown
+    a whole number of times as large, all as many."""
+    lists = [list(pictures) for pictures in rows.values()]
+    largest = max(picture.shape[0] * picture.shape[1] for pictures in lists for picture in pictures)
+    times = max(1, _SHOWN_PIXELS // isqrt(largest))
+    lists = [[picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures] for pictures in lists]
     columns = max(map(len, lists))
     white = np.full_like(next(picture for pictures in lists for picture in pictures), 255)
     cells = [picture for pictures in lists for picture in [*pictures, *[white] * (columns - len(pictures))]]
     return grid(cells, columns, [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in rows])
-
-
-def _enlarged(picture: np.ndarray) -> np.ndarray:
-    times = max(1, _SHOWN_PIXELS // min(picture.shape[:2]))
-    return picture.repeat(times, axis=0).repeat(times, axis=1)

@@ -14,7 +14,8 @@ from PIL import Image
 from diffusion.data import manifest, quarantine
 from diffusion.data.datasets import Dataset
 from diffusion.data.images import BadPicture, encode_png, load
-from diffusion.data.manifest import DUPLICATE
+from diffusion.data.manifest import DUPLICATE, Manifest
+from diffusion.data.pictures.buckets import shown
 from diffusion.data.preview import preview, sheet
 from diffusion.store.storage import Storage, open_storage
 
@@ -25,6 +26,7 @@ _FEW = 8  # classes and such in a line
 _SHOWN = 8  # likewise, in the sheet
 _BAR = 40  # characters of the longest bar
 _LIGHT = "#eeeeee"
+_RARE = 32  # training pictures in a bucket, below which it is named
 _GENERATIONS = 20  # of a chain of parents
 
 
@@ -97,7 +99,8 @@ def overview(dataset: Dataset) -> dict[str, str]:
         "dataset": dataset.digest,
         "folder": dataset.uri,
         "pictures": f"{made.images:,} for training, {made.holdout:,} held out, of {made.files:,} files",
-        "size": f"{made.resolution} x {made.resolution}, {made.processing.encoding.upper()}",
+        "size": f"{_side(made)}, {made.processing.encoding.upper()}",
+        **_buckets(made),
         "shards": f"{len(tars):,} with {amount(sum(tars.values()))}",
         "classes": f"{len(made.classes):,}: {few(_counted(made.classes, made.train_counts, made.holdout_counts))}",
     }
@@ -114,6 +117,27 @@ def overview(dataset: Dataset) -> dict[str, str]:
     chain = list(_parents(dataset.root, made.parent))
     if chain:
         lines["after"] = " after ".join(chain)
+    return lines
+
+
+def _side(made: Manifest) -> str:
+    square = f"{made.resolution} x {made.resolution}"
+    return f"buckets of about {square} pixels" if made.processing.buckets else square
+
+
+def _buckets(made: Manifest) -> dict[str, str]:
+    """Where pictures have several sizes, how many have each, as width x height, and which few."""
+    if not made.processing.buckets:
+        return {}
+    train, held = made.by_size("train"), made.by_size("holdout")
+    sizes = [size for size in made.processing.buckets if size in train or size in held]
+    counts = (f"{shown(size)} {train.get(size, 0):,} + {held.get(size, 0):,}" for size in sizes)
+    lines = {"buckets": ", ".join(counts)}
+    if rare := [f"{shown(size)} ({train[size]:,})" for size in train if train[size] < _RARE]:
+        lines["few"] = (
+            f"{', '.join(rare)}: a batch of one bucket repeats its pictures where it has fewer than the batch; a lower"
+            " shard.bucket_aspect or a larger shard.bucket_step puts them elsewhere"
+        )
     return lines
 
 

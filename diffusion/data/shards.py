@@ -13,11 +13,12 @@ import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from diffusion.data.manifest import FILE, Encoding, ShardEntry, Split
+from diffusion.data.pictures.buckets import Size
 from diffusion.recipe import canonical_json
 from diffusion.store.publish import PREFIX, sha256_file
 from diffusion.store.storage import Storage
@@ -37,6 +38,7 @@ INDEX = np.dtype(
         ("txt_size", "<i8"),
     ]
 )
+_BLOCK = 2**20  # bytes written at a time: the file system's cost of a write is a picture's
 _COLUMNS = repr(np.lib.format.dtype_to_descr(INDEX)).encode()  # as they stand in the header of a .npy
 
 
@@ -50,42 +52,49 @@ class PackedSample(NamedTuple):
     image: bytes
 
 
-def write_shard(folder: Path, split: Split, samples: Iterable[PackedSample], encoding: Encoding = "png") -> ShardEntry:
+def write_shard(
+    folder: Path,
+    split: Split,
+    samples: Iterable[PackedSample],
+    encoding: Encoding = "png",
+    *,
+    size: Size | None = None,
+) -> ShardEntry:
     """Write a tar and its index into `folder`, as the file names of the entry it returns; the same samples in the same
-    order give the same bytes.
+    order give the same bytes.  size: of its pictures, where they are not the dataset's square.
 
     Raises ValueError for a key that is empty, too long, used twice or has a dot or a slash, and for no samples.
     """
     rows, keys, offset = [], set(), 0
-    digest = hashlib.sha256()
+    parts, written, digest = [], 0, hashlib.sha256()
     with tempfile.NamedTemporaryFile(dir=folder, prefix=PREFIX, suffix=".tar", delete=False) as file:
         try:
             for sample in samples:
-                if not 0 < len(sample.key) <= 32 or not sample.key.isascii() or set("./") & set(sample.key):
-                    raise ValueError(f"key {sample.key!r}: a key has 1 to 32 ASCII characters and neither '.' nor '/'")
-                keys.add(sample.key)
+                key = sample.key
+                if not 0 < len(key) <= 32 or not key.isascii() or "." in key or "/" in key:
+                    raise ValueError(f"key {key!r}: a key has 1 to 32 ASCII characters and neither '.' nor '/'")
+                keys.add(key)
                 captions = sample.facts["captions"]
                 members = {
-                    "cls": str(sample.label).encode(),
+                    "cls": b"%d" % sample.label,
                     "json": canonical_json(sample.facts),
                     EXTENSION[encoding]: sample.image,
                     "txt": captions[0][0].encode() if captions else b"",
                 }
-                parts, spans = [], {}
+                spans = {}
                 for name, data in members.items():
-                    parts += (_header(f"{sample.key}.{name}", len(data)), data, bytes(-len(data) % tarfile.BLOCKSIZE))
+                    padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+                    parts += (_header(f"{key}.{name}", len(data)), data, padding)
                     spans[name] = (offset + tarfile.BLOCKSIZE, len(data))
-                    offset += tarfile.BLOCKSIZE + len(data) + len(parts[-1])
+                    offset += tarfile.BLOCKSIZE + len(data) + len(padding)
                 image = (*spans[EXTENSION[encoding]], zlib.crc32(sample.image))
-                rows.append((sample.key, sample.label, len(captions), *image, *spans["json"], *spans["txt"]))
-                block = b"".join(parts)
-                digest.update(block)
-                file.write(block)
+                rows.append((key, sample.label, len(captions), *image, *spans["json"], *spans["txt"]))
+                if offset - written >= _BLOCK:
+                    written += _write(file, digest, parts)
             if not rows or len(keys) != len(rows):
                 raise ValueError(f"a shard of {len(rows)} samples with {len(keys)} different keys")
-            end = bytes(2 * tarfile.BLOCKSIZE + -(offset + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
-            digest.update(end)
-            file.write(end)
+            parts.append(bytes(2 * tarfile.BLOCKSIZE + -(offset + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE))
+            _write(file, digest, parts)
             file.flush()
             index = io.BytesIO()
             np.save(index, np.array(rows, INDEX), allow_pickle=False)
@@ -95,6 +104,7 @@ def write_shard(folder: Path, split: Split, samples: Iterable[PackedSample], enc
                 bytes=file.tell(),
                 sha256=digest.hexdigest(),
                 index_sha256=hashlib.sha256(index.getvalue()).hexdigest(),
+                size=size,
             )
             (folder / Path(entry.index).name).write_bytes(index.getvalue())
             Path(file.name).chmod(0o644)
@@ -103,6 +113,14 @@ def write_shard(folder: Path, split: Split, samples: Iterable[PackedSample], enc
             Path(file.name).unlink(missing_ok=True)
             raise
     return entry
+
+
+def _write(file: BinaryIO, digest: "hashlib._Hash", parts: list[bytes]) -> int:
+    """Write and digest what waits in `parts`, and empty it.  Returns its bytes."""
+    block = b"".join(parts)
+    parts.clear()
+    digest.update(block)
+    return file.write(block)
 
 
 def _template() -> tuple[bytes, int]:
@@ -114,23 +132,14 @@ def _template() -> tuple[bytes, int]:
 
 
 _HEADER, _HEADER_SUM = _template()
+_OWNER, _TIME, _REST = _HEADER[100:124], b"\0" + _HEADER[136:148], b"\0 " + _HEADER[156:]
 
 
 def _header(name: str, size: int) -> bytes:
     """A member's header as tarfile writes it, ten times as fast.  name: up to 99 ASCII characters; size: below 8 GiB."""
     encoded, digits = name.encode("ascii"), b"%011o" % size
-    checksum = _HEADER_SUM + sum(encoded) + sum(digits)
-    return b"".join(
-        (
-            encoded.ljust(100, b"\0"),
-            _HEADER[100:124],
-            digits,
-            b"\0",
-            _HEADER[136:148],
-            b"%06o\0 " % checksum,
-            _HEADER[156:],
-        )
-    )
+    checksum = b"%06o" % (_HEADER_SUM + sum(encoded) + sum(digits))
+    return b"".join((encoded.ljust(100, b"\0"), _OWNER, digits, _TIME, checksum, _REST))
 
 
 def put_shard(storage: Storage, folder: Path, entry: ShardEntry) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.data.order import Mixture, Order
+from diffusion.data.bucket_order import AnyOrder
 from diffusion.data.precomputed import Computation, DamagedSidecar, computation_of, damaged, opened, start_of
 from diffusion.data.stream import Batch
 from diffusion.recipe import Frozen
@@ -127,7 +127,7 @@ class Sidecars:
         self._at_hand = tuple(dict.fromkeys(shards))
 
     def beside(
-        self, batches: Iterable[Batch], order: Order | Mixture, shards_of: Callable[[np.ndarray], np.ndarray]
+        self, batches: Iterable[Batch], order: AnyOrder, shards_of: Callable[[np.ndarray], np.ndarray]
     ) -> Iterator[Batch]:
         """The batches, turning to the shards of each before it is given.  shards_of: the reader's, places by picture."""
         for batch in batches:

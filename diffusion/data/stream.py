@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.data.bucket_order import AnyOrder, Buckets
 from diffusion.data.damage import Damage
-from diffusion.data.order import Mixture, Order
 from diffusion.data.precomputed import DamagedSidecar
 from diffusion.data.reader import Captions, ShardReader, first_of
 from diffusion.random import Stream, uniform
@@ -26,7 +26,7 @@ _STEP = 8
 class Batch(NamedTuple):
     """One rank's part of a global batch, b pictures."""
 
-    images: Tensor  # uint8 (b, 3, H, W), in memory (b, H, W, 3), as they are decoded
+    images: Tensor  # uint8 (b, 3, H, W), all of one size, in memory (b, H, W, 3), as they are decoded
     label: Tensor  # int64 (b,)
     captions: list[str]
     keys: list[str]
@@ -42,14 +42,14 @@ class _Part(NamedTuple):
     pictures: np.ndarray
 
 
-def read_batch(reader: ShardReader, order: Order | Mixture, start: int, stop: int, *, seed: int = 0) -> Batch:
+def read_batch(reader: ShardReader, order: AnyOrder, start: int, stop: int, *, seed: int = 0) -> Batch:
     """The pictures at global positions [start, stop)."""
     return _complete(reader, _read(reader, _Part(start, order.at(start, stop - start)), seed))
 
 
 def batches(
     reader: ShardReader,
-    order: Order | Mixture,
+    order: AnyOrder,
     batch_size: int,
     *,
     start: int = 0,
@@ -70,7 +70,7 @@ def batches(
     all threads end when the iterator is exhausted, closed or collected, and an error in them is raised here, at the batch
     it belongs to.  `threads=0` prepares each batch when it is asked for.  `on_damage` is told here, not in a thread, of
     damage that the reader puts up with.  Latents that no sidecar has are computed here as well.
-    Raises ValueError where a global batch cannot be divided equally among the ranks.
+    Raises ValueError where a global batch cannot be divided equally among the ranks, or would not be of one size.
     """
     if batch_size < 1 or not 0 <= rank < world or threads < 0 or ahead < 1 or ahead_mib < 0:
         raise ValueError(
@@ -80,6 +80,8 @@ def batches(
         raise ValueError(f"start={start}, stop={stop}: positions start at 0 and stop comes after start")
     if len(order) != len(reader):
         raise ValueError(f"the order is over {len(order)} pictures, the reader has {len(reader)}")
+    if isinstance(order, Buckets):
+        order.check(start, batch_size)
     last = 0 if stop is None else (stop - start) % batch_size
     for size in (batch_size, last):
         if size % world:
@@ -94,9 +96,7 @@ def batches(
     return _told(reader, read, on_damage)
 
 
-def _parts(
-    order: Order | Mixture, batch_size: int, start: int, stop: int | None, rank: int, world: int
-) -> Iterator[_Part]:
+def _parts(order: AnyOrder, batch_size: int, start: int, stop: int | None, rank: int, world: int) -> Iterator[_Part]:
     """The rank's part of one global batch after the other."""
     while stop is None or start < stop:
         size = batch_size if stop is None else min(batch_size, stop - start)

@@ -7,19 +7,26 @@ aside) and `recipe.json`.  `heads/<source and recipe>.json` in the data root nam
 import gzip
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from diffusion.data import manifest
-from diffusion.data.manifest import Manifest
+from diffusion.data.datasets import local_copy
+from diffusion.data.manifest import Manifest, ShardEntry
+from diffusion.data.shards import DamagedShard, check_shard, damaged, read_index
 from diffusion.recipe import Frozen, ShardRecipe, canonical_json, digest_of, first_mistake
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage
 
 FILES = "files.jsonl.gz"
 RECIPE = "recipe.json"
+_READ_SHARE, _READ_BYTES = 1 / 30, 2**30  # of the shards that a version shares
 
 
 class Head(Frozen):
@@ -92,6 +99,33 @@ def recipe_of(root: Storage, dataset: Manifest) -> ShardRecipe:
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{root.uri}/{name} is missing or damaged: shard the source again, with --fresh") from error
     return recipe
+
+
+def check_shared(root: Storage, shards: Sequence[ShardEntry], parent: str) -> None:
+    """The shards that a version takes over from its parent: every index is read and compared with its sha256, every tar has
+    its length, and the tars of `drawn` are read.  Raises DamagedShard."""
+    chosen = set(drawn(shards, parent))
+
+    def check(entry: ShardEntry) -> None:
+        read_index(root, entry)
+        if (size := root.size(entry.tar)) != entry.bytes:
+            found = "is missing" if size is None else f"has {size:,} bytes instead of {entry.bytes:,}"
+            raise DamagedShard(damaged(root, entry.tar, found))
+        if entry in chosen:
+            with local_copy(root, entry.tar) as path:
+                check_shard(root, entry, path)
+
+    with ThreadPoolExecutor(manifest.ASKED_AT_A_TIME) as pool:
+        deque(pool.map(check, shards), maxlen=0)
+
+
+def drawn(shards: Sequence[ShardEntry], parent: str) -> list[ShardEntry]:
+    """Which shards shared with the parent of this digest are read: a `_READ_SHARE` of their bytes up to `_READ_BYTES`, one
+    at the least, others for each parent."""
+    most = min(_READ_SHARE * sum(entry.bytes for entry in shards), _READ_BYTES)
+    turn = sorted(shards, key=lambda entry: sha256(f"{parent} {entry.sha256}".encode()).digest())
+    before = accumulate((entry.bytes for entry in turn), initial=0)
+    return [entry for entry, size in zip(turn, before, strict=False) if size < most]
 
 
 def write_files(db: sqlite3.Connection, path: Path, shards: dict[tuple[str, int], int]) -> None:

@@ -65,7 +65,7 @@ def evaluate(
     setup = _setup(run, recipe, store_root, device, reading)
     spec, _ = verify_bundle(setup.bundle_uri, setup.bundle_digest)
     labels = ShardReader(run.dataset.uri, digest=data.digest, cache_mib=0).labels
-    drawn = plan.draws(data.train_counts, recipe, labels if spec.text else None)
+    drawn = plan.draws(data.train_counts, recipe, labels if spec.text or spec.sizes else None)
     real = plan.evenly(data.images, LIMIT)
     identity = ReferenceIdentity(
         dataset_digest=data.digest,
@@ -201,7 +201,7 @@ def _by_class(drawn: list[Draw], tasks: list[Task], results: dict[int, Result], 
     rows: list[list[Picture]] = [[] for _ in range(classes)]
     for task in tasks:
         shown = [draw for draw in task.draws if draw.shown]
-        for draw, picture in zip(shown, results[task.number].arrays.get("pictures", ()), strict=False):
+        for draw, picture in zip(shown, results[task.number].pictures, strict=False):
             rows[draw.label].append(picture)
     return rows
 

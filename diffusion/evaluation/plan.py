@@ -16,7 +16,7 @@ REAL_PICTURES = 128  # real pictures per task
 class Draw(NamedTuple):
     """One picture to draw.  It depends on class, ordinal and the recipe's seed, so more samples only add pictures.
 
-    `label`, `seed` and the caption are also what the endpoint needs to draw the same picture again.
+    `label`, `seed`, the caption and the size are also what the endpoint needs to draw the same picture again.
     """
 
     label: int
@@ -24,7 +24,7 @@ class Draw(NamedTuple):
     seed: int
     measured: bool  # counts in the Frechet distance
     shown: bool  # stands in the grid
-    captioned: int | None = None  # training picture whose caption is the prompt; None: there is no prompt
+    like: int | None = None  # training picture whose caption and size it has; None: there is neither to choose
 
 
 class Task(Frozen):
@@ -37,20 +37,20 @@ class Task(Frozen):
     draws: tuple[Draw, ...] = ()
 
 
-def draws(class_counts: tuple[int, ...], recipe: EvaluateRecipe, captioned: np.ndarray | None = None) -> list[Draw]:
+def draws(class_counts: tuple[int, ...], recipe: EvaluateRecipe, labels: np.ndarray | None = None) -> list[Draw]:
     """All pictures to draw, by class: `recipe.samples` in the data's class frequencies, and what else the grid needs.
 
-    captioned: the label of each training picture, where the model reads captions.  Each picture is then drawn with the
-    caption of a training picture of its class, each caption once before any comes again.
+    labels: of each training picture, where the model reads captions or draws several sizes.  Each picture is then drawn
+    with the caption and in the size of a training picture of its class, each one's once before any comes again.
     """
     plan = []
     for label, measured in enumerate(allocate(list(class_counts), recipe.samples)):
         ordinals = torch.arange(max(measured, recipe.grid_columns))
         seeds = bits(recipe.seed, Stream.INITIAL, (label << 32) + ordinals, 1).flatten().tolist()
-        members = [] if captioned is None else _shuffled(np.flatnonzero(captioned == label), recipe.seed)
-        captions = [members[i % len(members)] if members else None for i in ordinals.tolist()]
+        members = [] if labels is None else _shuffled(np.flatnonzero(labels == label), recipe.seed)
+        like = [members[i % len(members)] if members else None for i in ordinals.tolist()]
         shown = recipe.grid_columns
-        plan += [Draw(label, i, seed, i < measured, i < shown, captions[i]) for i, seed in enumerate(seeds)]
+        plan += [Draw(label, i, seed, i < measured, i < shown, like[i]) for i, seed in enumerate(seeds)]
     return plan
 
 

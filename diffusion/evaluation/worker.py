@@ -1,8 +1,9 @@
 """One worker of an evaluation: loads the model, does tasks, returns arrays.  Knows nothing of the other workers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from diffusion.codec import drawn
 from diffusion.data import manifest
 from diffusion.data.images import to_model
+from diffusion.data.pictures.buckets import shown as size_shown
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
 from diffusion.denoiser import Denoiser, linear
@@ -52,6 +54,12 @@ class Result:
     arrays: dict[str, np.ndarray]
     problem: str = ""
 
+    @property
+    def pictures(self) -> list[np.ndarray]:
+        """The shown pictures of a drawing task, uint8 (H, W, 3) each."""
+        names = (f"picture-{i}" for i in count())
+        return [self.arrays[name] for name in takewhile(self.arrays.__contains__, names)]
+
 
 class Worker:
     """Does tasks.  Draws with the engine that serves, so with the bytes that are served."""
@@ -65,17 +73,16 @@ class Worker:
 
     def __call__(self, task: Task) -> Result:
         """loss: {"loss", "zero"} float64 (N,).  bound: see `held_out_bound`.  real: {"features"} float32 (N, D).  draw:
-        {"features"} of the measured pictures and {"pictures"} uint8 (N, H, W, 3), the shown ones."""
+        {"features"} of the measured pictures, and {"picture-0", ...} uint8 (H, W, 3), the shown ones."""
         with one_thread():
             if task.kind == "loss":
                 return Result(task.number, self._loss(task.level))
             if task.kind == "bound":
                 return Result(task.number, self._bound(task.indices))
             if task.kind == "real":
-                images = self._reader("train").gather(np.array(task.indices)).images
-                return Result(task.number, {"features": self._features(images)})
+                return Result(task.number, {"features": self._real(np.array(task.indices))})
             try:
-                return Result(task.number, self._drawn(task.draws))
+                return self._drawn(task)
             except (DrawingFailed, NotReproducible) as error:
                 return Result(task.number, {}, str(error))
 
@@ -95,50 +102,84 @@ class Worker:
 
     def _loss(self, level: int) -> dict[str, np.ndarray]:
         recipe, device = self.setup.recipe, self.setup.device
-        return held_out_loss(self.bundle.denoiser, *self._held_out(), level=level, recipe=recipe, device=device)
+        groups = (
+            (picture, held_out_loss(self.bundle.denoiser, x0, cond, picture, level=level, recipe=recipe, device=device))
+            for picture, x0, cond in self._held_out()
+        )
+        return _in_order(groups)
 
     def _bound(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
-        recipe, device, picture = self.setup.recipe, self.setup.device, torch.tensor(indices)
-        x0, cond = self._held_out()
-        rows = {name: value[picture] for name, value in cond.items()}
-        return held_out_bound(
-            self.bundle.denoiser, x0[picture], rows, picture, pictures=len(x0), recipe=recipe, device=device
-        )
+        recipe, device = self.setup.recipe, self.setup.device
+        total, groups = min(len(self._reader("holdout")), recipe.loss_pictures), []
+        for picture, x0, cond in self._held_out():
+            if (own := torch.isin(picture, torch.tensor(indices))).any():
+                rows = {name: value[own] for name, value in cond.items()}
+                operands = (self.bundle.denoiser, x0[own], rows, picture[own])
+                found = held_out_bound(*operands, pictures=total, recipe=recipe, device=device)
+                groups.append((picture[own], found))
+        return _in_order(groups)
 
-    def _held_out(self) -> tuple[Tensor, Cond]:
-        """The held-out pictures that are measured, as the network sees pictures, (N, C, H, W), and the condition of each."""
+    def _held_out(self) -> Iterator[tuple[Tensor, Tensor, Cond]]:
+        """The held-out pictures that are measured, those of one size at a time: their numbers (N,), the pictures as the
+        network sees them, (N, C, H, W), and the condition of each."""
         reader = self._reader("holdout")
         chosen = np.array(evenly(len(reader), self.setup.recipe.loss_pictures))
-        pictures = reader.gather(chosen)
-        cond = {"label": torch.from_numpy(pictures.label)}
-        if self.bundle.encoder is not None:
-            cond |= self.bundle.encoder(pictures.texts)._asdict()
-        if reader.latents is None:
-            return to_model(torch.from_numpy(pictures.images)), cond
-        reader.latents.complete(pictures.images, pictures.latents, pictures.known)
-        numbers = torch.arange(len(chosen))
-        return drawn(torch.from_numpy(pictures.latents), seed=self.setup.recipe.seed, index=numbers), cond
+        for places in reader.by_size(chosen):
+            pictures, numbers = reader.gather(chosen[places]), torch.from_numpy(places)
+            cond = {"label": torch.from_numpy(pictures.label)}
+            if self.bundle.encoder is not None:
+                cond |= self.bundle.encoder(pictures.texts)._asdict()
+            if reader.latents is None:
+                x0 = to_model(torch.from_numpy(pictures.images))
+            else:
+                reader.latents.complete(pictures.images, pictures.latents, pictures.known)
+                x0 = drawn(torch.from_numpy(pictures.latents), seed=self.setup.recipe.seed, index=numbers)
+            yield numbers, x0, cond
 
-    def _drawn(self, draws: Sequence[Draw]) -> dict[str, np.ndarray]:
+    def _real(self, pictures: np.ndarray) -> np.ndarray:
+        """Features of training pictures, (N, D)."""
+        reader = self._reader("train")
+        groups = ((places, reader.gather(pictures[places]).images) for places in reader.by_size(pictures))
+        return _in_order((places, {"features": self._features(images)}) for places, images in groups)["features"]
+
+    def _drawn(self, task: Task) -> Result:
         if self._engine is None:
             self._engine = Engine(self.bundle, slots=self.setup.recipe.batch_size)
         requests = [
-            GenerateRequest(label=self.bundle.spec.classes[draw.label], prompt=self._prompt(draw), seed=draw.seed)
-            for draw in draws
+            GenerateRequest(
+                label=self.bundle.spec.classes[draw.label],
+                prompt=self._prompt(draw),
+                size=self._size(draw),
+                seed=draw.seed,
+            )
+            for draw in task.draws
         ]
-        pictures = np.stack([answer[0] for answer in self._engine.generate(requests)])
-        measured, shown = (np.array([getattr(draw, what) for draw in draws]) for what in ("measured", "shown"))
-        result = {"pictures": pictures[shown]}
-        if measured.any():
-            result["features"] = self._features(pictures[measured])
-        return result
+        pictures = [answer[0] for answer in self._engine.generate(requests)]
+        drawn = list(zip(task.draws, pictures, strict=True))
+        groups: dict[tuple[int, ...], list[int]] = {}  # shape -> places among the measured
+        measured = [picture for draw, picture in drawn if draw.measured]
+        for place, picture in enumerate(measured):
+            groups.setdefault(picture.shape, []).append(place)
+        arrays = _in_order(
+            (places, {"features": self._features(np.stack([measured[i] for i in places]))})
+            for places in groups.values()
+        )
+        shown = (picture for draw, picture in drawn if draw.shown)
+        return Result(task.number, arrays | {f"picture-{i}": picture for i, picture in enumerate(shown)})
 
     def _prompt(self, draw: Draw) -> str | None:
-        if draw.captioned is None:
+        if draw.like is None or self.bundle.encoder is None:
             return None
-        return prompt_of(self._reader("train").read(draw.captioned).caption)
+        return prompt_of(self._reader("train").read(draw.like).caption)
+
+    def _size(self, draw: Draw) -> str | None:
+        if draw.like is None or not self.bundle.spec.sizes:
+            return None
+        reader = self._reader("train")
+        return size_shown(reader.sizes[int(reader.shards_of(np.array(draw.like)))])
 
     def _features(self, pictures: np.ndarray) -> np.ndarray:
+        """Features of pictures of one size, uint8 (N, H, W, 3)."""
         if self._extractor is None:
             wanted, weights = self.setup.extractor, self.setup.weights
             path = Path(weights) if weights else None
@@ -153,17 +194,35 @@ class Worker:
         return self._extractor(torch.from_numpy(np.ascontiguousarray(pictures))).numpy()
 
 
+def _in_order(groups: Iterable[tuple[Sequence[int] | Tensor, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """What was computed of each group of pictures, put together in the order of their numbers; {} of none."""
+    numbers, parts = [], []
+    for own, arrays in groups:
+        numbers.append(np.asarray(own))
+        parts.append(arrays)
+    order = np.concatenate([np.empty(0, np.int64), *numbers]).argsort()
+    return {name: np.concatenate([part[name] for part in parts])[order] for name in (parts[0] if parts else ())}
+
+
 @torch.no_grad()
 def held_out_loss(
-    denoiser: Denoiser, x0: Tensor, cond: Cond, *, level: int, recipe: EvaluateRecipe, device: str = "cpu"
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Cond,
+    picture: Tensor | None = None,
+    *,
+    level: int,
+    recipe: EvaluateRecipe,
+    device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """The loss of each picture at noise level `level` of the recipe, and that of the best linear denoiser, which under EDM
     is a network that answers 0.  Both have EDM's weight, whatever the denoiser predicts and was trained with.
 
-    x0 (N, C, H, W), cond: a row for each.  The noise is a function of recipe.seed, the level and the picture's number.
+    x0 (N, C, H, W), cond: a row for each.  picture (N,): their numbers; None: 0, 1, ...  The noise is a function of
+    recipe.seed, the level and the picture's number.
     """
     sigma, losses, zeros = recipe.loss_levels[level], [], []
-    index = (level << 32) + torch.arange(len(x0))
+    index = (level << 32) + (torch.arange(len(x0)) if picture is None else picture)
     weight = partial(edm_weight, sigma_data=denoiser.sigma_data)
     nothing = partial(linear, sigma_data=denoiser.sigma_data)
     for part in torch.arange(len(x0)).split(recipe.batch_size):

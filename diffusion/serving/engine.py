@@ -5,7 +5,8 @@ their samplers' queries.  Each tick gathers the open queries of all of them - an
 the network in proven batch sizes, and hands each conversation its answer.  So a picture is a function of the model and
 its request alone: noise comes from (seed, number of the picture), arithmetic outside the network is elementwise, and
 inside it the ladder keeps rows independent of the batch.  A bundle with a guide has two networks, each with a ladder of
-its own; a tick deals the rows out to them.
+its own; a tick deals the rows out to them.  Pictures of another size are asked in a call of their own, by a ladder that is
+proven when the first of them comes.
 """
 
 import math
@@ -18,6 +19,7 @@ from concurrent.futures import wait
 import torch
 from torch import Tensor
 
+from diffusion.data.pictures.buckets import Size
 from diffusion.degradation import image_channels
 from diffusion.guidance import by_model
 from diffusion.random import Stream, normal, uniform
@@ -46,8 +48,9 @@ class Engine:
         self.bundle = bundle
         self.slots, self.queue, self.timeout_s = slots, queue, timeout_s
         self.device = next(bundle.denoiser.parameters()).device
-        self.ladder = self._proven(bundle.denoiser)
-        self.guide_ladder = self._proven(bundle.guide) if bundle.guide else None
+        self.ladder = self._proven(bundle.denoiser, bundle.spec.size)
+        self.guide_ladder = self._proven(bundle.guide, bundle.spec.size) if bundle.guide else None
+        self._other_ladders: dict[tuple[Denoise, Size], Ladder] = {}  # of the other sizes
         self._wake = threading.Condition()  # guards the queue, the flights and the worker
         self._ticking = threading.Lock()  # one tick at a time, whoever drives
         self._queue: deque[Ticket] = deque()
@@ -145,7 +148,13 @@ class Engine:
     def denoise(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
         """D(x; sigma) of every row, with the bits it would have alone; by the guide where its column `model` is 1."""
 
+        size = tuple(x.shape[2:])
+
         def asking(denoiser: Denoise, ladder: Ladder) -> Denoise:
+            if size != self.bundle.spec.size:
+                if (denoiser, size) not in self._other_ladders:
+                    self._other_ladders[denoiser, size] = self._proven(denoiser, size)
+                ladder = self._other_ladders[denoiser, size]
             return lambda x, sigma, **cond: ladder.answer(denoiser, Query(x, sigma, cond))
 
         model = asking(self.bundle.denoiser, self.ladder)
@@ -162,25 +171,33 @@ class Engine:
             flights = list(self._flights)
             if not flights:
                 return 0
-            rows = [len(flight.query.x) for flight in flights]
-            try:
-                x, sigma, cond = gather([flight.query for flight in flights])
-                answer = self.denoise(x, sigma, **cond)
-                finite = answer.isfinite().flatten(1).all(1).cpu().split(rows)
-            except Exception as error:  # the call was everyone's, so its failure is too; later requests get their own
-                for flight in flights:
-                    flight.ticket.fail(DrawingFailed(f"the network call failed: {error}"))
-                return sum(rows)
-            parts = zip(flights, answer.split(rows), finite, strict=True)
-            asking = [flight for flight, part, ok in parts if flight.hand(part, finite=bool(ok.all()))]
+            rows = sum(len(flight.query.x) for flight in flights)
+            same: dict[tuple[int, ...], list[Flight]] = {}
+            for flight in flights:
+                same.setdefault(tuple(flight.query.x.shape[2:]), []).append(flight)
+            asking = [flight for group in same.values() for flight in self._ask(group)]
             with self._wake:
                 self._flights = asking
-            return sum(rows)
+            return rows
 
-    def _proven(self, denoiser: Denoise) -> Ladder:
+    def _ask(self, flights: list[Flight]) -> list[Flight]:
+        """Answer the open queries of flights of one size.  Returns those that ask again."""
+        rows = [len(flight.query.x) for flight in flights]
+        try:
+            x, sigma, cond = gather([flight.query for flight in flights])
+            answer = self.denoise(x, sigma, **cond)
+            finite = answer.isfinite().flatten(1).all(1).cpu().split(rows)
+        except Exception as error:  # the call was everyone's, so its failure is too; later requests get their own
+            for flight in flights:
+                flight.ticket.fail(DrawingFailed(f"the network call failed: {error}"))
+            return []
+        parts = zip(flights, answer.split(rows), finite, strict=True)
+        return [flight for flight, part, ok in parts if flight.hand(part, finite=bool(ok.all()))]
+
+    def _proven(self, denoiser: Denoise, size: Size) -> Ladder:
         return prove(
             denoiser,
-            lambda rows, trial: trial_query(self.bundle.spec, rows, trial, self.device),
+            lambda rows, trial: trial_query(self.bundle.spec, rows, trial, self.device, size),
             largest=min(_LARGEST_CALL.get(self.device.type, 64), 2 ** (2 * self.slots - 1).bit_length()),
         )
 
@@ -260,18 +277,20 @@ class Engine:
         return min(600, max(1, math.ceil(rows / widest * self.ladder.seconds[widest])))
 
 
-def trial_query(spec: BundleSpec, rows: int, trial: int, device: torch.device) -> Query:
+def trial_query(spec: BundleSpec, rows: int, trial: int, device: torch.device, size: Size | None = None) -> Query:
     """Rows like those of real requests: noise levels over the whole range, every label and the null label, where the model
-    restores something to restore and nothing, and where it reads prompts those from none to the longest."""
+    restores something to restore and nothing, and where it reads prompts those from none to the longest.  size: None for
+    that of requests that do not say."""
     index = torch.arange(rows)
     levels = sampling_sigmas(spec.sampling, spec.sampling.steps).log()
     low, high = levels[-2].item(), levels[0].item()  # the last is 0
     sigma = (low + (high - low) * uniform(trial, Stream.SIGMA, index)).exp()
-    noise = normal(trial, Stream.INITIAL, index, spec.shape)
+    shape = spec.shape_at(size)
+    noise = normal(trial, Stream.INITIAL, index, shape)
     label = (index + trial) % (len(spec.classes) + 1)
     cond = {"label": label}
     if channels := image_channels(spec.degradations):
-        shown = normal(trial, Stream.CHURN, index, (channels, *spec.shape[1:]))
+        shown = normal(trial, Stream.CHURN, index, (channels, *shape[1:]))
         cond["image"] = shown * (index % 3 > 0).view(-1, 1, 1, 1)  # among them pictures drawn freely
     if spec.text:
         length = torch.linspace(0, spec.text.tokens, rows).round()

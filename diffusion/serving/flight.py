@@ -26,7 +26,7 @@ def converse(request: ResolvedRequest, images: range, bundle: Bundle, device: to
 
 def noise_of(request: ResolvedRequest, stream: Stream, images: range, bundle: Bundle, device: torch.device) -> Noise:
     """Step -> noise of these pictures, each a function of (seed, step, number of the picture) alone."""
-    shape = bundle.spec.shape
+    shape = bundle.spec.shape_at(request.size)
 
     def noise(step: int) -> Tensor:
         # one picture at a time: a vectorized logarithm may depend on how many numbers are taken together
@@ -73,7 +73,7 @@ def condition(
     if bundle.guide is not None:
         cond[MODEL] = torch.zeros(rows, dtype=torch.int64, device=device)
     if channels := image_channels(bundle.spec.degradations):
-        shape = (channels, *bundle.spec.shape[1:])
+        shape = (channels, *bundle.spec.shape_at()[1:])
         nothing = torch.zeros(1, *shape, device=device)
         cond["image"] = (nothing if image is None else image).expand(rows, *shape)
     if bundle.encoder is None:

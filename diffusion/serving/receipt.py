@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from diffusion.data.images import decode_png, encode_png, png_text
+from diffusion.data.pictures.buckets import shown
 from diffusion.recipe import Frozen, GuidanceKind, SamplerName, canonical_json, unset, usual
 from diffusion.serving.request import ResolvedRequest
 from diffusion.store.bundle import BundleSpec
@@ -27,6 +28,7 @@ class Receipt(Frozen):
     dataset_digest: str
     label: str | None
     prompt: str | None = Field(None, exclude_if=unset)
+    size: str | None = Field(None, exclude_if=unset)  # WIDTHxHEIGHT, of a model that draws several
     seed: int
     image: int  # which of the request's pictures, from 0
     sampler: SamplerName
@@ -60,6 +62,7 @@ def receipt_of(
         dataset_digest=spec.dataset_digest,
         label=request.label,
         prompt=request.prompt,
+        size=request.size and shown(request.size),
         seed=request.seed,
         image=image,
         sampler=request.sampler,

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, AliasChoices, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from diffusion.data.pictures.buckets import Size, shown
 from diffusion.recipe import Frozen, GuidanceKind, SamplerName, ServeRecipe
 from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import BundleSpec
@@ -61,6 +62,9 @@ class GenerateRequest(Frozen):
         None, description="What the picture shows, in words, where the model reads them; null draws without"
     )
     n: Whole = Field(1, ge=1, description="Number of pictures")
+    size: str | None = Field(
+        None, max_length=20, description="WIDTHxHEIGHT in pixels, one of the model's sizes; null: the squarest of them"
+    )
     seed: Whole | None = Field(None, ge=0, lt=2**32, description="Picture i depends on the seed and i; null: drawn")
     sampler: SamplerName | None = Field(None, description="How the equation is solved; null: the model's own")
     steps: Whole | None = Field(None, ge=2, le=1_000, description="Noise levels visited; null: the model's own")
@@ -80,6 +84,7 @@ class ResolvedRequest(Frozen):
     label_index: int = Field(ge=0, description="The class, or the number of classes for none")
     prompt: str | None
     n: int = Field(ge=1)
+    size: Size | None = Field(None, description="(height, width); none: the model has one size, its square")
     seed: int = Field(ge=0, lt=2**32)
     sampler: SamplerName
     steps: int = Field(ge=2)
@@ -167,6 +172,7 @@ def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | No
             param="guidance",
             allowed=[None, 1],
         )
+    size = _size(request.size, spec)
     steps = request.steps or spec.sampling.steps
     if limits is not None:
         for name, value in (("n", request.n), ("steps", steps)):
@@ -185,12 +191,28 @@ def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | No
         label_index=len(spec.classes) if request.label is None else spec.classes.index(request.label),
         prompt=request.prompt,
         n=request.n,
+        size=size if spec.sizes else None,
         seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
         sampler=request.sampler or spec.sampling.sampler,
         steps=steps,
         guidance=1.0 if nothing else guidance,
         guidance_kind=kind,
     )
+
+
+def _size(asked: str | None, spec: BundleSpec) -> Size:
+    """(height, width) of the pictures of a request."""
+    sizes = spec.sizes or (spec.size,)
+    if asked is None:
+        return spec.size
+    known = {shown(size): size for size in sizes}
+    if asked not in known:
+        raise RequestError(
+            f"size={_shown(asked)}: the sizes of this model, width x height, are {', '.join(known)}",
+            param="size",
+            allowed=list(known),
+        )
+    return known[asked]
 
 
 def _limit(name: str, limits: ServeRecipe) -> int | None:

@@ -58,6 +58,9 @@ class BundleSpec(Frozen):
     format: Literal[1] = 1
     classes: tuple[str, ...] = Field(min_length=1, description="Name of each label; the null label comes after them")
     resolution: int = Field(ge=8, description="Side of the square picture, pixels")
+    sizes: tuple[tuple[int, int], ...] = Field(
+        (), exclude_if=unset, description="Height and width of the training pictures; absent: the square's"
+    )
     unet: UNetRecipe
     text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads captions; absent: nothing does")
     codec: CodecIdentity | None = Field(
@@ -98,10 +101,17 @@ class BundleSpec(Frozen):
         return self
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the network sees and draws: the picture, or its latents."""
-        side = self.codec.side(self.resolution) if self.codec else self.resolution
-        return self.codec.channels if self.codec else 3, side, side
+    def size(self) -> tuple[int, int]:
+        """(height, width) of a picture where a request does not say: of what it was trained on the nearest to the square."""
+        square = (self.resolution, self.resolution)
+        return min(self.sizes, key=lambda size: (max(size) / min(size), size)) if self.sizes else square
+
+    def shape_at(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """(C, H, W) of what the network sees and draws, of pictures of this (height, width): the picture, or its latents."""
+        height, width = size or self.size
+        if self.codec is None:
+            return 3, height, width
+        return self.codec.channels, self.codec.side(height), self.codec.side(width)
 
     @property
     def guidance_kinds(self) -> tuple[GuidanceKind, ...]:
@@ -126,7 +136,7 @@ class Bundle:
     codec: Codec | None = None  # of spec.codec
 
     def pictures(self, x0: Tensor) -> Tensor:
-        """What was drawn, (B, *spec.shape) -> uint8 (B, H, W, 3), each picture with the bits it would have alone.
+        """What was drawn, (B, C, H, W) -> uint8 (B, H, W, 3), each picture with the bits it would have alone.
 
         Raises ValueError where a value is not finite.
         """
@@ -162,6 +172,7 @@ def export_bundle(
     spec = BundleSpec(
         classes=run.dataset.classes,
         resolution=run.dataset.resolution,
+        sizes=run.dataset.sizes,
         unet=recipe.unet,
         text=text,
         codec=codec,
@@ -275,10 +286,11 @@ def _packed(average: Average) -> bytes:
 
 def _network(spec: BundleSpec, data: bytes, *, source: str) -> Denoiser:
     """The denoiser of the specification with these weights, a safetensors file's bytes."""
+    channels, side, _ = spec.shape_at((spec.resolution, spec.resolution))
     denoiser = denoiser_of(
         spec.unet,
-        resolution=spec.shape[-1],
-        channels=spec.shape[0],
+        resolution=side,
+        channels=channels,
         classes=len(spec.classes),
         sigma_data=spec.sigma_data,
         precision=spec.precision,

@@ -5,14 +5,13 @@ used longest ago makes room.  Who fills an entry holds a lock on `.tmp-SHA256.lo
 fill has been granted, so the bound holds for fills under way too, and two processes never fetch the same shard at once.
 """
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from diffusion.store.publish import PREFIX, fsync_path, sha256_file, sweep
+from diffusion.store.publish import PREFIX, fsync_path, room_in, sha256_file, sweep
 from diffusion.store.storage import Storage
 
 _LOCK = ".lock"
@@ -29,7 +28,7 @@ class ShardCache:
 
         Open it at once and keep it open while in use: another shard may take its room later, which deletes the name but
         not the bytes of an open file.  Where it is gone already when opened, ask again.  Raises ValueError (another
-        content, or larger than the bound), FileNotFoundError (no such shard), OSError with ENOSPC.
+        content, or larger than the bound), FileNotFoundError (no such shard), DiskFull.
         """
         entry = self.folder / sha256
         if size > self.max_bytes:
@@ -39,7 +38,8 @@ class ShardCache:
             )
         if _use(entry, size):
             return entry
-        with self._space_for(name, size):
+        remedy = f"free some, or give the cache a bound below {self.max_bytes:,} bytes or another folder"
+        with room_in(self.folder, f"the {size:,} bytes of {name}", remedy):
             self.folder.mkdir(parents=True, exist_ok=True)
             with _locked(self.folder / f"{PREFIX}{sha256}{_LOCK}") as lock:
                 if not _use(entry, size):  # nobody filled it while we waited
@@ -68,21 +68,6 @@ class ShardCache:
             f"{storage.uri}/{name} has sha256 {found}, fetched twice; the manifest says {entry.name}. A published shard"
             " never changes, so the stored one is damaged: restore it from a copy, or remove it and run `diffusion shard`"
         )
-
-    @contextmanager
-    def _space_for(self, name: str, size: int) -> Iterator[None]:
-        """Says of a full disk what to do."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise OSError(
-                error.errno,
-                f"{os.strerror(error.errno)} for the {size:,} bytes of {name}: free some, or give the cache a bound below"
-                f" {self.max_bytes:,} bytes or another folder",
-                str(self.folder),
-            ) from error
 
     def _make_room(self, size: int, lock: int) -> None:
         """Delete what was used longest ago until `size` bytes more are within the bound, and reserve them on `lock`."""

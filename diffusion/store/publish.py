@@ -41,17 +41,34 @@ def read_checked(path: Path, sha256: str, why: str) -> bytes:
     return data
 
 
+_REMEDY = "free some, and the same command goes on"
+
+
+class DiskFull(OSError):
+    """There is no room for a file.  Says for which, where, and what to do."""
+
+    def __str__(self) -> str:
+        return self.strerror
+
+
+def disk_full(folder: Path, what: str, remedy: str = _REMEDY) -> DiskFull:
+    """The error for `what` not going into `folder`, which need not exist."""
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    left = shutil.disk_usage(there).free
+    return DiskFull(errno.ENOSPC, f"no room for {what} in {folder}, {left:,} bytes are left on its disk: {remedy}")
+
+
 @contextmanager
-def room_in(folder: Path) -> Iterator[None]:
-    """Says of a full disk where it is and what to do: what fails in the block writes into `folder`."""
+def room_in(folder: Path, what: str = "a file", remedy: str = _REMEDY) -> Iterator[None]:
+    """What fails in the block for want of room in `folder` is a `disk_full`; what is one already stays as it is."""
     try:
         yield
+    except DiskFull:
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(
-            error.errno, f"{os.strerror(error.errno)} in {folder}: free some, and the same command goes on"
-        ) from error
+        raise disk_full(folder, what, remedy) from error
 
 
 def fsync_path(path: Path) -> None:

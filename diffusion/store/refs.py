@@ -1,6 +1,8 @@
 """References: what one stage hands to the next.  Small frozen values with a URI, a digest and a few facts for people."""
 
-from diffusion.recipe import Frozen
+from pydantic import Field
+
+from diffusion.recipe import Frozen, unset
 
 
 class DatasetRef(Frozen):
@@ -13,6 +15,8 @@ class DatasetRef(Frozen):
     images: int
     holdout: int
     rejected: int
+    # (height, width) of the training pictures, from the highest to the widest, where they are in aspect buckets
+    sizes: tuple[tuple[int, int], ...] = Field((), exclude_if=unset)
 
 
 class RunRef(Frozen):

@@ -153,7 +153,8 @@ class LocalFolder:
                 yield Found(name, status.st_size, f"{status.st_size}:{status.st_mtime_ns}")
 
     def put(self, name: str, data: bytes | Path) -> None:
-        with self._understood(name), room_in(self.folder):
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        with self._understood(name), room_in(self.folder, f"the {size:,} bytes of {name}"):
             if isinstance(data, bytes):
                 write_atomic(self.path(name), data)
             else:

@@ -22,6 +22,7 @@ from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of
 from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe, checkpoints_of
 from diffusion.store.codecs import identity_for
+from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import encoder_of
 from diffusion.text import TextEncoder, TextIdentity
 from diffusion.training.optimizer import Optimizers, optimizer_of
@@ -121,6 +122,26 @@ def lr_at(recipe: TrainRecipe, images_seen: float) -> float:
     else:
         fall = 1.0
     return recipe.lr * warm * fall
+
+
+def check_sizes(recipe: TrainRecipe, dataset: DatasetRef) -> None:
+    """Raises ValueError where the recipe cannot learn from pictures of the dataset's sizes."""
+    for height, width in dataset.sizes:
+        if height % recipe.unet.divisor or width % recipe.unet.divisor:
+            raise ValueError(
+                f"dataset {dataset.digest[:16]} has pictures of {width} x {height}, and this network divides both sides by"
+                f" {recipe.unet.divisor}: shard with `--set shard.bucket_step={recipe.unet.divisor}`"
+            )
+    if dataset.sizes and recipe.degradations:
+        raise ValueError(
+            f"dataset {dataset.digest[:16]} is in aspect buckets, and train.degradations={recipe.degradations} are made for"
+            " squares: shard without shard.bucket_aspect"
+        )
+    if dataset.sizes and recipe.codec != "none":
+        raise ValueError(
+            f"dataset {dataset.digest[:16]} is in aspect buckets, and latents (train.codec={recipe.codec}) are made of"
+            " squares alone: shard without shard.bucket_aspect"
+        )
 
 
 def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: torch.device | str) -> TrainState:

@@ -17,6 +17,7 @@ from diffusion.data import ingest
 from diffusion.data.pack import decode_chunk, pack_shard
 from diffusion.data.quarantine import TooManyRejected
 from diffusion.recipe import ShardRecipe
+from diffusion.store.publish import DiskFull
 from tests.published import identity
 from tests.test_ingest import RECIPE, in_small_chunks, side_files, spoilt_folder  # noqa: F401
 
@@ -99,6 +100,10 @@ def _fail_on_two(task: dict) -> dict:
     return task
 
 
+def _full_disk(_: dict) -> dict:
+    raise DiskFull(28, "no room for a shard in /x, 0 bytes are left on its disk")
+
+
 def _pid_then_wait(task: dict) -> dict:
     """Writes its process id; the first one to run waits to be killed."""
     with open(task["path"], "a") as file:
@@ -115,6 +120,33 @@ def test_results_and_failures_of_tasks():
     with pytest.raises(RuntimeError, match=r"OSError: \[Errno 28\] No space left") as error:
         list(ray_each(_fail_on_two, [{"n": n} for n in range(4)]))
     assert "_fail_on_two" in "".join(error.value.__notes__)
+    with pytest.raises(DiskFull, match=r"^no room for a shard in /x, 0 bytes are left") as error:
+        list(ray_each(_full_disk, [{}]))
+    assert "_full_disk" in "".join(error.value.__notes__)
+
+
+def _wait_for_the_first(folder: str, task: dict) -> dict:
+    """The third task of a group waits for what the test makes of the first one's result, then is killed, once."""
+    if task["n"] == 2:
+        end = time.monotonic() + 30
+        while not Path(folder, "seen").exists():
+            assert time.monotonic() < end, "the first result is kept back"
+            time.sleep(0.02)
+        if not Path(folder, "killed").exists():
+            Path(folder, "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_results_of_a_group_come_one_by_one_and_once_though_its_worker_is_killed(tmp_path):
+    assert [len(group) for group in ray_data._groups([""] * 24, 2)] == [8, 8, 4, 2, 1, 1]
+    tasks = [{"n": n} for n in range(4)]
+    results = ray_each(partial(_wait_for_the_first, str(tmp_path)), tasks, workers=1)
+    assert next(results) == {"n": 0}
+    (tmp_path / "seen").touch()
+    assert list(results) == tasks[1:]
+    assert (tmp_path / "killed").exists()
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -1,5 +1,6 @@
 """Sharding from and to a real S3 server: the same bytes as on the disk, through interruptions and a faulty network."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -119,3 +120,28 @@ def test_workers_read_and_write_the_bucket(s3: S3Server, spoilt_folder, plain, t
 def test_a_bucket_needs_a_folder_for_the_work(s3: S3Server, spoilt_folder):  # noqa: F811
     with pytest.raises(ValueError, match="name a local folder for the work"):
         ingest.shard_dataset(spoilt_folder, RECIPE, s3.bucket())
+
+
+def test_abandoned_work_is_deleted_in_the_bucket_too(s3: S3Server, spoilt_folder, tmp_path, monkeypatch):  # noqa: F811
+    in_small_chunks(monkeypatch)
+    root, work = open_storage(f"{s3.bucket()}/data"), tmp_path / "work"
+
+    def failing(function, tasks):
+        yield function(next(iter(tasks)))
+        raise OSError("interrupted")
+
+    for source in ("one", "two"):
+        (tmp_path / source).symlink_to(spoilt_folder)
+        with pytest.raises(OSError, match="interrupted"):
+            ingest.shard_dataset(tmp_path / source, RECIPE, root, work, each=failing)
+    places = sorted({found.name.split("/")[1] for found in root.walk("work/")})
+    assert len(places) == 2
+    old, young = sorted(work.iterdir())
+    os.utime(old / "lock", (0, 0))
+    with pytest.raises(OSError, match="interrupted"):
+        ingest.shard_dataset(spoilt_folder, RECIPE, root, work, each=failing)
+    assert not old.exists()
+    assert young.exists()
+    left = {found.name.split("/")[1] for found in root.walk("work/")}
+    assert not any(place.startswith(old.name) for place in left)
+    assert any(place.startswith(young.name) for place in left)

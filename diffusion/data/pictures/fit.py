@@ -1,4 +1,4 @@
-"""From all pixels of a picture to the square of a dataset: wanted or not, its identity, background, crop, resize."""
+"""From all pixels of a picture to those of a dataset: wanted or not, its identity, background, crop, resize."""
 
 import hashlib
 from functools import lru_cache
@@ -31,7 +31,9 @@ def content_digest(image: Image.Image | np.ndarray) -> str:
     if pixels.shape[2] == 3:
         cv2 = opencv()
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
-    return hashlib.sha256(b"%dx%d:" % (width, height) + pixels.tobytes()).hexdigest()
+    digest = hashlib.sha256(b"%dx%d:" % (width, height))
+    digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()
 
 
 def opaque(pixels: np.ndarray, background: str) -> np.ndarray:
@@ -42,39 +44,50 @@ def opaque(pixels: np.ndarray, background: str) -> np.ndarray:
     return np.array(Image.alpha_composite(Image.new("RGBA", picture.size, background), picture).convert("RGB"))
 
 
-def fit(image: Image.Image | np.ndarray, *, resolution: int, background: str) -> np.ndarray:
-    """RGB or RGBA picture -> uint8 (resolution, resolution, 3): composited, centre-cropped, resized."""
+def fit(image: Image.Image | np.ndarray, *, size: tuple[int, int], background: str) -> np.ndarray:
+    """RGB or RGBA picture -> uint8 (*size, 3), size (height, width): composited, centre-cropped to that shape, resized.
+
+    The crop has whole pixels, so a shape that is no square's is met to half a pixel of the source.
+    """
     pixels = opaque(np.asarray(image), background)
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = pixels[top : top + side, left : left + side]
-    return np.array(square) if side == resolution else _lanczos(square, resolution)
+    height, width = cropped(*pixels.shape[:2], size)
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    window = pixels[top : top + height, left : left + width]
+    return np.array(window) if (height, width) == size else _lanczos(window, *size)
 
 
-def _lanczos(square: np.ndarray, resolution: int) -> np.ndarray:
-    """uint8 (side, side, 3) -> (resolution, resolution, 3) by an antialiased Lanczos filter.
+def cropped(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the largest window, in whole pixels, of the shape of `size` within height x width pixels."""
+    high, wide = size
+    if width * high > height * wide:
+        return height, max(1, (2 * height * wide + high) // (2 * high))
+    return max(1, (2 * width * high + wide) // (2 * wide)), width
 
-    Every bit as Pillow's `resize(..., LANCZOS)`, in half the time and less.  Rows are filtered first, and rounded to 8
-    bits; then columns.  Coefficients are multiples of 2^-22 and sums stay below 2^9, so in float64 they are exact in any
-    order and on any machine, and the work can be left to a product of matrices.
+
+def _lanczos(window: np.ndarray, high: int, wide: int) -> np.ndarray:
+    """uint8 (height, width, 3) -> (high, wide, 3) by an antialiased Lanczos filter.
+
+    Every bit as Pillow's `resize(..., LANCZOS)`, in half the time and less.  Rows are filtered first, and rounded to 8 bits;
+    then columns, as Pillow does with all but high pictures.  Coefficients are multiples of 2^-22 and sums stay below 2^9, so
+    in float64 they are exact in any order and on any machine, and the work can be left to a product of matrices.
     """
     cv2 = opencv()
-    side, blocks = len(square), _filter(len(square), resolution)
-    narrow = np.empty((3, side, resolution))
-    height = max(1, _BAND // side)
-    for start in range(0, side, height):
-        band = square[start : start + height]
+    height, width = window.shape[:2]
+    blocks = _filter(width, wide)
+    narrow = np.empty((3, height, wide))
+    rows_at_once = max(1, _BAND // width)
+    for start in range(0, height, rows_at_once):
+        band = window[start : start + rows_at_once]
         planes = np.empty((3, *band.shape[:2]))
         for plane, values in zip(planes, cv2.split(band), strict=True):
             plane[:] = values
-        rows, sums = planes.reshape(-1, side), np.empty((3 * len(band), resolution))
-        for at, (low, high, weights) in blocks.items():
-            np.matmul(rows[:, low:high], weights, out=sums[:, at : at + weights.shape[1]])
-        narrow[:, start : start + height] = _rounded(sums).reshape(3, -1, resolution)
-    sums = np.empty((3, resolution, resolution))
-    for at, (low, high, weights) in blocks.items():
-        np.matmul(weights.T, narrow[:, low:high], out=sums[:, at : at + weights.shape[1]])
+        rows, sums = planes.reshape(-1, width), np.empty((3 * len(band), wide))
+        for at, (low, end, weights) in blocks.items():
+            np.matmul(rows[:, low:end], weights, out=sums[:, at : at + weights.shape[1]])
+        narrow[:, start : start + rows_at_once] = _rounded(sums).reshape(3, -1, wide)
+    sums = np.empty((3, high, wide))
+    for at, (low, end, weights) in _filter(height, high).items():
+        np.matmul(weights.T, narrow[:, low:end], out=sums[:, at : at + weights.shape[1]])
     return cv2.merge(list(_rounded(sums)))
 
 
@@ -85,7 +98,7 @@ def _rounded(sums: np.ndarray) -> np.ndarray:
     return cv2.add(flat, 2.0 ** -(_BITS + 1), dtype=cv2.CV_8U).reshape(sums.shape)
 
 
-@lru_cache(maxsize=32)  # pictures of one size come often, and a folder of all sizes must not fill the memory
+@lru_cache(maxsize=64)  # pictures of one size come often, and a folder of all sizes must not fill the memory
 def _filter(side: int, resolution: int) -> dict[int, tuple[int, int, np.ndarray]]:
     """The filter from `side` pixels to `resolution`, by the first output of each block of outputs: (low, high, weights
     (high - low, outputs)), where inputs [low, high) are all that the block depends on.  [Duchon 1979]
