@@ -28,7 +28,8 @@ from diffusion.store.storage import StorageUnavailable
 
 Captions = tuple[tuple[str, float], ...]  # a picture's texts, each with its weight
 DAMAGE = (BadPicture, OSError)
-_SPANS = [name for name in INDEX.names if name not in ("key", "label")]
+_SPANS = ["image_offset", "image_size", "image_crc32"]  # of an index: what `_stored` takes
+_WORDS = ["captions", "json_offset", "json_size", "txt_offset", "txt_size"]  # and where captions are wanted
 
 
 class Sample(NamedTuple):
@@ -101,6 +102,7 @@ class ShardReader:
         room = 3 * max(height * width for height, width in set(self.sizes))  # for a picture of any size
         cached = min(len(self), cache_mib * 2**20 // room)
         self._pictures = np.empty((cached, room), np.uint8)
+        self._spans = _SPANS + _WORDS if captions else _SPANS
         self._captions: list[Captions] = [()] * cached if captions else []
         self._filled = np.zeros(cached, bool)
 
@@ -218,9 +220,10 @@ class ShardReader:
         emptied the processor's caches.
         """
         stored: list[bytes | memoryview] = []
-        for row, place in zip(rows[_SPANS].tolist(), places, strict=True):
+        read = opened.read
+        for spans, place in zip(rows[self._spans].tolist(), places, strict=True):
             try:
-                data, got.captions[place] = _stored(opened.read, row, self.captions)
+                data, got.captions[place] = _stored(read, *spans)
             except StorageUnavailable:  # says nothing about the picture
                 raise
             except DAMAGE:
@@ -282,7 +285,7 @@ class ShardReader:
         own = opened.index[i : i + 1]
         key = own["key"][0].decode()
         try:
-            picture_bytes, got.captions[place] = _stored(opened.read, own[_SPANS].tolist()[0], self.captions)
+            picture_bytes, got.captions[place] = _stored(opened.read, *own[self._spans].tolist()[0])
             decode_into(picture_bytes, got.images[place])
         except StorageUnavailable:
             raise
@@ -295,11 +298,20 @@ class ShardReader:
         return True
 
 
-def _stored(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryview, Captions]:
-    """The bytes of a picture, by the spans its row of the index names, and its captions, where they are wanted.  Raises one
+def _stored(
+    read: Read,
+    start: int,
+    size: int,
+    crc: int,
+    number: int = 0,
+    json_start: int = 0,
+    json_size: int = 0,
+    txt_start: int = 0,
+    txt_size: int = 0,
+) -> tuple[bytes | memoryview, Captions]:
+    """The bytes of a picture, and its captions, `number` of them, by the spans of the tar that the index names.  Raises one
     of DAMAGE."""
-    number, start, size, crc, json_start, json_size, txt_start, txt_size = row
-    if not (captions and number):
+    if not number:
         picture, text = read(size, start), b""
     else:  # one stretch of the tar that has both: they are neighbours
         words_start, words_size = (txt_start, txt_size) if number == 1 else (json_start, json_size)
