@@ -162,6 +162,8 @@ class ShardReader:
         rows, there = np.zeros(b, INDEX), np.ones(b, bool)
         known = pictures < len(self._filled)  # in memory
         known[known] = self._filled[pictures[known]]
+        nothing_known = not known.any()
+        within = pictures - self._first[shards]  # place in the shard
         bad: list[int] = []
         for start, end in pairwise([*starts, b]):
             places = by_shard[start:end]
@@ -171,11 +173,12 @@ class ShardReader:
             except DamagedShard:
                 there[places] = False
                 continue
-            rows[places] = found = opened.index[pictures[places] - self._first[shard]]
-            got.label[places] = self._class(shard, found["label"])
-            fresh = ~known[places]
-            bad += self._load(opened, found[fresh], places[fresh].tolist(), got)
-        got.keys[:] = rows["key"].astype(np.str_).tolist()
+            rows[places] = found = opened.index[within[places]]
+            if self._classes:
+                rows["label"][places] = self._class(shard, found["label"])
+            fresh = places if nothing_known else places[~known[places]]
+            bad += self._load(opened, rows[fresh], fresh.tolist(), got)
+        got.keys[:], got.label[:] = rows["key"].astype(np.str_).tolist(), rows["label"]
         known &= there
         fresh = there & ~known
         self._remembered(pictures[known], np.flatnonzero(known), got)
@@ -183,7 +186,7 @@ class ShardReader:
         for place in (*bad, *lost):
             shard = int(shards[place])
             repair = self._again if there[place] else self._substitute
-            repair(shard, int(pictures[place] - self._first[shard]), place, got)
+            repair(shard, int(within[place]), place, got)
         fresh[bad] = False
         self._remember(pictures[fresh], np.flatnonzero(fresh), got)
         return got
@@ -219,16 +222,17 @@ class ShardReader:
         First all are read, then all decoded: what Python does between two pictures costs twice as much when the decoder has
         emptied the processor's caches.
         """
-        stored: list[bytes | memoryview] = []
-        read = opened.read
-        for spans, place in zip(rows[self._spans].tolist(), places, strict=True):
-            try:
-                data, got.captions[place] = _stored(read, *spans)
-            except StorageUnavailable:  # says nothing about the picture
-                raise
-            except DAMAGE:
-                data = b""
-            stored.append(data)
+        stored = None if self.captions else _undamaged(opened.read, rows)
+        if stored is None:
+            stored = []
+            for spans, place in zip(rows[self._spans].tolist(), places, strict=True):
+                try:
+                    data, got.captions[place] = _stored(opened.read, *spans)
+                except StorageUnavailable:  # says nothing about the picture
+                    raise
+                except DAMAGE:
+                    data = b""
+                stored.append(data)
         return list(decode_rows(stored, got.images, places))
 
     def _open(self, shard: int) -> OpenShard:
@@ -296,6 +300,17 @@ class ShardReader:
             return False
         got.keys[place], got.label[place] = key, self._class(shard, own["label"])[0]
         return True
+
+
+def _undamaged(read: Read, rows: np.ndarray) -> list[bytes | memoryview] | None:
+    """The bytes of the pictures of some rows of an index; None where one of them is damaged, to be found by `_stored`."""
+    try:
+        stored = list(map(read, rows["image_size"].tolist(), rows["image_offset"].tolist()))
+    except StorageUnavailable:
+        raise
+    except OSError:
+        return None
+    return stored if list(map(crc32, stored)) == rows["image_crc32"].tolist() else None
 
 
 def _stored(
