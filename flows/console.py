@@ -4,6 +4,7 @@ Where the output is no terminal (a CI log, a Prefect worker), a bar becomes a pl
 """
 
 import io
+import logging
 import os
 import sys
 import time
@@ -52,6 +53,22 @@ def error(text: str) -> None:
     """What went wrong and what to type next, on standard error."""
     console = _err or Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("error: ", "bold red"), text))
+
+
+class _Warned(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Within the block what `store.retry` says of a wait is a line for people."""
+    log, handler = logging.getLogger("diffusion.storage"), _Warned(logging.WARNING)
+    before, log.handlers, log.propagate = (log.handlers, log.propagate), [handler], False
+    try:
+        yield
+    finally:
+        log.handlers, log.propagate = before
 
 
 @contextmanager

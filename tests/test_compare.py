@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from diffusion.data.compare import difference
 from diffusion.data.datasets import Dataset
+from diffusion.data.mix import mix
 from diffusion.store.storage import LocalFolder
 from tests.made_dataset import Made, published
 
@@ -58,6 +59,29 @@ def test_nothing_differs_from_itself_and_no_shard_is_read(root: LocalFolder) -> 
     found = difference(made, made)
     assert (found.shared_shards, found.shared_bytes) == (3, sum(entry.bytes for entry in entries))
     assert (found.added, found.removed, found.moved, found.changed, found.facts) == (0, 0, 0, 0, {})
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    versions=st.lists(st.frozensets(st.integers(0, 9), min_size=1), min_size=3, max_size=3, unique=True),
+    size=st.integers(1, 4),
+)
+def test_a_mixture_adds_what_its_other_parts_have_beyond_the_first(tmp_path_factory, versions, size) -> None:
+    """Versions of one set: a picture is the same wherever it lies, and may lie in a shared and in another shard."""
+    root = LocalFolder(tmp_path_factory.mktemp("root"))
+    versions = [[Made(look) for look in sorted(looks)] for looks in versions]
+    one, two, three = (published(root, pictures, shard_size=size) for pictures in versions)
+    keys = [{picture.key for picture in pictures} for pictures in versions]
+    mixed, other = mix(root, [(one, 1), (two, 1)]), mix(root, [(one, 1), (three, 1)])
+    for a, b, before, after in (
+        (one, mixed, keys[0], keys[0] | keys[1]),
+        (mixed, two, keys[0] | keys[1], keys[1]),
+        (mixed, other, keys[0] | keys[1], keys[0] | keys[2]),
+    ):
+        found = difference(a, b, few=99)
+        assert [key for key, *_ in found.examples["added"]] == sorted(after - before)
+        assert [key for key, *_ in found.examples["removed"]] == sorted(before - after)
+        assert (found.moved, found.changed) == (0, 0)
 
 
 def test_changes_are_told_in_words(root: LocalFolder) -> None:

@@ -1,5 +1,6 @@
 """What is set aside can be had back: people release what a policy held back, and retry what a decoder refused."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +194,38 @@ def test_near_duplicates_are_set_aside_come_back_when_alone_and_are_released(tmp
     assert each.files == 1
     assert "z.jpg" in {s.facts["source"] for s in samples_of(second.uri)}
     accounts_for(second.uri, {path.name for path in folder.iterdir()})
+
+
+def test_a_file_with_an_unsafe_name_is_kept_as_it_is_and_goes_in_under_no_name(source, root):
+    data = (source / "a" / "good-00.png").read_bytes()
+    (source / "b" / "line\nend.png").write_bytes(data)
+    first = ingest.shard_dataset(source, RECIPE, root)
+    (file,) = (file for file in quarantine.entries(root, first.digest) if file.kind == "unsafe name")
+    assert quarantine.original(root, file) == data
+    assert ingest.retry(root, first.digest) == first
+    with pytest.raises(ValueError, match=r"end.png.*control character.*rename it in the source"):
+        ingest.release(root, first.digest, [file.sha256])
+
+
+def test_what_is_kept_nowhere_is_carried_over(source, root, monkeypatch):
+    """Originals beyond the sum that is kept, and one that could not be read, do not hinder the others."""
+    (source / "metadata.jsonl").unlink()
+    packed, gone = source / "s.zip", (source / "a" / "good-00.png").read_bytes()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted(source.rglob("*.png")):
+            archive.write(path, str(path.relative_to(source)))
+    packed.write_bytes(packed.read_bytes().replace(gone[-40:], bytes(40), 1))  # its checksum is another
+    small = (source / "a" / "small-1.png").stat().st_size
+    monkeypatch.setattr(quarantine, "MAX_ORIGINALS_BYTES", small)
+    first = ingest.shard_dataset(packed, RECIPE, root)
+    before = {file.name: file for file in quarantine.entries(root, first.digest)}
+    assert {name: (file.kind, file.tar is None, file.sha256 is None) for name, file in before.items()} == {
+        "a/cut.png": ("truncated", True, False),
+        "a/good-00.png": ("unreadable", True, True),
+        "a/long.png": ("too elongated", True, False),
+        "a/small-1.png": ("too small", False, False),
+        "b/small-2.png": ("too small", True, False),
+    }
+    second = ingest.release(root, first.digest, [before.pop("a/small-1.png").sha256])
+    assert accounts_for(second.uri, names_of(source)).parent == first.digest
+    assert {file.name: file for file in quarantine.entries(root, second.digest)} == before

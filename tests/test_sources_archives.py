@@ -16,7 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.data.images import BadPicture
-from diffusion.data.sources import BadSource, Caption, containers, describe, open_source, patterns, places, read_item
+from diffusion.data.sources import (
+    BadSource,
+    Caption,
+    containers,
+    describe,
+    open_source,
+    original_of,
+    patterns,
+    places,
+    read_item,
+)
 from tests.made_sources import fill, items, lines, picture, read, said, zipped
 
 FILES = {
@@ -339,9 +349,15 @@ def test_names_that_cannot_be_written_down_are_set_aside_with_their_reason(tmp_p
             archive.addfile(entry, io.BytesIO(picture()))
     folder = fill(tmp_path / "f", {"a/good.png": picture(), names[0]: picture(), "a/back\\slash.png": picture()})
     (folder / names[3]).write_bytes(picture())
+    (tmp_path / "t.tar.gz").write_bytes(gzip.compress((tmp_path / "s.tar").read_bytes()))
+    packed = zipped(tmp_path / "s.zip", {name: picture() for name in ("a/good.png", "a/halfé.png", "a/line\nfeed.png")})
+    packed.write_bytes(packed.read_bytes().replace("halfé".encode(), b"half\xe9\xe9"))  # said to be UTF-8
+    in_tars = {"control character '\\n'", "control character '\\x1b'", "1,206 bytes", "not UTF-8"}
     for source, reasons in (
-        (tmp_path / "s.tar", {"control character '\\n'", "control character '\\x1b'", "1,206 bytes", "not UTF-8"}),
+        (tmp_path / "s.tar", in_tars),
+        (tmp_path / "t.tar.gz", in_tars),
         (folder, {"control character '\\n'", "backslash", "not UTF-8"}),
+        (packed, {"control character '\\n'", "not UTF-8"}),
     ):
         source = open_source(source)
         found = set()
@@ -351,10 +367,25 @@ def test_names_that_cannot_be_written_down_are_set_aside_with_their_reason(tmp_p
             if item.name != "a/good.png":
                 with pytest.raises(BadPicture, match=r"^unsafe name: ") as refused:
                     read_item(source.uri, item.place)
+                assert read_item(source.uri, original_of(item.place)) == picture()
                 found |= {reason for reason in reasons if reason in str(refused.value)}
         assert found == reasons
         assert len(source) == len(reasons) + 1
         assert describe(source)["classes"] == {"a": 1}
+
+
+def test_a_folder_whose_name_cannot_be_written_down_sets_aside_what_it_holds(tmp_path):
+    source = fill(tmp_path / "s", {"a/1.png": picture(), "b\nc/2.png": picture()})
+    os.makedirs(os.fsencode(source) + b"/cl\xff")
+    Path(os.fsdecode(os.fsencode(source) + b"/cl\xff/3.png")).write_bytes(picture())
+    source = open_source(source)
+    assert describe(source)["classes"] == {"a": 1}
+    for item in items(source)[1:]:
+        with pytest.raises(BadPicture, match=r"^unsafe name: "):
+            read_item(source.uri, item.place)
+    source = fill(tmp_path / "t", {"a/1.png": picture(), "b\u2028c/2.png": picture()})
+    with pytest.raises(BadSource, match=r"has the label 'b\\u2028c': .* printable .*Rename its folder"):
+        open_source(source)
 
 
 def test_nested_archives_are_not_opened(tmp_path):

@@ -136,8 +136,11 @@ def test_a_table_reaches_nothing_through_links_out_of_its_folder(pictures, tmp_p
         ([{"path": "3.png", "caption": ["a", "b"], "weights": [1]}], "line 1: caption has 2 texts and 1 weights"),
         ([{"path": "3.png", "caption": {"text": "a", "wieght": 1}}], "caption has the key 'wieght'"),
         *(
-            ([{"path": "3.png", "caption": "a", "weight": weight}], "line 1: caption has the weight .* finite")
-            for weight in (0, -1, True, "heavy", {}, "inf", "nan")
+            (
+                [{"path": "3.png", "caption": "a", "weight": weight}],
+                "line 1: caption has the weight .* from 1e-09 to 1e",
+            )
+            for weight in (0, -1, True, "heavy", {}, "inf", "nan", 1e308, 5e-324)
         ),
         ([{"path": "3.png", "label": "a"}, {"path": "x/1.png", "label": 1.5}], "line 2: label is 1.5"),
     ],

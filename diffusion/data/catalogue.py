@@ -143,7 +143,7 @@ def list_items(db: sqlite3.Connection, rows: Iterable[tuple]) -> None:
 
 
 def list_before(db: sqlite3.Connection, places: Iterable[tuple[str, str]]) -> None:
-    """Replace the listing by the parent's.  places: (name, place) of the files that can be read."""
+    """Replace the listing by the parent's.  places: (name, place) of the files that can be read; "" of all others."""
     with transaction(db):
         db.execute("DELETE FROM items")
         db.execute("INSERT INTO items SELECT name, mark, '', label, captions, extra FROM before")

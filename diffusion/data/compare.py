@@ -41,11 +41,17 @@ class Difference(NamedTuple):
 
 
 def difference(a: Dataset, b: Dataset, *, few: int = 5) -> Difference:
-    """What is different in b.  Memory: the index of each shard that one of the two has alone."""
+    """What is different in b.  A picture that lies in a shard of both is the same in both, wherever else a mixture has it.
+
+    Memory: the index of each shard that one of the two has alone.
+    """
     mine, theirs = _places(a), _places(b)
     shared = mine.keys() & theirs.keys()
     first = _rows(a, [(entry, labels) for name, (entry, labels) in mine.items() if name not in shared])
     second = _rows(b, [(entry, labels) for name, (entry, labels) in theirs.items() if name not in shared])
+    if a.manifest.parts or b.manifest.parts:
+        entries = [mine[name][0] for name in shared]
+        first, second = (rows._replace(rows=_outside(rows.rows, entries, a.root)) for rows in (first, second))
     _, i, j = np.intersect1d(first.rows["key"], second.rows["key"], return_indices=True)
     gone = np.setdiff1d(np.arange(len(first.rows)), i)
     new = np.setdiff1d(np.arange(len(second.rows)), j)
@@ -108,6 +114,13 @@ def _rows(dataset: Dataset, shards: list[tuple[ShardEntry, Labels]]) -> _Rows:
     rows = np.concatenate(parts)
     _, first = np.unique(rows["key"], return_index=True)  # parts of a mixture may share pictures
     return _Rows(root, [entry for entry, _ in shards], rows[first])
+
+
+def _outside(rows: np.ndarray, shared: list[ShardEntry], root: Storage) -> np.ndarray:
+    """The rows of those pictures that are in none of the shared shards, whose indexes are read one at a time."""
+    for entry in shared if len(rows) else ():
+        rows = rows[~np.isin(rows["key"], read_index(root, entry)["key"])]
+    return rows
 
 
 def _changed(

@@ -19,9 +19,9 @@ from pathlib import Path
 from diffusion.data import catalogue, datasets, decide, facts, manifest, quarantine, versions
 from diffusion.data.manifest import DUPLICATE, NOT_DAMAGE, Manifest, Processing, ShardEntry
 from diffusion.data.pack import decode_chunk, pack_shard, read_original
-from diffusion.data.pictures.bad_picture import POLICY
+from diffusion.data.pictures.bad_picture import POLICY, UNSAFE_NAME
 from diffusion.data.pictures.buckets import Size, buckets_by
-from diffusion.data.sources import Source, open_source
+from diffusion.data.sources import Source, open_source, original_of
 from diffusion.data.versions import Head
 from diffusion.data.work import blobs, working
 from diffusion.recipe import ShardRecipe, canonical_json, digest_of
@@ -97,6 +97,10 @@ def release(
     for file in (file for files in held.values() for file in files):
         if file.kind == DUPLICATE:
             raise ValueError(f"{file.name} is not needed: it is {file.detail}, which the dataset holds")
+        if file.kind == UNSAFE_NAME:
+            raise ValueError(
+                f"{file.name} is set aside because {file.detail}: rename it in the source, and shard again"
+            )
         if file.kind not in POLICY:
             raise ValueError(
                 f"{file.name} is set aside because it is {file.kind} ({file.detail}): what is damaged cannot be released."
@@ -108,7 +112,7 @@ def release(
 
 def retry(root: Storage, digest: str, work: Path | None = None, *, each: Each = map) -> DatasetRef:
     """Decode everything in a dataset's quarantine again: a new version with what passes now, or the same dataset."""
-    names = [file.name for file in quarantine.entries(root, digest) if file.place]
+    names = [file.name for file in quarantine.entries(root, digest) if file.place and file.kind != UNSAFE_NAME]
     return _again(root, digest, "retry", work, (), names, each)
 
 
@@ -258,7 +262,7 @@ def _own_size(recipe: ShardRecipe, bucket: int) -> Size | None:
 
 def _write_quarantine(job: _Job, folder: str) -> None:
     files = catalogue.set_aside(job.db)
-    quarantine.write(job.root, folder, files, lambda place: read_original(job.source, place), job.folder)
+    quarantine.write(job.root, folder, files, lambda place: read_original(job.source, original_of(place)), job.folder)
 
 
 def _check_budget(job: _Job, by_kind: dict[str, int]) -> None:

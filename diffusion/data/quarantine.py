@@ -56,7 +56,7 @@ def place_of(digest: str) -> str:
 def write(
     root: Storage, folder: str, files: Iterable[tuple[SetAside, str]], read: Callable[[str], bytes], scratch: Path
 ) -> None:
-    """Write the quarantine `folder` of the root: each file set aside, with its place in the source, by name.
+    """Write the quarantine `folder` of the root: each file set aside, with its place, by name; "": it is kept nowhere.
 
     read: place -> bytes, or BadPicture.  In memory is one original at a time; `scratch` holds one tar.
     """
@@ -64,7 +64,7 @@ def write(
     with open(reasons, "wb") as lines:
         for number, (file, place) in enumerate(files):
             data = None
-            if file.kind != DUPLICATE:
+            if file.kind != DUPLICATE and place:
                 try:
                     data = read(place)
                 except BadPicture:  # it could not be read in the first place

@@ -17,8 +17,10 @@ from zlib import crc32
 
 import numpy as np
 
+from diffusion.codec import Codec
 from diffusion.data import manifest
 from diffusion.data.damage import Damage, DamageLog
+from diffusion.data.latents import Latents
 from diffusion.data.manifest import Split
 from diffusion.data.open_shards import OpenShard, OpenShards, Read
 from diffusion.data.pictures.decode import BadPicture, decode_into, decode_rows
@@ -28,8 +30,7 @@ from diffusion.store.storage import StorageUnavailable
 
 Captions = tuple[tuple[str, float], ...]  # a picture's texts, each with its weight
 DAMAGE = (BadPicture, OSError)
-_SPANS = ["image_offset", "image_size", "image_crc32"]  # of an index: what `_stored` takes
-_WORDS = ["captions", "json_offset", "json_size", "txt_offset", "txt_size"]  # and where captions are wanted
+_SPANS = [name for name in INDEX.names if name not in ("key", "label")]
 
 
 class Sample(NamedTuple):
@@ -53,6 +54,10 @@ class Pictures(NamedTuple):
     label: np.ndarray  # int64 (b,)
     keys: list[str]
     captions: list[Captions]  # () for a picture that has none, and where the reader reads none
+    latents: np.ndarray | None = None  # float32 (b, 2, C, h, w), of a reader with a codec
+    known: np.ndarray | None = (
+        None  # bool (b,): the latents that are there, whose pictures are not; see `Latents.complete`
+    )
 
     @property
     def texts(self) -> list[str]:
@@ -71,6 +76,7 @@ class ShardReader:
     then the next good one of its shard takes its place, cyclically, and after the last shard's that of the next one that has
     its size: a function of the picture's index and of the damage.  Each process counts what it meets.  0: the first one is
     an error.
+    codec: read latents instead of pictures, from the sidecars of the shards; only what none of them has is decoded.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class ShardReader:
         shards: ShardCache | None = None,
         captions: bool = True,
         max_damaged: float = 0.0,
+        codec: Codec | None = None,
     ) -> None:
         self.root, self.split, self.captions = manifest.root_of(uri), split, captions
         self.manifest = manifest.load(uri, digest=digest)
@@ -102,7 +109,8 @@ class ShardReader:
         room = 3 * max(height * width for height, width in set(self.sizes))  # for a picture of any size
         cached = min(len(self), cache_mib * 2**20 // room)
         self._pictures = np.empty((cached, room), np.uint8)
-        self._spans = _SPANS + _WORDS if captions else _SPANS
+        sha256s = [entry.sha256 for entry in self.entries]
+        self.latents = Latents(self.root, sha256s, codec, self.manifest.resolution) if codec else None
         self._captions: list[Captions] = [()] * cached if captions else []
         self._filled = np.zeros(cached, bool)
 
@@ -147,11 +155,12 @@ class ShardReader:
         """Picture i of the split.  Raises ValueError naming shard, key and command where it is damaged."""
         if not 0 <= i < len(self):
             raise IndexError(f"picture {i} of {len(self)}")
-        images, label, keys, captions = self.gather(np.array([i]))
-        return Sample(keys[0], images[0], int(label[0]), captions[0])
+        got = self.gather(np.array([i]))
+        return Sample(got.keys[0], got.images[0], int(got.label[0]), got.captions[0])
 
     def gather(self, pictures: np.ndarray) -> Pictures:
-        """The pictures of these indices, (b,), all of one size.  Raises TooMuchDamage, a ValueError."""
+        """The pictures of these indices, (b,), all of one size, or their latents as far as they are known.  Raises
+        TooMuchDamage, a ValueError."""
         b, shards = len(pictures), self.shards_of(pictures)
         by_shard = np.argsort(shards, kind="stable")
         starts = np.flatnonzero(np.diff(shards[by_shard], prepend=-1)).tolist()
@@ -159,10 +168,12 @@ class ShardReader:
         if len(sizes) > 1:
             raise ValueError(f"pictures of the sizes {sorted(sizes)} make no batch: gather those of one size at a time")
         got = Pictures(np.empty((b, *sizes.pop(), 3), np.uint8), np.empty(b, np.int64), [""] * b, [()] * b)
+        if self.latents:
+            got = got._replace(latents=np.empty((b, *self.latents.shape), np.float32), known=np.zeros(b, bool))
         rows, there = np.zeros(b, INDEX), np.ones(b, bool)
+        pixels = np.ones(b, bool)  # wanted
         known = pictures < len(self._filled)  # in memory
         known[known] = self._filled[pictures[known]]
-        nothing_known = not known.any()
         within = pictures - self._first[shards]  # place in the shard
         bad: list[int] = []
         for start, end in pairwise([*starts, b]):
@@ -176,11 +187,13 @@ class ShardReader:
             rows[places] = found = opened.index[within[places]]
             if self._classes:
                 rows["label"][places] = self._class(shard, found["label"])
-            fresh = places if nothing_known else places[~known[places]]
-            bad += self._load(opened, rows[fresh], fresh.tolist(), got)
+            if self.latents:
+                pixels[places] = ~self._find(shard, opened, within[places], places, got)
+            decoded = places[pixels[places] & ~known[places]]
+            bad += self._load(opened, rows[decoded], decoded.tolist(), got)
         got.keys[:], got.label[:] = rows["key"].astype(np.str_).tolist(), rows["label"]
-        known &= there
-        fresh = there & ~known
+        known &= there & pixels
+        fresh = there & pixels & ~known
         self._remembered(pictures[known], np.flatnonzero(known), got)
         lost = np.flatnonzero(~there).tolist()
         for place in (*bad, *lost):
@@ -216,6 +229,27 @@ class ShardReader:
                 self._captions[picture] = got.captions[place]
         self._filled[pictures] = True
 
+    def _find(
+        self, shard: int, opened: OpenShard, numbers: np.ndarray, places: np.ndarray, got: Pictures
+    ) -> np.ndarray:
+        """Latents, and captions, of pictures of one shard into their places.  Returns which of them are known, (n,) bool.
+        What fails is left to who reads the picture."""
+        found = np.zeros(len(numbers), bool)
+        for n, (number, place) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
+            latent = self.latents.find(shard, number)
+            if latent is None:
+                continue
+            if self.captions:
+                try:
+                    got.captions[place] = _captions(opened.read, opened.index[number : number + 1][_SPANS].tolist()[0])
+                except StorageUnavailable:
+                    raise
+                except DAMAGE:
+                    continue
+            got.latents[place], found[n] = latent, True
+        got.known[places] = found
+        return found
+
     def _load(self, opened: OpenShard, rows: np.ndarray, places: list[int], got: Pictures) -> list[int]:
         """The pictures of some rows of an index, into their places.  Returns the places of those that are damaged.
 
@@ -225,9 +259,9 @@ class ShardReader:
         stored = None if self.captions else _undamaged(opened.read, rows)
         if stored is None:
             stored = []
-            for spans, place in zip(rows[self._spans].tolist(), places, strict=True):
+            for row, place in zip(rows[_SPANS].tolist(), places, strict=True):
                 try:
-                    data, got.captions[place] = _stored(opened.read, *spans)
+                    data, got.captions[place] = _stored(opened.read, row, self.captions)
                 except StorageUnavailable:  # says nothing about the picture
                     raise
                 except DAMAGE:
@@ -289,7 +323,7 @@ class ShardReader:
         own = opened.index[i : i + 1]
         key = own["key"][0].decode()
         try:
-            picture_bytes, got.captions[place] = _stored(opened.read, *own[self._spans].tolist()[0])
+            picture_bytes, got.captions[place] = _stored(opened.read, own[_SPANS].tolist()[0], self.captions)
             decode_into(picture_bytes, got.images[place])
         except StorageUnavailable:
             raise
@@ -313,23 +347,14 @@ def _undamaged(read: Read, rows: np.ndarray) -> list[bytes | memoryview] | None:
     return stored if list(map(crc32, stored)) == rows["image_crc32"].tolist() else None
 
 
-def _stored(
-    read: Read,
-    start: int,
-    size: int,
-    crc: int,
-    number: int = 0,
-    json_start: int = 0,
-    json_size: int = 0,
-    txt_start: int = 0,
-    txt_size: int = 0,
-) -> tuple[bytes | memoryview, Captions]:
-    """The bytes of a picture, and its captions, `number` of them, by the spans of the tar that the index names.  Raises one
+def _stored(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryview, Captions]:
+    """The bytes of a picture, by the spans its row of the index names, and its captions, where they are wanted.  Raises one
     of DAMAGE."""
-    if not number:
+    number, start, size, crc, *_ = row
+    if not (captions and number):
         picture, text = read(size, start), b""
     else:  # one stretch of the tar that has both: they are neighbours
-        words_start, words_size = (txt_start, txt_size) if number == 1 else (json_start, json_size)
+        words_start, words_size = _place_of_captions(row)
         begin = min(start, words_start)
         data = memoryview(read(max(start + size, words_start + words_size) - begin, begin))
         picture = data[start - begin : start - begin + size]
@@ -338,13 +363,32 @@ def _stored(
         if len(picture) != size:
             raise BadPicture("truncated", f"{len(picture)} of {size} bytes at offset {start}")
         raise BadPicture("damaged", "its crc32 is not that of the index")
-    if not text:
-        return picture, ()
+    return picture, _parsed(text, number) if text else ()
+
+
+def _captions(read: Read, row: tuple) -> Captions:
+    """The captions of a picture alone.  Raises one of DAMAGE."""
+    number = row[0]
+    if not number:
+        return ()
+    start, size = _place_of_captions(row)
+    text = read(size, start)
+    return _parsed(text, number) if text else ()
+
+
+def _place_of_captions(row: tuple) -> tuple[int, int]:
+    """(offset, size) in the tar: a single caption stands alone, several are among the facts."""
+    number, _, _, _, json_start, json_size, txt_start, txt_size = row
+    return (txt_start, txt_size) if number == 1 else (json_start, json_size)
+
+
+def _parsed(text: bytes | memoryview, number: int) -> Captions:
+    """So many captions of a picture as they are stored.  Raises BadPicture."""
     try:
         words = str(text, "utf-8")
         if number == 1:
-            return picture, ((words, 1.0),)
-        return picture, tuple((text, weight) for text, weight in json.loads(words)["captions"])
+            return ((words, 1.0),)
+        return tuple((text, weight) for text, weight in json.loads(words)["captions"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadPicture("damaged", f"its captions cannot be read: {type(error).__name__}") from error
 

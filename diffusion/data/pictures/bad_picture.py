@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 TOO_SMALL, TOO_ELONGATED, NEAR_DUPLICATE = "too small", "too elongated", "near duplicate"
 POLICY = frozenset({TOO_SMALL, TOO_ELONGATED, NEAR_DUPLICATE})  # whole pictures that a recipe does not want
+UNSAFE_NAME = "unsafe name"  # whatever the file is
 
 
 class BadPicture(ValueError):

@@ -18,7 +18,7 @@ from diffusion.data.sources.items import (
     Item,
 )
 from diffusion.data.sources.opening import EMBEDDED, Source, describe, open_source
-from diffusion.data.sources.places import read_item
+from diffusion.data.sources.places import original_of, read_item
 
 __all__ = [
     "EMBEDDED",
@@ -31,5 +31,6 @@ __all__ = [
     "Source",
     "describe",
     "open_source",
+    "original_of",
     "read_item",
 ]

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from diffusion.data.pictures.bad_picture import UNSAFE_NAME
 from diffusion.data.sources.items import BadSource, File, check_inside, hidden, unsafe, written
 from diffusion.data.sources.places import ENCRYPTED, explodes, located, open_file, place, refused, unpacked
 from diffusion.store.storage import LocalFolder, Storage
@@ -29,7 +30,7 @@ _PACK = "pack the pictures themselves"
 def checked(prefix: str, inside: str, size: int, mark: str, where: str) -> File:
     """A file, refused with its reason where its name cannot be written down.  `prefix` begins its name."""
     if why := unsafe(inside):
-        inside, where = written(inside), refused("unsafe name", why)
+        inside, where = written(inside), refused(UNSAFE_NAME, why, where)
     return File(prefix + inside, inside, size, mark, where)
 
 

@@ -19,6 +19,7 @@ SINGLE_CLASS = "picture"
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_FILE_BYTES = 2**28
 MAX_LABELS = 100_000  # more distinct labels than this are surely captions or names in the wrong column
+_LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-9, 1e9  # sums of such are exact enough to draw by, and finite
 _LONGEST_LABEL = 200  # characters
 _LONGEST_NAME = 1024  # bytes
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -158,18 +159,21 @@ def item_of(
     if not captions and caption:
         captions = [Caption(caption)]
     nearest = posixpath.basename(posixpath.dirname(file.inside)) if folder else ""
-    chosen = check_label(said or label or nearest, file.name)
-    return Item(file.name, file.place, file.mark, chosen, tuple(captions), row, file.size)
+    return Item(file.name, file.place, file.mark, said or label or nearest, tuple(captions), row, file.size)
 
 
-def check_label(label: str, name: str) -> str:
-    """`label`, where it can be the name of a class.  Raises BadSource."""
-    if not label.isprintable() or set(label) & set("/\\") or len(label) > _LONGEST_LABEL:
+def is_label(text: str) -> bool:
+    """Whether a text can be the name of a class."""
+    return 0 < len(text) <= _LONGEST_LABEL and text.isprintable() and not set(text) & set("/\\")
+
+
+def check_label(label: str, name: str) -> None:
+    """Raises BadSource where a label cannot be the name of a class."""
+    if not is_label(label):
         raise BadSource(
             f"{name} has the label {label[:80]!r}: a class name is up to {_LONGEST_LABEL} printable characters without"
-            " slashes"
+            " slashes. Rename its folder, or give it another label"
         )
-    return label
 
 
 def _label(value: object, where: str) -> str:
@@ -210,8 +214,11 @@ def _weight(value: object, where: str) -> float:
         number = math.nan if isinstance(value, bool) else float(value)  # CSV holds texts
     except (TypeError, ValueError):
         number = math.nan
-    if not 0 < number < math.inf:
-        raise BadSource(f"{where} has the weight {value!r}; a weight is a finite number above 0")
+    if not _LEAST_WEIGHT <= number <= _LARGEST_WEIGHT:
+        raise BadSource(
+            f"{where} has the weight {value!r}; a weight is a number from {_LEAST_WEIGHT:g} to {_LARGEST_WEIGHT:g}, of"
+            " which only shares count"
+        )
     return number
 
 

@@ -24,7 +24,9 @@ from diffusion.data.sources.items import (
     Caption,
     File,
     Item,
+    check_label,
     identity,
+    is_label,
     suffix,
 )
 from diffusion.data.sources.places import is_refused, is_span, located, open_file, open_place, read_item, span_of
@@ -85,12 +87,13 @@ class Listing:
             rows = []
             for item in chunk:
                 if is_refused(item.place):
-                    item = replace(item, label=item.label or SINGLE_CLASS)
+                    item = replace(item, label=item.label if is_label(item.label) else SINGLE_CLASS)
                 else:
                     if not item.label:
                         first = min(first or item.name, item.name)
                         unlabelled += 1
                         item = replace(item, label=SINGLE_CLASS)
+                    check_label(item.label, item.name)
                     self.labels[item.label] += 1
                 self.bytes = None if self.bytes is None or item.size is None else self.bytes + item.size
                 self._sum = (self._sum + int.from_bytes(hashlib.sha256(identity(item)).digest())) % 2**256

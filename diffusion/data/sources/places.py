@@ -64,13 +64,19 @@ def place(how: str, file: str, *rest: int | str | None) -> str:
     return _compact([how, file, *rest])
 
 
-def refused(kind: str, detail: str) -> str:
-    """The place of a file that cannot be used."""
-    return place("refused", "", kind, detail)
+def refused(kind: str, detail: str, original: str | None = None) -> str:
+    """The place of a file that cannot be used.  original: the place of its bytes, where they could be read."""
+    # ASCII: the original's name may be what cannot be written down
+    return json.dumps(["refused", "", kind, detail, original], separators=(",", ":"))
 
 
 def is_refused(place: str) -> bool:
     return place.startswith('["refused"')
+
+
+def original_of(place: str) -> str:
+    """The place of a file's bytes, also of one that is refused for its name alone."""
+    return (json.loads(place)[4] if is_refused(place) else None) or place
 
 
 def is_span(place: str) -> bool:
@@ -136,7 +142,7 @@ def stretch(placed: Placed, start: int, size: int) -> bytes:
 def open_file(placed: Placed) -> BinaryIO:
     """A file to read and seek in, wherever it lies.  Raises FileNotFoundError."""
     if isinstance(placed.storage, LocalFolder):
-        return open(placed.storage.path(placed.name), "rb")
+        return open(placed.storage.folder / placed.name, "rb")  # by any name that its folder lists
     return io.BufferedReader(Ranged(placed), _BLOCK)
 
 
@@ -247,7 +253,7 @@ def _zip(
     if flags & ENCRYPTED:
         raise BadPicture("unreadable", "the entry is encrypted: pack it without a password")
     placed = located(uri, file)
-    head = _LOCAL_HEADER + len(name.encode()) + _SLACK
+    head = _LOCAL_HEADER + len(name.encode("utf-8", "surrogateescape")) + _SLACK
     data = stretch(placed, offset, head + _bounded(compressed))
     if len(data) < _LOCAL_HEADER or data[:4] != b"PK\3\4":
         raise zipfile.BadZipFile("no entry begins where the archive's directory says")
@@ -291,7 +297,7 @@ def _grey(uri: str, file: str, mark: str | None, start: int, height: int, width:
     return encode_png(np.repeat(grey, 3, axis=2))
 
 
-def _refused(uri: str, file: str, kind: str, detail: str) -> bytes:
+def _refused(uri: str, file: str, kind: str, detail: str, original: str | None) -> bytes:
     raise BadPicture(kind, detail)
 
 
