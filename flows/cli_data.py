@@ -158,6 +158,7 @@ def preview(
                 captions = picture.captions
                 several = [f"{text} (weight {weight:g})" for text, weight in captions]
                 told = "; ".join(several) if len(captions) > 1 else "".join(text for text, _ in captions)
+                told = " ".join(told.split())  # on one line
                 say(f"  {picture.key}  {picture.source}  {told}".rstrip())
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(encode_png(sheet({name: [picture.image for picture in row] for name, row in rows.items()})))

@@ -98,7 +98,7 @@ def release(
         from diffusion.data.ingest import release as let_pass
 
         wanted = _chosen(list(_entries(dataset)), names or [], kind or [])
-        with waiting(f"making a version with {len(wanted):,} files more"):
+        with waiting(f"making a version with {len(wanted):,} file{'s' * (len(wanted) != 1)} more"):
             made = let_pass(dataset.root, dataset.digest, wanted, site.home / "work")
         _told(dataset, made)
 
@@ -146,7 +146,8 @@ def _told(dataset: "Dataset", made: "DatasetRef") -> None:
         say("  nothing passes that did not before: the dataset stays as it is")
         return
     more = made.images + made.holdout - dataset.manifest.images - dataset.manifest.holdout
-    ticked(f"dataset   {made.digest[:16]} has {more:,} pictures more than {dataset.digest[:16]}, which stays as it is")
+    pictures = f"{more:,} picture{'s' * (more != 1)}"
+    ticked(f"dataset   {made.digest[:16]} has {pictures} more than {dataset.digest[:16]}, which stays as it is")
     new = opened(made.uri)
     write_report(new)
     sharded(new)

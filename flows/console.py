@@ -6,6 +6,7 @@ Where the output is no terminal (a CI log, a Prefect worker), a bar becomes a pl
 import io
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but tabs and line ends
 
 _out: Console | None = None
 _err: Console | None = None
@@ -36,23 +38,28 @@ def out() -> Console:
 
 def say(text: str = "", *, title: str = "") -> None:
     """One line for people, the `title` before it in bold.  Brackets are brackets: paths and class names have them."""
-    out().print(Text.assemble((title, "bold"), text))
+    out().print(Text.assemble((title, "bold"), _shown(text)))
 
 
 def ticked(text: str) -> None:
     """A line about what is finished."""
-    out().print(Text.assemble(("✓ ", "green"), text))
+    out().print(Text.assemble(("✓ ", "green"), _shown(text)))
 
 
 def warn(text: str) -> None:
     """A line about what people should know and need not stop for."""
-    out().print(Text.assemble(("! ", "yellow"), text))
+    out().print(Text.assemble(("! ", "yellow"), _shown(text)))
 
 
 def error(text: str) -> None:
     """What went wrong and what to type next, on standard error."""
     console = _err or Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), text))
+    console.print(Text.assemble(("error: ", "bold red"), _shown(text)))
+
+
+def _shown(text: str) -> str:
+    """Text with its control characters written out: names and captions come with somebody's data, and a terminal obeys."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class _Warned(logging.Handler):

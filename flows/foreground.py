@@ -4,6 +4,7 @@ import atexit
 import faulthandler
 import logging
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -41,7 +42,13 @@ def guarded(work: Callable[[Site], None], debug: bool, **given: object) -> None:
         signal.signal(signal.SIGTERM, _interrupt)
         with suppress(OSError):
             faulthandler.enable(open(log, "a"))  # noqa: SIM115  for as long as the process lives: where a library ends it
-        with nullcontext() if debug else quiet(log), reported(debug=debug, log=None if debug else log), keeping_ray():
+        heard = nullcontext() if debug else quiet(log)
+        with (
+            _a_sudden_end_told(log, site.home / "ray"),
+            heard,
+            reported(debug=debug, log=None if debug else log),
+            keeping_ray(),
+        ):
             try:
                 work(site)
             except KeyboardInterrupt:
@@ -52,6 +59,28 @@ def guarded(work: Callable[[Site], None], debug: bool, **given: object) -> None:
                     signal.signal(number, signal.SIG_IGN)
                 # Prefect stops its temporary server when Python exits, and says so where people read by then
                 logging.getLogger("prefect").setLevel(logging.WARNING)
+
+
+@contextmanager
+def _a_sudden_end_told(log: Path, ray: Path) -> Iterator[None]:
+    """Where this process is ended within the block, and nothing of it can speak any more, a line is said nevertheless: a
+    shell waits for its end.  Ray ends it so where a process of Ray's own has died.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    why = "as where memory runs out"
+    if limit != resource.RLIM_INFINITY:
+        why = f"`ulimit -v` gives it {limit // 2**20:,} MiB, and Ray wants more: `ulimit -v unlimited`"
+    told = (
+        f"error: this process was ended from outside, or by Ray, of which a process died ({why}). What is finished stays:"
+        f" the same command goes on from there.\nDetails: {log} and {ray}"
+    )
+    waits = ["/bin/sh", "-c", 'read -r _ || printf "%s\\n" "$0" >&2', told]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True) as shell:
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                shell.communicate(b"\n")
 
 
 def looking(work: Callable[[Site], None], debug: bool, **given: object) -> None:
@@ -81,6 +110,7 @@ def prefect_ready() -> Iterator[None]:
                 f"no Prefect server answers at {client.api_url} ({problem}): start it, or unset PREFECT_API_URL to do"
                 " without one"
             )
+        _end_server_with_us()
         yield
         signal.signal(signal.SIGTERM, _interrupt)  # importing Ray replaces it
 
@@ -136,9 +166,10 @@ def leaving(program: Callable[[], None]) -> None:
     code = 1
 
     def leave() -> None:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # nobody reads any more
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
     atexit.register(leave)  # before any library does, so it is called last
@@ -188,6 +219,14 @@ def _temporary_server() -> subprocess.Popen | None:
     """Prefect's, where this process has started one."""
     module = sys.modules.get("prefect.server.api.server")
     return module and module.SubprocessASGIServer().server_process
+
+
+def _end_server_with_us() -> None:
+    """Have Prefect's temporary server ended even if this process is killed: a shell waits for our end of a pipe to close."""
+    if (server := _temporary_server()) is not None:
+        command = ["sh", "-c", 'read -r _; kill "$1"', "sh", str(server.pid)]
+        null = subprocess.DEVNULL
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)
 
 
 def _server_has_ended() -> bool:

@@ -7,6 +7,13 @@ import typer
 
 from diffusion.recipe import PRESETS, SamplerName
 
+
+def _not_empty(source: str | None) -> str | None:
+    if source == "":
+        raise typer.BadParameter("it is empty, as an unset variable is: name the pictures, or leave the option out")
+    return source
+
+
 Preset = Annotated[str, typer.Option("--preset", help=f"Recipe to start from: {', '.join(PRESETS)}.")]
 RecipeFile = Annotated[
     Path | None, typer.Option("--recipe", help="TOML file that changes it; see `diffusion recipe show`.")
@@ -18,7 +25,11 @@ Settings = Annotated[
 Name = Annotated[str | None, typer.Option("--name", help="Name of the registered model [the recipe's].")]
 Source = Annotated[
     str | None,
-    typer.Option("--source", help="Folder, archive, table or s3:// of pictures; see docs/sources.md. [embedded]"),
+    typer.Option(
+        "--source",
+        callback=_not_empty,
+        help="Folder, archive, table or s3:// of pictures; see docs/sources.md. [embedded]",
+    ),
 ]
 Dataset = Annotated[
     str | None,

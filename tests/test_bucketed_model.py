@@ -81,6 +81,8 @@ def test_what_the_network_cannot_read_is_refused(dataset):
         check_sizes(TRAIN.model_copy(update={"unet": deep}), dataset)
     with pytest.raises(ValueError, match="made for squares"):
         check_sizes(TRAIN.model_copy(update={"degradations": ("inpainting",)}), dataset)
+    with pytest.raises(ValueError, match=r"latents .* are made of squares"):
+        check_sizes(TRAIN.model_copy(update={"codec": "autoencoder-kl"}), dataset)
 
 
 def test_attention_is_a_level_s_whatever_the_shape():

@@ -123,6 +123,11 @@ def test_a_picture_is_cut_to_the_shape_and_resized_as_pillow_resizes_rows_and_th
         ({"bucket_aspect": 1}, {}, "greater than 1"),
         ({"bucket_aspect": 2, "bucket_step": 4}, {}, "bucket_step=4 must be a multiple of .* = 8"),
         ({"bucket_aspect": 2}, {"degradations": ("inpainting",)}, "without buckets"),
+        (
+            {"bucket_aspect": 2, "bucket_step": 64},
+            {"codec": "autoencoder-kl", "codec_channels": 4, "codec_factor": 8, "unet": {"attention": ()}},
+            "leave one of the two out",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(shard, train, says):

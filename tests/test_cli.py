@@ -148,6 +148,14 @@ def test_the_digest_is_the_recipes_alone() -> None:
     assert tomllib.loads(shown)["train"]["images"] == 128
 
 
+@pytest.mark.parametrize("command", ["shard", "train", "evaluate", "register", "run"])
+def test_an_empty_source_is_no_source(command: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [command, "--source", "", "--home", str(tmp_path / "home")])
+    assert done.exit_code == 2
+    assert "it is empty" in done.output
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [

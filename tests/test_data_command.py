@@ -116,6 +116,13 @@ def test_lint_passes_what_is_whole_and_names_what_is_not(diffusion, root: LocalF
     assert "make them again with `diffusion shard`" in told
 
 
+def test_a_caption_commands_no_terminal(diffusion, root: LocalFolder) -> None:
+    made = published(root, [Made(1, captions=("\x1b[31mred\x07\n and \x9b2J\x00more",))])
+    _, told = diffusion("preview", made.digest)
+    assert "1.png  \\x1b[31mred\\x07 and \\x9b2J\\x00more\n" in told
+    assert all(line.isprintable() for line in told.splitlines())
+
+
 def test_a_preview_is_a_sheet_and_its_captions_and_overwrites_nothing(
     diffusion, made: Dataset, site: Site, tmp_path: Path
 ) -> None:

@@ -1,8 +1,10 @@
 import logging
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -63,16 +65,18 @@ def test_a_program_that_fails_leaves_with_1_and_its_traceback():
     assert "ZeroDivisionError" in done.stderr
 
 
-INTERRUPTED = """
-import subprocess, sys, time, types
+SERVER = """
+import os, signal, subprocess, sys, time, types
 from flows import foreground
 from flows.site import keeping_ray
 
-server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], stdout=subprocess.DEVNULL)
 sys.modules["prefect.server.api.server"] = types.SimpleNamespace(
     SubprocessASGIServer=lambda: types.SimpleNamespace(server_process=server)
 )
 print(server.pid, flush=True)
+"""
+INTERRUPTED = """
 foreground._LONGEST_END_S, foreground._LONELY_END_S = float(sys.argv[1]), 0.1
 if sys.argv[2] == "gone":
     server.kill()
@@ -87,12 +91,29 @@ with keeping_ray():
 
 @pytest.mark.parametrize(("longest_s", "server"), [(1000, "gone"), (0.5, "there")])
 def test_an_interrupted_stage_waits_for_no_server_that_is_gone_and_for_others_not_for_ever(longest_s, server):
-    command = [sys.executable, "-c", INTERRUPTED, str(longest_s), server]
+    command = [sys.executable, "-c", SERVER + INTERRUPTED, str(longest_s), server]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     pid, said = done.stdout.splitlines()
     assert done.returncode == 130, done.stderr
     assert said.startswith("interrupted. What is finished stays")
-    assert not Path("/proc", pid).exists() or "\nState:\tZ" in Path("/proc", pid, "status").read_text()
+    assert ends(pid)
+
+
+def ends(pid: str) -> bool:
+    """Waits for a process that is no child of ours."""
+    end = time.monotonic() + 30
+    while (status := Path("/proc", pid, "status")).exists() and "\nState:\tZ" not in status.read_text():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def test_a_killed_program_leaves_no_server():
+    killed = SERVER + "foreground._end_server_with_us()\nos.kill(os.getpid(), signal.SIGKILL)"
+    done = subprocess.run([sys.executable, "-c", killed], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert ends(done.stdout.strip())
 
 
 def test_in_a_worker_an_interruption_ends_the_run_alone():
@@ -100,6 +121,42 @@ def test_in_a_worker_an_interruption_ends_the_run_alone():
     with pytest.raises(KeyboardInterrupt), ending_soon():
         raise KeyboardInterrupt
     assert threading.active_count() == threads
+
+
+ENDED = """
+import os, pathlib, resource, typer
+from flows.foreground import guarded
+def work(site):
+    {what}
+resource.setrlimit(resource.RLIMIT_AS, ({limit} * 2**20, resource.RLIM_INFINITY))
+try:
+    guarded(work, False, home=pathlib.Path({home!r}), gpu=False)
+except typer.Exit as end:
+    raise SystemExit(end.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "says"),
+    [
+        (
+            "os._exit(1)",
+            1,
+            r"was ended .*`ulimit -v` gives it 12,345 MiB.* goes on .*\nDetails: .*\.log and .*/home/ray\n",
+        ),
+        ("os.kill(os.getpid(), 9)", -9, "was ended .* goes on"),
+        ("raise ValueError('no such thing')", 2, r"no such thing\n$"),
+        ("print('done')", 0, ""),
+    ],
+)
+def test_an_end_that_nothing_in_the_process_can_tell_of_is_told(
+    what: str, code: int, says: str, tmp_path: Path
+) -> None:
+    program = ENDED.format(what=what, limit=12_345, home=str(tmp_path / "home"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == code
+    assert re.search(says, done.stderr, re.DOTALL)
+    assert done.stderr.count("error: ") == bool(says)
 
 
 def test_what_fails_of_an_interruption_is_told_as_one(capsys):

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from diffusion.data import manifest
+from diffusion.data.datasets import find
 from diffusion.data.manifest import Manifest, Processing, ShardEntry
 from diffusion.store.storage import open_storage
 
@@ -80,6 +81,10 @@ def test_missing_changed_and_damaged_datasets_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"shards/ab/(ab){32}.npy is missing"):
         manifest.verify(uri)
     document = json.loads(Path(uri, "manifest.json").read_text())
+    Path(uri, "manifest.json").write_text(json.dumps({**document, "resolution": 2 * document["resolution"]}))
+    for ref in (MADE.digest[:6], uri):
+        with pytest.raises(ValueError, match=f"its folder is named for another.*remove {uri} and make it again"):
+            find(open_storage(tmp_path), ref)
     Path(uri, "manifest.json").write_text(json.dumps({**document, "files": 99}))
     with pytest.raises(ValueError, match="is damaged"):
         manifest.load(uri)

@@ -151,6 +151,38 @@ def test_rows_that_cannot_be_understood_are_refused_by_line(pictures, rows, mess
         open_source(pictures / "t.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "t.csv",
+            'path,text\n3.png,a\n\n3.png,"open\nx/1.png,b\n',
+            "row that begins in line 4 cannot .* line 5 .*closed",
+        ),
+        ("t.csv", 'path,text\n3.png,"a "b" c"\n', "begins in line 2 .* beyond line 2 .*written twice"),
+        ("t.csv", f"path,text\n3.png,a\nx/1.png,{'a' * 200_000}\n", "begins in line 3 .* beyond line 3 .*131,072"),
+        ("t.csv", 'path,text\n3.png,"a\nb"\nx/1.png,b,c\n', "line 4 has more fields"),
+        ("t.csv", "path,label,label\n3.png,a,b\n", "t.csv has the column 'label' twice"),
+        ("t.csv", "path;text\n3.png;a\n", "one column, 'path;text': is it separated by ';'"),
+        ("t.tsv", "path,text\n3.png,a\n", "one column, 'path,text': is it separated by ','"),
+        ("t.csv", "path,text\n", "t.csv has no rows"),
+        ("t.csv", "", "t.csv has no rows"),
+        ("t.jsonl", "", "t.jsonl has no rows"),
+        ("t.jsonl", '{"path": "3.png", "label": "a", "label": "b"}\n', "line 1 .*the key 'label' stands there twice"),
+    ],
+)
+def test_tables_that_would_be_misread_are_refused(pictures, name, text, message):
+    (pictures / name).write_text(text)
+    with pytest.raises(BadSource, match=message):
+        open_source(pictures / name)
+
+
+def test_a_quoted_field_may_hold_lines_and_quotes_and_a_row_may_be_short(pictures):
+    (pictures / "t.csv").write_text('\npath,label,text,,\n3.png,a,"one\n""two"", three"\n\nx/1.png,a\n')
+    captions = {item.name: item.captions for item in items(open_source(pictures / "t.csv"))}
+    assert captions == {"3.png": (Caption('one\n"two", three'),), "x/1.png": ()}
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     st.lists(

@@ -8,13 +8,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
 
 from diffusion.recipe import Frozen
+from diffusion.store.publish import fsync_path, staging
 from diffusion.store.refs import DatasetRef, EvaluationRef
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def connect(tracking: Tracking) -> "MlflowClient":
     from mlflow.exceptions import MlflowException
 
     if tracking.uri.startswith("sqlite:///"):
-        Path(tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        _make_database(Path(tracking.uri.removeprefix("sqlite:///")))
     mlflow.set_tracking_uri(tracking.uri)
     mlflow.set_registry_uri(tracking.uri)
     client = mlflow.MlflowClient(tracking.uri, tracking.uri)
@@ -86,6 +87,20 @@ def connect(tracking: Tracking) -> "MlflowClient":
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # then another process was faster
                 raise
     return client
+
+
+def _make_database(path: Path) -> None:
+    """Make MLflow's database where there is none, and whole or not at all: it goes on from no half of one."""
+    from mlflow import MlflowClient
+
+    if path.exists():
+        return
+    with staging(path.parent) as folder:
+        made = folder / path.name
+        MlflowClient(f"sqlite:///{made}").search_experiments(max_results=1)  # as any first question does
+        with suppress(FileExistsError):  # then another process was faster
+            os.link(made, path)
+    fsync_path(path.parent)
 
 
 def open_run(tracking: Tracking, name: str, work_key: str, recipe: BaseModel, dataset: DatasetRef) -> str:

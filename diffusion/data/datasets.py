@@ -90,11 +90,10 @@ def find(root: Storage, ref: str) -> Dataset:
 def _by_digits(root: Storage, digits: str) -> Dataset:
     # a place is named by the first 16 digits
     named = [uri for uri in places(root) if uri.rpartition("/")[2].startswith(digits[:16])]
-    found = [dataset for dataset in map(opened, named) if dataset.digest.startswith(digits)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(f"{len(found)} datasets begin with {digits}, {_list(named)}: give more digits")
+    if len(named) > 1:
+        raise ValueError(f"{len(named)} datasets begin with {digits}, {_list(named)}: give more digits")
+    if named and (dataset := opened(named[0])).digest.startswith(digits):
+        return dataset
     raise ValueError(f"no dataset's digest begins with {digits}. {_there_are(root)}")
 
 

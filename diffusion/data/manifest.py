@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -208,7 +209,9 @@ def publish(manifest: Manifest, root: Storage) -> str:
 
 
 def load(uri: str | Path, *, digest: str | None = None) -> Manifest:
-    """The manifest of the dataset at `uri`; where `digest` is given, only that very one.  Raises ValueError."""
+    """The manifest of the dataset at `uri`; where `digest` is given, only that very one.  A folder that is named for a
+    digest must hold it.  Raises ValueError.
+    """
     try:
         data = open_storage(uri).read(FILE)
     except FileNotFoundError as error:
@@ -225,6 +228,12 @@ def load(uri: str | Path, *, digest: str | None = None) -> Manifest:
         raise ValueError(
             f"{uri}/{FILE} has digest {actual[:16]}, but {digest[:16]} is asked for. A published dataset never"
             f" changes, so this is another or a damaged one: {_remake(uri)}"
+        )
+    place = str(uri).rstrip("/").rpartition("/")[2]
+    if re.fullmatch(r"[0-9a-f]{16}", place) and not actual.startswith(place):
+        raise ValueError(
+            f"{uri}/{FILE} has digest {actual[:16]}, and its folder is named for another. A published dataset never"
+            f" changes, so this one is damaged: {_remake(uri)}"
         )
     return manifest
 

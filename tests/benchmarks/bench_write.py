@@ -172,9 +172,11 @@ def work(name: str, files: list[bytes], rounds: int, place: str | None) -> float
     for how in ("processes", "threads"):
         writing = [ratio(seconds, f"  unwritten, 2 {how}", f"ours, 2 {how}", of) for of in (0, 1)]
         peer = [ratio(seconds, "Pillow + webdataset", f"ours, 2 {how}", of) for of in (0, 1)]
+        most = ratio(seconds, "Pillow + webdataset", f"  unwritten, 2 {how}")
         print(
-            f"  2 {how}: {peer[0]:.2f} x Pillow + webdataset (limit {PEER_LIMIT}; of the processors {peer[1]:.2f}),"
-            f" {writing[0]:.1%} of the same unwritten (limit {WRITING_LIMIT:.0%}; of the processors {writing[1]:.1%})"
+            f"  2 {how}: {peer[0]:.2f} x Pillow + webdataset (limit {PEER_LIMIT}; of the processors {peer[1]:.2f}; unwritten"
+            f" {most:.2f}), {writing[0]:.1%} of the same unwritten (limit {WRITING_LIMIT:.0%}; of the processors"
+            f" {writing[1]:.1%})"
         )
         scores.append(min(peer[0] / PEER_LIMIT, writing[0] / WRITING_LIMIT))
     return max(scores)

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -36,6 +39,20 @@ def test_a_run_states_its_recipe_and_its_data(tracking, client, dataset, tiny_re
     recipe = client.download_artifacts(run_id, "recipe.json", str(tmp_path))
     assert type(tiny_recipe.train).model_validate_json(Path(recipe).read_bytes()) == tiny_recipe.train
     assert run.info.artifact_uri.startswith((home / "mlflow-artifacts").as_uri())
+
+
+def test_a_process_killed_while_it_makes_the_database_leaves_none(tmp_path: Path) -> None:
+    """When alembic has made the first tables and not the last."""
+    tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=str(tmp_path / "artifacts"))
+    dying = (
+        "import alembic.operations.base as base, os, signal\n"
+        "base.Operations.add_column = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from diffusion.adapters.mlflow_runs import Tracking, connect\n"
+        f"connect(Tracking.model_validate_json({tracking.model_dump_json()!r}))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", dying], check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "mlflow.db").exists()
+    assert connect(tracking).get_experiment_by_name("diffusion") is not None
 
 
 def test_the_same_work_takes_up_its_run_and_another_work_does_not(tracking, client, dataset, tiny_recipe):

@@ -95,6 +95,8 @@ def open_source(source: str | Path, *, columns: Columns | None = None) -> Source
             f"the list of source {source} cannot be kept ({error}): make room in {tempfile.gettempdir()}, or set TMPDIR"
         ) from error
     if not listing.count("items"):
+        if kind.endswith(("table", "tables")):
+            raise BadSource(f"source {source} has no rows: give a table with a row for each picture")
         raise BadSource(f"source {source} holds no pictures. {EXPECTED}")
     return Source(uri, kind, listing)
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import BinaryIO
 
 from diffusion.data.sources.items import BadSource, suffix
@@ -41,7 +42,7 @@ def _json_lines(name: str, text: io.TextIOWrapper) -> Iterator[tuple[str, dict]]
 def json_object(text: str, where: str, constant: Callable[[str], object] | None = None) -> dict:
     """One JSON object.  constant: what NaN and Infinity become, where they are allowed.  Raises BadSource."""
     try:
-        row = json.loads(text, parse_constant=constant)
+        row = json.loads(text, parse_constant=constant, object_pairs_hook=_once)
         canonical_json([row])  # refuses NaN and half characters, which could not be written again
     except (ValueError, RecursionError) as error:
         raise BadSource(f"{where} is not JSON ({error})") from error
@@ -50,12 +51,38 @@ def json_object(text: str, where: str, constant: Callable[[str], object] | None 
     return row
 
 
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON whose keys are all different."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return made
+
+
 def _csv_lines(name: str, text: io.TextIOWrapper, delimiter: str) -> Iterator[tuple[str, dict]]:
-    rows = csv.DictReader(text, delimiter=delimiter)
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    began = 1  # the line of a row's beginning: a quoted field may go over many
     try:
         for row in rows:
-            if None in row:
-                raise BadSource(f"{name} line {rows.line_num} has more fields than the header")
-            yield f"{name} line {rows.line_num}", row
+            where, began = f"{name} line {began}", rows.line_num + 1
+            if not row:
+                continue
+            if header is None:
+                header = _header(name, row)
+            elif len(row) > len(header):
+                raise BadSource(f"{where} has more fields than the header")
+            else:
+                yield where, dict(zip_longest(header, row))
     except csv.Error as error:
-        raise BadSource(f"{name} line {rows.line_num}: {error}") from error
+        raise BadSource(
+            f"{name}: the row that begins in line {began} cannot be read beyond line {rows.line_num} ({error}). A quote that"
+            f" is opened is closed, one inside is written twice, and a field has up to {csv.field_size_limit():,} characters"
+        ) from error
+
+
+def _header(name: str, columns: list[str]) -> list[str]:
+    if double := next((column for column in columns if column and columns.count(column) > 1), None):
+        raise BadSource(f"{name} has the column {double!r} twice: keep one, or give them two names")
+    return columns

@@ -72,6 +72,11 @@ def _paths(listing: Listing, table: File, columns: Columns, root: str) -> Iterat
 def _no_pictures(name: str, present: list[str]) -> BadSource:
     if any(url in present for url in _URLS):
         return BadSource(f"{name} has web addresses alone, and nothing is downloaded: do so first, with img2dataset")
+    if len(present) == 1 and (separator := next((found for found in ";\t|," if found in present[0]), None)):
+        return BadSource(
+            f"{name} has one column, {present[0][:80]!r}: is it separated by {separator!r}? Fields are separated by ',' in"
+            " .csv and by tabs in .tsv: name it so, or save it anew"
+        )
     return BadSource(
         f"{name} has no column of pictures under a usual name (image, path, file_name, ...); it has {', '.join(present)}:"
         " name it, as in `--set shard.columns.image=NAME`"
