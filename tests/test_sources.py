@@ -136,6 +136,7 @@ def test_one_file_that_may_not_be_read_is_set_aside(tmp_path):
         ({"a/1.png": "x", "metadata.jsonl": '{"file_name": "a/1.png", "text": "\\ud800"}\n'}, "line 1 is not JSON"),
         ({"a/1.png": "x", "metadata.jsonl": b"\xff\xfe"}, "not UTF-8"),
         ({"a/1.png": "x", "metadata.csv": "file_name\na/1.png,b\n"}, "line 2 has more fields"),
+        ({"caf\u00e9/1.png": "x", "cafe\u0301/2.png": "x"}, r"classes .*'caf\\xe9'.* which look the same \(caf"),
     ],
 )
 def test_sources_that_cannot_be_read_are_refused_with_the_reason(tmp_path, files, message):
