@@ -150,6 +150,8 @@ def test_sources_that_cannot_be_read_are_refused_with_the_reason(tmp_path, files
 def test_missing_paths_and_other_files_are_refused(tmp_path):
     with pytest.raises(BadSource, match=r"does not exist.*'embedded'"):
         open_source(tmp_path / "nowhere")
+    with pytest.raises(BadSource, match="s3:// names no bucket"):
+        open_source("s3://")
     with pytest.raises(BadSource, match=r"cannot be read: .*name too long"):
         open_source("x" * 5_000)
     with pytest.raises(BadSource, match=r"neither a folder nor a .zip"):
