@@ -170,9 +170,18 @@ def denoiser_of(
     sigma_data: float,
     precision: str,
     prediction: PredictionName = "edm",
+    channels: int = 3,
     image_channels: int = 0,
     seed: int = 0,
 ) -> Denoiser:
-    """The denoiser of a recipe for square RGB pictures, its initial weights a function of `seed`."""
-    net = UNet(**recipe.model_dump(), resolution=resolution, classes=classes, image_channels=image_channels, seed=seed)
+    """The denoiser of a recipe for square pictures, or latents, of so many channels, its initial weights a function of
+    `seed`."""
+    net = UNet(
+        **recipe.model_dump(),
+        resolution=resolution,
+        classes=classes,
+        picture_channels=channels,
+        image_channels=image_channels,
+        seed=seed,
+    )
     return Denoiser(net, sigma_data=sigma_data, precision=precision, prediction=prediction)

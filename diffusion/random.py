@@ -31,6 +31,7 @@ class Stream(IntEnum):
     BOUND = 10  # steps and noise of the held-out bound
     CAPTION = 12  # which pictures' captions an evaluation draws from
     WORDS = 13  # which of a picture's captions a position shows
+    LATENT = 15  # where in its codec's distribution a picture's latent lies
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

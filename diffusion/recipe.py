@@ -162,10 +162,21 @@ class TrainRecipe(Frozen):
     label_drop: Share = Field(0.1, description="Share of labels replaced by the null label, for guidance")
     text_encoder: Literal["none", "minilm", "clip", "t5"] = Field("none", description="What reads the captions, if any")
     text_tokens: int = Field(64, ge=3, description="Tokens read of a caption at most")
+    codec: Literal["none", "autoencoder-kl"] = Field(
+        "none",
+        exclude_if=usual("none"),
+        description="What makes latents of the pictures, if anything; see docs/latents.md",
+    )
+    codec_channels: int = Field(
+        3, ge=1, le=256, exclude_if=usual(3), description="Channels of its latents; 3 without a codec"
+    )
+    codec_factor: int = Field(
+        1, ge=1, le=64, exclude_if=usual(1), description="Side of a picture over that of its latent; 1 without a codec"
+    )
     degradations: tuple[TaskName, ...] = Field(
         (), exclude_if=unset, description="Restoration to learn, besides drawing"
     )
-    sigma_data: Positive = Field(0.5, description="Standard deviation of a pixel of x0")
+    sigma_data: Positive = Field(0.5, description="Standard deviation of a number of x0: a pixel's, or a latent's")
     prediction: PredictionName = Field("edm", description="What the network predicts; the textbook's is epsilon")
     weight: Literal["edm", "simple", "p2", "min_snr", "uncertainty"] = Field(
         "edm", description="Of the loss by noise level; simple: the textbook's error of epsilon; uncertainty: learned"
@@ -205,6 +216,27 @@ class TrainRecipe(Frozen):
             raise ValueError(
                 f"text_encoder={self.text_encoder} and unet.text_width={self.unet.text_width}: an encoder and the width of"
                 f" its tokens (minilm: 384) go together, so give both, or none and 0"
+            )
+        shape = (self.codec_channels, self.codec_factor)
+        if self.codec == "none" and shape != (3, 1):
+            raise ValueError(
+                f"codec=none, codec_channels={shape[0]} and codec_factor={shape[1]}: without a codec the network sees the"
+                f" picture, 3 and 1; name the codec as well, as in codec=autoencoder-kl"
+            )
+        if self.codec != "none" and self.codec_factor == 1:
+            raise ValueError(
+                f"codec={self.codec} and codec_factor=1: say what shape its latents have, as in codec_channels=4 and"
+                f" codec_factor=8 (latent_channels of its config.json, and 2 to the number of its blocks less 1)"
+            )
+        if self.codec != "none" and self.hflip:
+            raise ValueError(
+                f"hflip=true and codec={self.codec}: the latents of a mirrored picture are not its latents mirrored; mirror"
+                f" the pictures of the source instead"
+            )
+        if self.codec != "none" and self.degradations:
+            raise ValueError(
+                f"degradations={self.degradations} and codec={self.codec}: restoration measures pixels, and this network"
+                f" sees latents; give codec=none, or no degradations"
             )
         if len(set(self.degradations)) != len(self.degradations):
             raise ValueError(f"degradations={self.degradations}: name each task once, they come equally often")
@@ -354,21 +386,14 @@ class Recipe(Frozen):
                 f" checkpoint, or another evaluate.guide_ema"
             )
         unet, resolution = self.train.unet, self.shard.resolution
-        divisor = unet.divisor
+        factor = self.train.codec_factor
+        divisor = unet.divisor * factor
         if resolution % divisor:
-            raise ValueError(f"shard.resolution={resolution} must be divisible by stem x 2^(levels - 1) = {divisor}")
+            of = "stem x 2^(levels - 1)" if factor == 1 else "stem x 2^(levels - 1) x codec_factor"
+            raise ValueError(f"shard.resolution={resolution} must be divisible by {of} = {divisor}")
         if self.shard.bucket_aspect is not None:
-            if self.shard.bucket_step % divisor:
-                raise ValueError(
-                    f"shard.bucket_step={self.shard.bucket_step} must be a multiple of stem x 2^(levels - 1) = {divisor}, by"
-                    " which the network divides both sides of a picture"
-                )
-            if self.train.degradations:
-                raise ValueError(
-                    f"train.degradations={self.train.degradations} and shard.bucket_aspect={self.shard.bucket_aspect:g}: its"
-                    " masks are made for squares, so learn restoration without buckets"
-                )
-        sides = [resolution // unet.stem // 2**i for i in range(len(unet.multipliers))]
+            self._check_buckets(divisor)
+        sides = [resolution // factor // unet.stem // 2**i for i in range(len(unet.multipliers))]
         if not set(unet.attention) <= set(sides):
             near = min(sides, key=lambda side: abs(side - max(unet.attention)))
             raise ValueError(
@@ -376,6 +401,25 @@ class Recipe(Frozen):
                 f" the sides {sides}: choose of these, as in `--set train.unet.attention=[{near}]`"
             )
         return self
+
+    def _check_buckets(self, divisor: int) -> None:
+        """divisor: of both sides of a picture."""
+        aspect, step, train = self.shard.bucket_aspect, self.shard.bucket_step, self.train
+        if step % divisor:
+            raise ValueError(
+                f"shard.bucket_step={step} must be a multiple of stem x 2^(levels - 1) = {divisor}, by which the network"
+                " divides both sides of a picture"
+            )
+        if train.degradations:
+            raise ValueError(
+                f"train.degradations={train.degradations} and shard.bucket_aspect={aspect:g}: its masks are made for"
+                " squares, so learn restoration without buckets"
+            )
+        if train.codec != "none":
+            raise ValueError(
+                f"train.codec={train.codec} and shard.bucket_aspect={aspect:g}: latents are made of square pictures"
+                " alone, so leave one of the two out"
+            )
 
 
 def demo() -> Recipe:

@@ -207,7 +207,7 @@ class UNet(nn.Module):
         super().__init__()
         self.classes = classes
         self.fold = stem
-        self.text_width, self.image_channels = text_width, image_channels
+        self.picture_channels, self.text_width, self.image_channels = picture_channels, text_width, image_channels
         self.recompute = False
         width = 4 * channels
         sizes = [channels * m for m in multipliers]

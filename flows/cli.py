@@ -14,7 +14,7 @@ import typer
 from diffusion.recipe import Recipe
 from flows import cli_data, cli_pictures, cli_quarantine, recipes
 from flows.console import say, waiting
-from flows.foreground import end_soon, guarded, looking, prefect_ready, reported, stay
+from flows.foreground import guarded, leaving, looking, prefect_ready, reported, stay
 from flows.options import (
     Dataset,
     Debug,
@@ -253,11 +253,7 @@ def recipe_list() -> None:
 
 def main() -> None:
     """Entry point of the program."""
-    try:
-        app()
-    except SystemExit as done:
-        end_soon(done.code)
-        raise
+    leaving(app)
 
 
 def _given(dataset: str | None, source: str | None, site: Site) -> "DatasetRef | None":

@@ -4,6 +4,7 @@ Where the output is no terminal (a CI log, a Prefect worker), a bar becomes a pl
 """
 
 import io
+import logging
 import os
 import re
 import sys
@@ -59,6 +60,22 @@ def error(text: str) -> None:
 def _shown(text: str) -> str:
     """Text with its control characters written out: names and captions come with somebody's data, and a terminal obeys."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _Warned(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Within the block what `store.retry` says of a wait is a line for people."""
+    log, handler = logging.getLogger("diffusion.storage"), _Warned(logging.WARNING)
+    before, log.handlers, log.propagate = (log.handlers, log.propagate), [handler], False
+    try:
+        yield
+    finally:
+        log.handlers, log.propagate = before
 
 
 @contextmanager

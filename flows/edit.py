@@ -15,6 +15,7 @@ from diffusion.sampler import SAMPLERS, Conversation
 from diffusion.serving.request import RequestError
 from flows.console import say
 from flows.pictures import (
+    Model,
     answered,
     fitted,
     folder,
@@ -72,7 +73,9 @@ def edit(
     sigmas = model.sigmas(request.steps)
     if coarse is not None and (coarse < 2 or any(side % coarse for side in size)):
         raise ValueError(f"--coarse {coarse}: give a divisor of the model's {_sides(size)} pixels, such as 8")
-    reference = in_model(fitted(image, size, "picture"), model)
+    _check_latents(model, mask, coarse)
+    before = in_model(fitted(image, size, "picture"), model)
+    reference = model.seen(before)
     keep = None if hole is None else Mask(mask_of(hole, size))
 
     def solver(x: Tensor, sigmas: Tensor) -> Conversation:
@@ -95,14 +98,23 @@ def edit(
     x0 = answered("edit", converse, model)
     facts = {"command": "edit", "strength": strength, "coarse": coarse, "sampler": request.sampler}
     facts |= {"from_label": from_label, "from_prompt": from_prompt}
-    saved = written(x0, reference, request, facts, out=target, model=model)
-    change = (saved - reference).square().mean().sqrt()
+    saved = written(x0, before, request, facts, out=target, model=model)
+    change = (saved - before).square().mean().sqrt()
     say(f"  changed    by {float(change):.2g} root mean square (white - black is 2)")
     return target
 
 
 def _sides(size: Size) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[1]} x {size[0]}"
+
+
+def _check_latents(model: Model, mask: Path | None, coarse: int | None) -> None:
+    if model.bundle.codec and (mask is not None or coarse is not None):
+        given = "--mask" if mask is not None else "--coarse"
+        raise ValueError(
+            f"{given}: {model.name} draws latents, of which each speaks of many pixels, so none of them can be kept exactly."
+            f" Leave {given} out, or give a model that draws pixels"
+        )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A command in the foreground: libraries' output kept apart, errors in words, an end that leaves nothing running."""
 
+import atexit
 import faulthandler
 import logging
 import os
@@ -19,12 +20,16 @@ import typer
 
 from diffusion.store.publish import DiskFull
 from diffusion.store.storage import StorageUnavailable
-from flows.console import error, quiet, say, waiting
+from flows.console import error, quiet, say, waiting, warned
 from flows.preflight import check_home
-from flows.site import Site, keeping_ray
+from flows.site import Site, keeping_ray, ray_is_kept
 
 _NEARLY_FULL_BYTES = 2**24  # where libraries fail to write, each with words of its own
-_LONGEST_END_S = 30  # Prefect's own end takes up to 5 on a busy machine
+_LONGEST_END_S = 30.0  # Prefect's own end takes up to 5 on a busy machine
+_LONELY_END_S = 5.0
+_INTERRUPTED = 130  # exit code
+_GOES_ON = "interrupted. What is finished stays: of a run the same command goes on from there."
+_told_of_interruption = threading.Event()
 
 
 def guarded(work: Callable[[Site], None], debug: bool, **given: object) -> None:
@@ -105,6 +110,7 @@ def prefect_ready() -> Iterator[None]:
                 f"no Prefect server answers at {client.api_url} ({problem}): start it, or unset PREFECT_API_URL to do"
                 " without one"
             )
+        _end_server_with_us()
         yield
         signal.signal(signal.SIGTERM, _interrupt)  # importing Ray replaces it
 
@@ -120,15 +126,17 @@ def stay() -> None:
 
 @contextmanager
 def reported(*, debug: bool, log: Path | None = None) -> Iterator[None]:
-    """Errors in words.  Exit code 2: what was asked for cannot be; 1: it failed; 130: it was interrupted."""
+    """Errors and warnings in words.  Exit code 2: what was asked for cannot be; 1: it failed; 130: it was interrupted."""
     try:
-        yield
+        with warned():
+            yield
     except typer.Exit:
         raise
     except (Exception, KeyboardInterrupt) as problem:
         if _was_interrupted(problem):
-            say("interrupted. What is finished stays: of a run the same command goes on from there.")
-            raise typer.Exit(130) from None
+            _told_of_interruption.set()
+            say(_GOES_ON)
+            raise typer.Exit(_INTERRUPTED) from None
         if debug:
             raise
         if log:
@@ -151,16 +159,79 @@ def _told(problem: BaseException, log: Path | None, in_words: bool) -> str:
     return f"{type(problem).__name__}: {problem}{details}"
 
 
-def end_soon(code: object) -> None:
-    """End this process with this exit code in `_LONGEST_END_S` seconds, if it has not ended by then: where a signal to the
-    whole process group took Prefect's temporary server as well, its client waits for it without end.
+def leaving(program: Callable[[], None]) -> None:
+    """Run a program, which ends by SystemExit, and leave at the end of what libraries registered for it: Python is not taken
+    apart under their daemon threads, which crash then when a busy machine lets them.
+    """
+    code = 1
+
+    def leave() -> None:
+        with suppress(OSError):  # nobody reads any more
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(leave)  # before any library does, so it is called last
+    try:
+        program()
+    except SystemExit as done:
+        code = 0 if done.code is None else done.code if isinstance(done.code, int) else 1
+        end_soon(code)
+        raise
+
+
+def end_soon(code: int) -> None:
+    """End this process with this exit code in `_LONGEST_END_S` seconds, if it has not ended by then.
+
+    A signal to the whole process group takes Prefect's temporary server and Ray's as well, and their clients wait for them,
+    minutes: then it ends `_LONELY_END_S` after the first of them.
     """
 
     def end() -> None:
-        time.sleep(_LONGEST_END_S)
-        os._exit(code if isinstance(code, int) else 1)
+        longest = time.monotonic() + _LONGEST_END_S
+        while not _server_has_ended() and time.monotonic() < longest:
+            time.sleep(0.1)
+        time.sleep(min(_LONELY_END_S, max(0.0, longest - time.monotonic())))
+        if code == _INTERRUPTED and not _told_of_interruption.is_set():
+            say(_GOES_ON)
+        if (server := _temporary_server()) is not None:
+            server.kill()
+        os._exit(code)
 
     threading.Thread(target=end, daemon=True).start()
+
+
+@contextmanager
+def ending_soon() -> Iterator[None]:
+    """Of a command in the foreground: an interruption that leaves this block ends the program soon."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:  # Prefect makes an exception of its own of a SIGTERM
+        if ray_is_kept():
+            end_soon(_INTERRUPTED)
+        raise
+
+
+def _temporary_server() -> subprocess.Popen | None:
+    """Prefect's, where this process has started one."""
+    module = sys.modules.get("prefect.server.api.server")
+    return module and module.SubprocessASGIServer().server_process
+
+
+def _end_server_with_us() -> None:
+    """Have Prefect's temporary server ended even if this process is killed: a shell waits for our end of a pipe to close."""
+    if (server := _temporary_server()) is not None:
+        command = ["sh", "-c", 'read -r _; kill "$1"', "sh", str(server.pid)]
+        null = subprocess.DEVNULL
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True)
+
+
+def _server_has_ended() -> bool:
+    server = _temporary_server()
+    return server is not None and server.poll() is not None
 
 
 def _was_interrupted(problem: BaseException | None) -> bool:

@@ -61,6 +61,11 @@ class Model:
         """The request for pictures of the size at which the model works on `image`."""
         return request.model_copy(update={"size": shown(self.size_for(image))})
 
+    def seen(self, x: Tensor) -> Tensor:
+        """Pictures (B, 3, R, R) as the network sees them: themselves, or the means of their latents."""
+        codec = self.bundle.codec
+        return codec.encode(x)[:, 0] if codec else x
+
     def sigmas(self, steps: int) -> Tensor:
         """The levels of this many steps, down to where a picture's detail lies.  Returns (steps + 1,)."""
         recipe = self.bundle.spec.sampling
@@ -140,12 +145,12 @@ def mask_of(mask: Image.Image, size: Size) -> Tensor:
 
 
 def in_model(picture: np.ndarray, model: Model) -> Tensor:
-    """uint8 (H, W, 3) -> float (1, 3, H, W) in the model's coordinates, on its device."""
+    """uint8 (H, W, 3) -> float (1, 3, H, W) in [-1, 1], on the model's device."""
     return to_model(torch.from_numpy(picture)[None]).to(model.device)
 
 
 def answered(stage: str, converse: Callable[[], Conversation], model: Model) -> Tensor:
-    """Hold the conversation with the model, showing how far it is.  Returns x0 (B, 3, H, W).
+    """Hold the conversation with the model, showing how far it is.  Returns x0 (B, C, H, W).
 
     What a conversation asks does not depend on the answers, so a first one, answered with its own question, tells how long
     the second will be.
@@ -175,9 +180,9 @@ def written(
 ) -> Tensor:
     """Write a PNG for each picture, with the facts inside, and strip.png: before | after ...  Returns what was written.
 
-    x0 (B, 3, H, W), before (1, 3, H, W); the return value too is in the model's coordinates.
+    x0 (B, C, H, W), before (1, 3, H, W) in [-1, 1], and so is what is returned.
     """
-    pictures = list(to_uint8(x0.cpu()).numpy())
+    pictures = list(model.bundle.pictures(x0).numpy())
     out.mkdir(parents=True, exist_ok=True)
     settings = request.model_dump(include={"label", "prompt", "seed", "steps", "guidance"})
     made_by = {"model": model.name, "version": model.version, "bundle_digest": model.bundle.digest}

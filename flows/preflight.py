@@ -24,7 +24,9 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
     from diffusion.evaluation.features import find_weights
     from diffusion.spacing import sampling_sigmas
     from diffusion.store.averages import check_averages, wanted_by
+    from diffusion.store.codecs import codec, identity_for
     from diffusion.store.text_encoders import find_folder
+    from diffusion.training.step import check_sizes
 
     check_home(site)
     if dataset is None and recipe.shard.holdout == 0:
@@ -40,12 +42,16 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
     for average in wanted_by(recipe.evaluate, checkpoints_of(recipe.train)[-1]):
         if average and average.sigma_rel not in recipe.train.ema:
             check_averages(recipe.train, average)
+    if dataset is not None:
+        check_sizes(recipe.train, dataset)
     if dataset is None:
         open_source(source, columns=recipe.shard.columns)
     find_weights(recipe.evaluate.extractor)
     sampling_sigmas(recipe.evaluate.sampling, recipe.evaluate.sampling.steps)
     if recipe.train.text_encoder != "none":
         find_folder(recipe.train.text_encoder)
+    if identity_for(recipe.train):
+        codec(recipe.train.codec)  # and what it needs is installed
     check_devices(site, batch_size=recipe.train.batch_size)
     if until == "deploy":
         check_serving(site)

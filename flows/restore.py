@@ -70,6 +70,11 @@ def restore(
     asked, image = parsed(**options), read(picture)
     hole = None if mask is None else mask_image(mask, image)
     model = open_model(site, name, which, bundle)
+    if model.bundle.codec:
+        raise ValueError(
+            f"{model.name} draws latents, and restoration puts what is known of the pixels into every answer: give a model"
+            f" that draws pixels, with --name or --bundle"
+        )
     trained = _trained(
         way, f"{task} of a small picture" if task == "colorization" and factor else task, noise, repeats, model
     )

@@ -73,9 +73,9 @@ class Site(Frozen):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            field = str(first["loc"][0])
+            field, what = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
             raise ValueError(
-                f"{field}={values.get(field)}: {first['msg']}. It is: {cls.model_fields[field].description}"
+                f"{field}={values.get(field)}: {what}. It is: {cls.model_fields[field].description}"
                 f" ({PREFIX}{field.upper()})"
             ) from None
 

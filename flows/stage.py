@@ -16,6 +16,7 @@ from diffusion.store.publish import DiskFull
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
 from diffusion.store.works import recall, remember, work_path
 from flows.console import say, seconds, ticked, warn
+from flows.foreground import ending_soon
 from flows.site import Site
 
 Ref = TypeVar("Ref", DatasetRef, RunRef, EvaluationRef, ModelRef)
@@ -45,7 +46,7 @@ def once(
     processes that want the same work one does it and the others wait.
     """
     started = time.monotonic()
-    with _alone(stage, key, site):
+    with ending_soon(), _alone(stage, key, site):
         ref = recall(site.store, key, kind)
         ref = ref and now(ref)
         reused = ref is not None

@@ -7,7 +7,8 @@ from prefect.tasks import Task
 
 from diffusion.adapters.mlflow_runs import recorded
 from diffusion.adapters.ray_train import TrainingFailed, train_run
-from diffusion.recipe import TrainRecipe
+from diffusion.recipe import TrainRecipe, digest_of
+from diffusion.store.codecs import identity_for
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.works import recall, work_key
 from flows.console import progress, say, warn
@@ -89,7 +90,8 @@ def finished(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> RunRef:
 
 
 def _key(recipe: TrainRecipe, dataset: DatasetRef) -> str:
-    return work_key("train", recipe, (dataset.digest,))
+    codec = identity_for(recipe)  # its weights are no part of the recipe: with others it is another run
+    return work_key("train", recipe, (dataset.digest, *([digest_of(codec)] if codec else [])))
 
 
 def _rows(curve: list[dict[str, float]]) -> list[dict[str, float]]:

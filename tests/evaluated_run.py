@@ -9,6 +9,7 @@ from diffusion.data.reader import ShardReader
 from diffusion.data.reading_order import order_of
 from diffusion.data.stream import read_batch
 from diffusion.recipe import Recipe, checkpoints_of, digest_of
+from diffusion.store.codecs import codec_named
 from diffusion.store.refs import RunRef
 from diffusion.threads import one_thread
 from diffusion.training import checkpoint
@@ -21,11 +22,13 @@ def make_run(source: Path, recipe: Recipe, root: Path, *, poison: bool = False) 
     poison: spoil the average's weights, as a diverged run's.
     """
     dataset, train = shard_dataset(source, recipe.shard, root), recipe.train
-    reader = ShardReader(dataset.uri, digest=dataset.digest)
-    order = order_of(reader.manifest, "train", train)
     state = build_state(train, resolution=dataset.resolution, classes=len(dataset.classes), device="cpu")
+    codec = codec_named(state.codec) if state.codec else None
+    reader = ShardReader(dataset.uri, digest=dataset.digest, codec=codec)
+    order = order_of(reader.manifest, "train", train)
     checkpoints = root / f"checkpoints-{digest_of(train)[:8]}{'-poisoned' if poison else ''}"
-    facts = checkpoint.facts_of(train, dataset, world=1, device=torch.device("cpu"), text=state.text)
+    frozen = {"text": state.text, "codec": state.codec}
+    facts = checkpoint.facts_of(train, dataset, world=1, device=torch.device("cpu"), **frozen)
     for start in (0, train.batch_size):
         with one_thread():
             train_step(state, read_batch(reader, order, start, start + train.batch_size), train)

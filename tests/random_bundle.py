@@ -1,6 +1,7 @@
 """A bundle whose every weight is random: unlike an untrained network's, its answers depend on all of its input."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -90,6 +91,12 @@ def restoring_bundle(tasks: tuple[TaskName, ...] = TASKS) -> Bundle:
     count = sum(parameter.numel() for parameter in denoiser.parameters())
     spec = random_spec("fp32", "4" * 64, count).model_copy(update={"degradations": tasks})
     return Bundle(spec, "7" * 64, denoiser)
+
+
+def shaped_bundle(sizes: tuple[tuple[int, int], ...] = ((24, 8), (16, 16), (8, 24))) -> Bundle:
+    """The random bundle as of a model that was trained in aspect buckets of these (height, width)."""
+    bundle = random_bundle()
+    return replace(bundle, spec=bundle.spec.model_copy(update={"sizes": sizes}))
 
 
 def published_model(store_root: Path, *, seed: int = 0, version: str = "1", bundle: Bundle | None = None) -> ModelRef:

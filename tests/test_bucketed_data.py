@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.data import ingest, manifest
+from diffusion.data import ingest, manifest, quarantine
 from diffusion.data.compare import difference
-from diffusion.data.datasets import opened
+from diffusion.data.datasets import Dataset, opened
 from diffusion.data.dry_run import dry_run
 from diffusion.data.images import decode_png
 from diffusion.data.lint import lint
@@ -99,6 +99,18 @@ def test_a_new_version_shares_the_full_shards_of_each_bucket(source, tmp_path):
     assert ingest.shard_dataset(folder, RECIPE, root) == second
 
 
+def test_a_released_picture_comes_into_its_bucket(source, tmp_path):
+    recipe, root = RECIPE.model_copy(update={"max_aspect": 3, "max_rejected": 0.5}), LocalFolder(tmp_path)
+    first = ingest.shard_dataset(source, recipe, tmp_path)
+    assert manifest.load(first.uri).set_aside == {"too elongated": 10}
+    held = next(quarantine.entries(root, first.digest))
+    second = ingest.release(root, first.digest, [held.sha256])
+    made = manifest.load(second.uri)
+    size_of = {entry.sha256: made.size_of(entry) for entry in made.shards}
+    assert [size_of[s.shard] for s in samples_of(second.uri) if s.facts["source"] == held.name] == [(24, 40)]
+    assert lint(opened(second.uri)) == []
+
+
 def test_what_a_dry_run_expects_comes_true(source, dataset, tmp_path):
     found = dry_run(source, RECIPE, LocalFolder(tmp_path))
     made = manifest.load(dataset.uri)
@@ -130,6 +142,13 @@ def test_a_size_that_is_none_of_the_dataset_s_is_refused(dataset):
         Manifest(**{**dict(made), "shards": made.shards[::-1]})
 
 
+def test_pictures_of_another_size_than_their_shard_s_are_found(dataset):
+    made = manifest.load(dataset.uri)
+    wrong = made.shards[0].model_copy(update={"size": (24, 40)})
+    told = Dataset(dataset.uri, made.model_copy(update={"shards": (wrong, *made.shards[1:])}))
+    assert Counter(finding.place for finding in lint(told) if "24" in finding.what) == {wrong.tar: wrong.pictures}
+
+
 # batches
 
 
@@ -157,18 +176,19 @@ def test_pictures_of_one_size_are_a_batch_and_others_none(dataset, cache_mib):
 def test_a_damaged_picture_is_stood_in_for_by_one_of_its_size(tmp_path):
     dataset = ingest.shard_dataset(write(tmp_path / "source"), RECIPE, tmp_path / "root")
     made = manifest.load(dataset.uri)
-    for size in SIZES:  # all of a size but the last picture of its last shard
+    for size in SIZES:  # all of a size but its first picture, which the search comes to last
         entries = [entry for entry in made.entries("train") if made.size_of(entry) == size]
         for entry in entries:
             path = tmp_path / "root" / entry.tar
             index, data = read_index(LocalFolder(tmp_path / "root"), entry), bytearray(path.read_bytes())
-            for row in index[: entry.pictures - (entry is entries[-1])]:
+            for row in index[entry is entries[0] :]:
                 data[int(row["image_offset"]) + 40] ^= 1
             path.write_bytes(data)
     reader = ShardReader(dataset.uri, max_damaged=0.999)
     for places in reader.by_size(np.arange(len(reader))):
         found = reader.gather(places)
-        assert found.keys == [found.keys[-1]] * len(places)
+        assert found.keys == [found.keys[0]] * len(places)
+    assert reader.damage.count == len(reader) - len(SIZES)
 
 
 def joined(parts: list) -> tuple[torch.Tensor, list[str], list[int]]:

@@ -23,13 +23,13 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import read_receipt, receipt_of, stamp
 from diffusion.serving.request import GenerateRequest, RequestError, resolve
 from diffusion.serving.ticket import DrawingFailed
-from diffusion.store.bundle import Bundle, load_bundle
+from diffusion.store.bundle import load_bundle
 from diffusion.store.refs import DatasetRef
 from diffusion.training import checkpoint
 from diffusion.training.step import TrainState, check_sizes
 from diffusion.unet import UNet
 from tests.evaluated_run import make_run
-from tests.random_bundle import random_bundle, random_spec
+from tests.random_bundle import random_bundle, random_spec, shaped_bundle
 from tests.shapes import RECIPE, SIZES, write
 from tests.test_engine import running
 from tests.test_loop import EXACT, _process, fresh, learned, run, vector, without_clocks
@@ -64,7 +64,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(dataset, tmp_path):
 
 def test_the_number_of_processes_changes_no_number(dataset, tmp_path, monkeypatch):
     """And resumed in two they have the bits of what went on in two, which each of the processes asserts."""
-    recipe = EXACT.model_copy(update={"degradations": ()})
+    recipe = EXACT.model_copy(update={"degradations": (), "images": 60, "checkpoint_images": 24})
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     mp.spawn(_process, (2, str(tmp_path / "rendezvous"), dataset, str(tmp_path), recipe), nprocs=2)
     before, alone = fresh(recipe), fresh(recipe)
@@ -81,6 +81,8 @@ def test_what_the_network_cannot_read_is_refused(dataset):
         check_sizes(TRAIN.model_copy(update={"unet": deep}), dataset)
     with pytest.raises(ValueError, match="made for squares"):
         check_sizes(TRAIN.model_copy(update={"degradations": ("inpainting",)}), dataset)
+    with pytest.raises(ValueError, match=r"latents .* are made of squares"):
+        check_sizes(TRAIN.model_copy(update={"codec": "autoencoder-kl"}), dataset)
 
 
 def test_attention_is_a_level_s_whatever_the_shape():
@@ -104,11 +106,6 @@ def test_attention_is_a_level_s_whatever_the_shape():
 # drawing
 
 
-def shaped(precision: str = "bf16", sizes: tuple[tuple[int, int], ...] = ((24, 8), (16, 16), (8, 24))) -> Bundle:
-    bundle = random_bundle(precision)
-    return replace(bundle, spec=bundle.spec.model_copy(update={"sizes": sizes}))
-
-
 def test_pictures_of_every_size_are_the_same_alone_and_among_others():
     requests = [
         GenerateRequest(label="cat", seed=1, n=3, size="24x8"),
@@ -117,18 +114,38 @@ def test_pictures_of_every_size_are_the_same_alone_and_among_others():
         GenerateRequest(seed=3, n=1, size="24x8", steps=3),
         GenerateRequest(label="dog", seed=2, n=2, size="16x16"),
     ]
-    engine = Engine(shaped(), slots=5)
+    engine = Engine(shaped_bundle(), slots=5)
     together = engine.generate(requests)
     assert [row[0].shape for row in together] == [(8, 24, 3), (16, 16, 3), (24, 8, 3), (8, 24, 3), (16, 16, 3)]
     for request, drawn in zip(requests, together, strict=True):
-        (alone,) = Engine(shaped(), slots=2).generate([request])
+        (alone,) = Engine(shaped_bundle(), slots=2).generate([request])
         assert all(np.array_equal(a, b) for a, b in zip(alone, drawn, strict=True))
     (square,) = Engine(random_bundle(), slots=5).generate([GenerateRequest(label="cat", seed=1, n=2)])
     assert np.array_equal(square, together[1])  # as of a model that knows no other size
 
 
+def test_batch_sizes_are_proven_for_each_size_of_pictures():
+    """A network whose answers depend on the number of rows where pictures are wide, unless there are 8."""
+    bundle = shaped_bundle()
+
+    class Fickle(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = bundle.denoiser
+
+        def forward(self, x, sigma, label):
+            other = x.shape[3] == 24 and len(x) != 8
+            return self.inner(x, sigma, label) + (1e-2 * len(x) if other else 0)
+
+    engine = Engine(replace(bundle, denoiser=Fickle()), slots=5)
+    wide = GenerateRequest(label="cat", seed=1, size="24x8")
+    (alone,), (among, *_) = engine.generate([wide]), engine.generate([wide, wide.model_copy(update={"n": 4})])
+    assert np.array_equal(alone[0], among[0])
+    assert len(engine.ladder.sizes) > 1
+
+
 def test_a_failure_of_one_size_is_not_the_others():
-    bundle = shaped()
+    bundle = shaped_bundle()
 
     class Picky(torch.nn.Module):
         def __init__(self) -> None:
@@ -150,7 +167,7 @@ def test_a_failure_of_one_size_is_not_the_others():
 
 
 def test_a_size_is_one_of_the_model_s_and_stands_in_the_receipt():
-    spec = shaped().spec
+    spec = shaped_bundle().spec
     assert resolve(GenerateRequest(size="24x8"), spec).size == (8, 24)
     assert resolve(GenerateRequest(), spec).size == spec.size == (16, 16)
     assert spec.model_copy(update={"sizes": ((24, 8), (8, 24), (8, 32))}).size == (8, 24)  # no square: the squarest

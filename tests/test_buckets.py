@@ -42,8 +42,14 @@ def test_buckets_are_all_the_largest_sizes_within_the_area_and_the_aspect(shape)
     assert aspects == sorted(set(aspects))
 
 
-def test_at_1024_pixels_they_are_the_usual_ones():
-    wide = {(768, 1344), (832, 1216), (896, 1152), (960, 1088), (1024, 1024)}  # [SDXL, App. I: those up to 1.75]
+def test_at_1024_pixels_they_are_those_that_are_usual():
+    wide = {
+        (768, 1344),
+        (832, 1216),
+        (896, 1152),
+        (960, 1088),
+        (1024, 1024),
+    }  # [SDXL, App. I] has these, and smaller ones
     assert set(buckets_of(1024, 64, 1.75)) == wide | {(w, h) for h, w in wide}
 
 
@@ -117,6 +123,11 @@ def test_a_picture_is_cut_to_the_shape_and_resized_as_pillow_resizes_rows_and_th
         ({"bucket_aspect": 1}, {}, "greater than 1"),
         ({"bucket_aspect": 2, "bucket_step": 4}, {}, "bucket_step=4 must be a multiple of .* = 8"),
         ({"bucket_aspect": 2}, {"degradations": ("inpainting",)}, "without buckets"),
+        (
+            {"bucket_aspect": 2, "bucket_step": 64},
+            {"codec": "autoencoder-kl", "codec_channels": 4, "codec_factor": 8, "unet": {"attention": ()}},
+            "leave one of the two out",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(shard, train, says):

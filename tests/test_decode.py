@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffusion.data.images import encode_png
-from diffusion.data.pictures.decode import BadPicture, decode_all, decode_into
+from diffusion.data.pictures.decode import BadPicture, decode_all, decode_into, decode_rows
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -60,6 +60,37 @@ def test_a_shards_damaged_picture_is_read_as_it_was_or_refused(data, draw):
     except BadPicture:
         return
     assert data.startswith(b"\xff\xd8") or np.array_equal(out, noise(24, 24))
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["png", "jpeg", "cut", "large", "text", "nothing"]), min_size=1, max_size=8),
+    draw=st.randoms(use_true_random=False),
+)
+@settings(max_examples=50, deadline=None)
+def test_many_pictures_go_into_their_rows_and_the_bad_ones_are_told(kinds, draw):
+    """As each alone does."""
+    sources = {
+        "png": encode_png(noise(16, 24)),
+        "jpeg": jpeg(noise(16, 24, seed=1)),
+        "cut": encode_png(noise(16, 24))[:-30],
+        "large": encode_png(noise(24, 16)),
+        "text": b"no picture at all",
+        "nothing": b"",
+    }
+    places = draw.sample(range(10), len(kinds))
+    batch = np.full((10, 16, 24, 3), 7, np.uint8)
+    bad = decode_rows([memoryview(sources[kind]) for kind in kinds], batch, places)
+    alone = np.empty((16, 24, 3), np.uint8)
+    for kind, place in zip(kinds, places, strict=True):
+        if kind in ("png", "jpeg"):
+            decode_into(sources[kind], alone)
+            assert np.array_equal(batch[place], alone)
+        else:
+            with pytest.raises(BadPicture) as error:
+                decode_into(sources[kind], alone)
+            assert str(bad.pop(place)) == str(error.value)
+    assert not bad
+    assert all((batch[place] == 7).all() for place in range(10) if place not in places)
 
 
 def test_opencv_comes_without_a_mark_on_the_process():

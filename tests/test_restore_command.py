@@ -19,6 +19,7 @@ from diffusion.sampler import heun, run
 from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine
 from diffusion.serving.flight import condition
+from diffusion.serving.receipt import read_receipt
 from flows.cli import app
 from flows.pictures import DETAIL, Model, mask_image, mask_of, parsed, settled
 from flows.restore import TASKS, by_training, measure
@@ -30,6 +31,7 @@ from tests.random_bundle import (
     random_bundle,
     reading_bundle,
     restoring_bundle,
+    shaped_bundle,
 )
 from tests.words import install
 
@@ -54,6 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     published_model(folder / "store")
     published_model(folder / "reading", bundle=reading_bundle("fp32"))
     published_model(folder / "restorer", bundle=restoring_bundle(LEARNED))
+    published_model(folder / "shaped", bundle=shaped_bundle())
     return folder
 
 
@@ -107,6 +110,36 @@ def test_the_measurement_is_satisfied_and_said(task: tuple[str, ...], diffusion)
     _, told = diffusion("restore", "narrow.png", "--task", *task)
     assert f"the centred square of the picture, 20 x {SIZE}, to {RESOLUTION} x {RESOLUTION}" in told
     assert float(told.split("sqrt(dim y)")[1].split(";")[0]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("edit", "--label", "dog", "--strength", "0.5"),
+        ("edit", "--label", "dog", "--from-label", "cat", "--coarse", "4"),
+        ("restore", "--task", "super-resolution", "--factor", "4"),
+        ("restore", "--task", "inpainting", "--mask", "narrow-mask.png"),
+        ("restore", "--task", "colorization"),
+    ],
+)
+def test_a_model_of_several_sizes_works_at_the_one_nearest_to_the_picture(command, diffusion, folder: Path) -> None:
+    Image.new("L", (10, SIZE)).save(folder / "narrow-mask.png")
+    with Image.open(folder / "narrow-mask.png") as mask:
+        mask.paste(255, (0, 0, 10, 16))
+        mask.save(folder / "narrow-mask.png")
+    with Image.open(folder / "narrow.png") as picture:
+        picture.crop((0, 0, 10, SIZE)).save(folder / "narrower.png")
+    out, told = diffusion(command[0], "narrower.png", *command[1:], store="shaped")
+    assert f"the centred 8:24 of the picture, 10 x {SIZE}, to 8 x 24" in told
+    assert decode_png((out / "5-000.png").read_bytes()).shape == (24, 8, 3)
+
+
+def test_sample_draws_at_the_size_that_is_asked(diffusion) -> None:
+    out, _ = diffusion("sample", "--label", "cat", "--n", "2", "--size", "24x8", store="shaped")
+    picture = (out / "cat-5-001.png").read_bytes()
+    assert (decode_png(picture).shape, read_receipt(picture).size) == ((8, 24, 3), "24x8")
+    with pytest.raises(ValueError, match="size='32x8': the sizes of this model, width x height, are 8x24, 16x16, 24x8"):
+        diffusion("sample", "--size", "32x8", store="shaped", out="none")
 
 
 def test_a_model_goes_the_way_it_was_trained_for(diffusion, folder: Path) -> None:

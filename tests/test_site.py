@@ -61,6 +61,7 @@ def test_given_values_win_over_the_environment() -> None:
         ("PORT", "70000", "65535"),
         ("WORKERS", "0", "workers=0"),
         ("WORKRES", "2", "DIFFUSION_WORKERS"),
+        ("DATA", "gs://b/x", "^data=gs://b/x: gs://b/x: 'gs' is no kind of storage"),
     ],
 )
 def test_a_wrong_variable_is_named(name: str, value: str, says: str) -> None:

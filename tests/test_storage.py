@@ -1,5 +1,6 @@
 """A folder as a storage; and asking again."""
 
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
+from diffusion.store import retry
 from diffusion.store.publish import PREFIX
 from diffusion.store.retry import Passing, Patience, ask, retries
 from diffusion.store.s3 import S3Prefix
@@ -127,6 +129,19 @@ def test_passing_failures_are_asked_again_and_counted():
     with pytest.raises(ZeroDivisionError):
         ask("x", lambda: 1 // 0, patience)
     assert (retries() - before).total() == 9
+
+
+def test_a_wait_that_people_would_notice_is_told_now_and_then(caplog, monkeypatch):
+    monkeypatch.setattr(retry, "_last_told", -math.inf)
+    patience = Patience(attempts=9, first_s=0)
+    assert ask("s3://b/x", failing(4), patience) == 5
+    assert caplog.messages == []
+    monkeypatch.setattr(retry, "_SILENT_S", -1)
+    assert ask("s3://b/x", failing(4), patience) == 5
+    assert caplog.messages == ["s3://b/x: timeout: no byte (asked 1 times in 0.0 s): asking again"]
+    monkeypatch.setattr(retry, "_TOLD_EVERY_S", -1)
+    assert ask("s3://b/x", failing(4), patience) == 5
+    assert len(caplog.messages) == 5
 
 
 def test_patience_ends_with_its_time():

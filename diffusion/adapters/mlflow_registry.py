@@ -12,6 +12,7 @@ from diffusion.evaluation.report import FILE as REPORT_NAME
 from diffusion.evaluation.report import Report, load_report
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.bundle import BundleSpec, bundle_path, publish_bundle, verify_bundle
+from diffusion.store.codecs import PACKAGES as CODEC_PACKAGES
 from diffusion.store.publish import staging
 from diffusion.store.refs import EvaluationRef, ModelRef
 from diffusion.store.text_encoders import PACKAGES
@@ -174,6 +175,7 @@ def _save_pyfunc(folder: Path, bundle: Path, spec: BundleSpec, logged: "LoggedMo
     from mlflow.pyfunc import save_model
 
     requirements = _REQUIREMENTS + (PACKAGES[spec.text.name] if spec.text else ())
+    requirements += CODEC_PACKAGES[spec.codec.name] if spec.codec else ()
     save_model(
         path=str(folder),
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -195,7 +197,8 @@ def signature_of(spec: BundleSpec) -> "ModelSignature":
 
     sampling = spec.sampling
     kind = [ParamSpec("guidance_kind", "string", sampling.guidance_kind)] if spec.guide else []
-    asked = [ColSpec("string", name, required=False) for name in ("label", *(["prompt"] if spec.text else []))]
+    columns = ["label", *(["prompt"] if spec.text else []), *(["size"] if spec.sizes else [])]
+    asked = [ColSpec("string", name, required=False) for name in columns]
     return ModelSignature(
         Schema([*asked, ColSpec("long", "seed")]),
         Schema([ColSpec("binary", "png"), ColSpec("string", "receipt")]),
@@ -249,6 +252,7 @@ def _description(evaluation: EvaluationRef, verdict: Verdict, spec: BundleSpec) 
     return (
         f"Draws {sizes} pictures of {len(spec.classes)} classes"
         f" ({', '.join(spec.classes)}){', and from prompts' if spec.text else ''}.\n\n"
+        f"{f'Its latents become pictures by the codec {spec.codec}.{chr(10) * 2}' if spec.codec else ''}"
         f"{spec.parameters / 1e6:.2f} M parameters, average of relative width {spec.ema:g} after"
         f" {spec.images_seen:,} images seen of {run.dataset.images:,} pictures (dataset {spec.dataset_digest[:12]}).\n"
         f"By default {spec.sampling.sampler}, {spec.sampling.steps} steps, guidance {spec.sampling.guidance:g}"

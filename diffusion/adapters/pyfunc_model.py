@@ -3,8 +3,8 @@
     mlflow.pyfunc.load_model("models:/demo@champion").predict(pandas.DataFrame({"label": ["flags"], "seed": [7]}))
 
 gives a DataFrame with the columns `png` (bytes, as from the endpoint) and `receipt` (JSON), one row per row asked.  A
-model that reads prompts takes a column `prompt` as well.  The parameters steps, sampler, guidance and, of a model with a
-guide, guidance_kind hold for all rows.
+model that reads prompts takes a column `prompt` as well, one trained in aspect buckets `size` (WIDTHxHEIGHT).  The
+parameters steps, sampler, guidance and, of a model with a guide, guidance_kind hold for all rows.
 The package `diffusion` must be installed.
 """
 
@@ -45,7 +45,7 @@ class DiffusionModel(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(answers, columns=["png", "receipt"])
 
     def _request(self, row: dict, params: dict) -> GenerateRequest:
-        label, prompt = (None if pd.isna(row.get(name)) else row[name] for name in ("label", "prompt"))
+        label, prompt, size = (None if pd.isna(row.get(name)) else row[name] for name in ("label", "prompt", "size"))
         guidance = params.get("guidance")
         kind = params.get("guidance_kind") or self.engine.bundle.spec.sampling.guidance_kind
         nothing = (label, prompt) == (None, None) and kind == "classifier_free"
@@ -54,6 +54,7 @@ class DiffusionModel(mlflow.pyfunc.PythonModel):
             {
                 "label": label,
                 "prompt": prompt,
+                "size": size,
                 "seed": int(row["seed"]),
                 "steps": params.get("steps"),
                 "sampler": params.get("sampler"),

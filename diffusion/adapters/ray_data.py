@@ -23,6 +23,7 @@ from diffusion.store.storage import Storage, StorageRefused, StorageUnavailable
 _TOLD = {kind.__name__: kind for kind in (DiskFull, StorageRefused, StorageUnavailable, DamagedShard)}
 _WAVE_TASKS = 2048
 _WAVE_BYTES = 2**26  # of tasks as text
+_GROUP_TASKS = 8  # that a worker gets in one go, and does again where it is killed
 
 
 def shard_dataset(
@@ -52,25 +53,40 @@ def ray_each(function: Callable[[dict], dict], tasks: Iterable[dict], *, workers
         yield from _ray_wave(function, wave, workers)
 
 
-def _wave(texts: Iterator[str]) -> Iterator[dict]:
+def _wave(texts: Iterator[str]) -> Iterator[str]:
     size = 0
     for text in islice(texts, _WAVE_TASKS):
-        yield {"task": text}
+        yield text
         size += len(text)
         if size > _WAVE_BYTES:
             return
 
 
-def _ray_wave(function: Callable[[dict], dict], wave: list[dict], workers: int | None) -> Iterator[dict]:
+def _ray_wave(function: Callable[[dict], dict], wave: list[str], workers: int | None) -> Iterator[dict]:
+    import pyarrow as pa
     import ray
 
     with quiet():
-        rows = ray.data.from_items(wave, override_num_blocks=len(wave))
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        rows = ray.data.from_blocks([pa.table({"task": group}) for group in _groups(wave, workers or cpus)])
+        rows.context.target_max_block_size = 1  # a result goes on its way with the next, not with its whole group
         done = rows.map(partial(_apply, function), compute=ray.data.TaskPoolStrategy(size=workers))
         for row in done.iter_rows():
             if row["error"]:
                 raise failure(row, "a sharding task failed on a worker")
             yield json.loads(row["result"])
+
+
+def _groups(wave: list[str], workers: int) -> Iterator[list[str]]:
+    """The wave in groups for a worker each, which shrink so that all workers end at once  [Polychronopoulos and Kuck 1987].
+
+    Ray Data looks after its workers ten times a second: one that has done its tasks waits, the longer the more there are.
+    """
+    start = 0
+    while start < len(wave):
+        size = min(_GROUP_TASKS, -(-(len(wave) - start) // workers))
+        yield wave[start : start + size]
+        start += size
 
 
 def _apply(function: Callable[[dict], dict], row: dict) -> dict:

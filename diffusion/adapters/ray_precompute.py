@@ -1,6 +1,6 @@
-"""Precomputing captions on Ray Data: the same sidecars as in one process, made by actors that hold the encoder.
+"""Precomputing captions and latents on Ray Data: the same sidecars as in one process, made by actors that hold the encoder.
 
-The data root, and an encoder's own weights, must be at the same path on every node.
+The data root, and the weights of an encoder or codec, must be at the same path on every node.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from functools import partial
 from diffusion.adapters.ray_actors import Work, on_actors
 from diffusion.data.manifest import ShardEntry
 from diffusion.data.precompute import Maker, Progress, Setup, precompute
-from diffusion.data.sidecar import Computation
+from diffusion.data.precomputed import Computation
 from diffusion.store.refs import DatasetRef
 
 

@@ -13,12 +13,16 @@ import ray.train
 import ray.train.torch
 import torch
 
+from diffusion.codec import Codec
+from diffusion.data.damage import Damage
+from diffusion.data.precomputed import DamagedSidecar
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
 from diffusion.data.reading_order import order_of
 from diffusion.data.sidecar import Sidecars
 from diffusion.data.stream import Batch, batches
 from diffusion.recipe import TrainRecipe
+from diffusion.store.codecs import codec_named
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
 from diffusion.text import looking_up, remembering
@@ -78,7 +82,7 @@ def run_worker(job: Job, send: Send) -> None:
     gather = world_gather()
     state = build_state(job.recipe, resolution=job.dataset.resolution, classes=len(job.dataset.classes), device=device)
     state.net.net.recompute = job.recompute
-    facts = checkpoint.facts_of(job.recipe, job.dataset, world=world, device=device, text=state.text)
+    facts = checkpoint.facts_of(job.recipe, job.dataset, world=world, device=device, text=state.text, codec=state.codec)
     pids = gather(os.getpid())
     folder, damaged = gather(checkpoint.latest(job.checkpoints) if rank == 0 else None)[0]
     changed = checkpoint.load(folder, state, facts) if folder else {}
@@ -86,20 +90,20 @@ def run_worker(job: Job, send: Send) -> None:
         tell({"event": "damaged_checkpoint", "reason": reason, "instead": str(folder) if folder else None})
     name = "resumed" if folder else "started"
     tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
-    reader = reader_of(job)
+    reader = reader_of(job, codec_named(state.codec, str(device)) if state.codec else None)
     sidecars = find_captions(state, reader, tell)
     train(
         state,
         share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send),
         job.recipe,
-        model=data_parallel(state, job.dataset.resolution),
+        model=data_parallel(state, job.dataset.resolution // job.recipe.codec_factor),
         on_metrics=tell,
         on_checkpoint=saver(job, facts, tell),
         gather=gather,
     )
 
 
-def reader_of(job: Job) -> ShardReader:
+def reader_of(job: Job, codec: Codec | None = None) -> ShardReader:
     return ShardReader(
         job.dataset.uri,
         "train",
@@ -107,6 +111,7 @@ def reader_of(job: Job) -> ShardReader:
         captions=job.recipe.text_encoder != "none",
         shards=job.reading.cache,
         max_damaged=job.reading.max_damaged,
+        codec=codec,
     )
 
 
@@ -134,6 +139,13 @@ def share_of(
     Every worker tells of the damage that it meets in its share, and counts it against its own limit."""
     order = order_of(reader.manifest, "train", recipe)
     context = ray.train.get_context()
+
+    def tell_of(damage: Damage | DamagedSidecar) -> None:
+        if isinstance(damage, DamagedSidecar):
+            send({"event": "damaged_sidecar", "reason": str(damage)})
+        else:
+            send({"event": "damaged_sample", "rank": context.get_world_rank(), **damage._asdict()})
+
     share = batches(
         reader,
         order,
@@ -145,9 +157,7 @@ def share_of(
         seed=recipe.seed,
         threads=1,
         ahead_mib=job.reading.ahead_mib,
-        on_damage=lambda damage: send(
-            {"event": "damaged_sample", "rank": context.get_world_rank(), **damage._asdict()}
-        ),
+        on_damage=tell_of,
     )
     return sidecars.beside(share, order, reader.shards_of) if sidecars else share
 

@@ -24,7 +24,7 @@ import numpy as np
 from diffusion.data.order import PHASES, Mixture, Order, joined, random_words
 
 _KEPT = 4  # batches: read-ahead works at the end of one and the start of the next
-_PHASE_WORDS = 4  # 256 bits: of shares below 2^128, which a weight's and a count's product is, none shows in the phase
+_PHASE_WORDS = 4  # 256 bits: the phase of a sum of shares below 2^200 is uniform to within 2^-56
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def _fill_shards(db: sqlite3.Connection, classes: tuple[str, ...], recipe: Shard
                 row[5][:32],
                 label_of[row[2]],
                 _digest(label_of[row[2]], _facts(*row[1:])),
-                bucket_of.get(size_for(*row[7:], recipe), 0),
+                bucket_of[size_for(*row[7:], recipe)] if bucket_of else 0,
             )
             for row in kept
         ),

@@ -1,4 +1,10 @@
-"""Shards opened for reading: the index of each, and its bytes from a local file or straight from the storage."""
+"""Shards opened for reading: the index of each, and its bytes from memory, a local file or straight from the storage.
+
+A shard of small pictures that is asked for again is read whole into memory: between two pictures there is then no call
+of the system, at which threads hand Python's lock to each other.  Shards are in use until all their pictures have passed
+through the window of the order, so what is kept is the shards in use, as many as there is room for, and one of them makes
+room only when it is asked for no more.
+"""
 
 import os
 from collections import Counter, OrderedDict
@@ -16,9 +22,11 @@ from diffusion.store.storage import LocalFolder, Storage
 
 OPEN_SHARDS = 128  # each holds a file open; a process may have 1,024
 INDEX_BYTES = 64 * 2**20  # of all open shards together
+WHOLE_BYTES = 256 * 2**20  # of those read whole
+SMALL_PICTURE = 16 * 2**10  # bytes of tar for each: larger ones take so long to decode that a read does not matter
+_UNUSED = 8  # rounds over the shards held whole in which one of them is not asked for: it is done with
 
-
-Read = Callable[[int, int], bytes]  # (size, start) -> that many bytes, fewer only at the end of the tar
+Read = Callable[[int, int], bytes | memoryview]  # (size, start) -> that many bytes, fewer only at the end of the tar
 
 
 class OpenShard(NamedTuple):
@@ -42,14 +50,23 @@ class OpenShards:
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._forgotten: Counter[int] = Counter()
         self._index_bytes = 0
+        self._whole: OrderedDict[int, int] = OrderedDict()  # shards held whole, the one used longest ago first -> when
+        self._whole_bytes = 0
+        self._asked = 0  # times, of all shards
         self._lock = Lock()
 
     def get(self, number: int) -> OpenShard:
         """The shard `number` of `entries`.  Raises DamagedShard where its tar is missing, or its index not as written."""
         while True:
             with self._lock:
+                self._asked += 1
                 if shard := self._open.get(number):
                     self._open.move_to_end(number)
+                    if number in self._whole:
+                        self._whole[number] = self._asked
+                        self._whole.move_to_end(number)
+                    elif self._hold(number, shard):
+                        break
                     return shard
                 forgotten = self._forgotten[number]
             entry = self.entries[number]
@@ -57,13 +74,39 @@ class OpenShards:
             with self._lock:
                 if self._forgotten[number] != forgotten:  # what we opened may be what was forgotten
                     continue
-                if before := self._open.pop(number, None):  # opened by another thread as well
-                    self._index_bytes -= before.index.nbytes
+                self._close(number)  # opened by another thread as well
                 self._open[number] = shard
                 self._index_bytes += shard.index.nbytes
                 while len(self._open) > 1 and (len(self._open) > OPEN_SHARDS or self._index_bytes > INDEX_BYTES):
-                    self._index_bytes -= self._open.popitem(last=False)[1].index.nbytes
+                    self._close(next(iter(self._open)))
             return shard
+        try:
+            whole = OpenShard(shard.index, _sliced(shard.read(self.entries[number].bytes, 0)))
+        except OSError:  # a bad block: which pictures it hits shows when each is read
+            return shard
+        with self._lock:
+            if self._open.get(number) is shard:
+                self._open[number] = whole
+        return whole
+
+    def _hold(self, number: int, shard: OpenShard) -> bool:
+        """Whether a shard is to be read whole, by who asks: then its room is taken."""
+        entry = self.entries[number]
+        if not isinstance(shard.read, _File) or entry.bytes > SMALL_PICTURE * entry.pictures:
+            return False
+        while self._whole and self._asked - next(iter(self._whole.values())) > _UNUSED * len(self._whole):
+            self._close(next(iter(self._whole)))
+        if self._whole_bytes + entry.bytes > WHOLE_BYTES:
+            return False
+        self._whole[number] = self._asked
+        self._whole_bytes += entry.bytes
+        return True
+
+    def _close(self, number: int) -> None:
+        if shard := self._open.pop(number, None):
+            self._index_bytes -= shard.index.nbytes
+        if self._whole.pop(number, None):
+            self._whole_bytes -= self.entries[number].bytes
 
     def fetch(self, number: int) -> None:
         """Have the local copy of a shard that is not open, where such copies are made.  Raises as ShardCache does."""
@@ -77,8 +120,7 @@ class OpenShards:
             self.cache.drop(self.entries[number].sha256)
         with self._lock:  # the copy is gone by now, so nobody opens it any more
             self._forgotten[number] += 1
-            if shard := self._open.pop(number, None):
-                self._index_bytes -= shard.index.nbytes
+            self._close(number)
 
     def _reader(self, entry: ShardEntry) -> Read:
         try:
@@ -109,19 +151,24 @@ class OpenShards:
 
 
 def _opened(path: Path) -> Read:
-    """Reads from a local file by calls of the system.  Mapping it into memory would save a thirtieth of the time that small
-    pictures take, but whoever touches mapped memory that cannot be read - a file cut off, a disk that fails - is killed.
+    """Reads from a local file by calls of the system.  Mapping it into memory would cost less than reading it whole, but
+    whoever touches mapped memory that cannot be read - a file cut off, a disk that fails - is killed.
     """
-    return _File(os.open(path, os.O_RDONLY)).read
+    return _File(os.open(path, os.O_RDONLY))
+
+
+def _sliced(data: bytes) -> Read:
+    view = memoryview(data)
+    return lambda size, start: view[start : start + size]
 
 
 class _File:
-    """Closed when nobody refers to it any more."""
+    """Reads from an open file, which is closed when nobody refers to it any more."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
-    def read(self, size: int, start: int) -> bytes:
+    def __call__(self, size: int, start: int) -> bytes:
         return os.pread(self.descriptor, size, start)
 
     def __del__(self) -> None:

@@ -1,4 +1,5 @@
-"""Computing the captions of a dataset beforehand: a sidecar for every shard that has none.
+"""Computing beforehand what a run reads of a dataset, embeddings of captions and latents of pictures: a sidecar for every
+shard that has none.
 
 A shard is one task, and its sidecar a function of the task: who makes it, in which order and how often changes no byte, so
 workers need not know of each other and what is there is never made again.
@@ -6,16 +7,26 @@ workers need not know of each other and what is there is never made again.
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
+
+from diffusion.codec import Codec, CodecIdentity
 from diffusion.data import manifest
+from diffusion.data.datasets import local_copy
+from diffusion.data.latents import encoded, shape_of, write_latents
 from diffusion.data.manifest import ShardEntry
-from diffusion.data.shards import damaged, read_index
-from diffusion.data.sidecar import Computation, sidecar_bytes
+from diffusion.data.pictures.decode import decode_into
+from diffusion.data.precomputed import Computation
+from diffusion.data.shards import check_shard, damaged, read_index
+from diffusion.data.sidecar import sidecar_bytes
 from diffusion.recipe import Frozen
-from diffusion.store import text_encoders
+from diffusion.store import codecs, text_encoders
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage, open_storage
+from diffusion.text import TextEncoder
 
 
 class Setup(Frozen):
@@ -23,9 +34,10 @@ class Setup(Frozen):
 
     root: str  # URI of the data root
     by: Computation
+    resolution: int | None = None  # of the pictures; captions can do without
 
 
-Progress = Callable[[int, int], None]  # pictures whose captions are computed, pictures in all
+Progress = Callable[[int, int], None]  # pictures of shards that have a sidecar, pictures in all
 Each = Callable[[Setup, list[ShardEntry]], Iterator[int]]  # pictures of each shard, in any order
 
 
@@ -55,7 +67,8 @@ def precompute(
     todo = missing(dataset, by)
     total = sum(entry.pictures for entry in _shards(dataset))
     done = total - sum(entry.pictures for entry in todo)
-    for pictures in each(Setup(root=manifest.root_of(dataset.uri).uri, by=by), todo) if todo else ():
+    setup = Setup(root=manifest.root_of(dataset.uri).uri, by=by, resolution=dataset.resolution)
+    for pictures in each(setup, todo) if todo else ():
         done += pictures
         if progress:
             progress(done, total)
@@ -65,23 +78,67 @@ class Maker:
     """Makes sidecars with one encoder, which it loads once."""
 
     def __init__(self, setup: Setup) -> None:
-        self.by, self.root = setup.by, open_storage(setup.root)
-        wanted = self.by.encoder
-        self.encoder = text_encoders.text_encoder(wanted.name, tokens=wanted.tokens, device=self.by.device)
-        if self.encoder.identity != wanted:
-            raise ValueError(
-                f"the captions are to be read by {wanted}, and here is {self.encoder.identity}: give every node the same"
-                " encoder"
-            )
+        self.setup, self.root = setup, open_storage(setup.root)
+        self.encoder = _encoder(setup.by)
 
     def __call__(self, entry: ShardEntry) -> int:
         """Make the sidecar of a shard.  Returns the shard's pictures."""
-        embeddings = {}
-        for caption in captions_of(self.root, entry):
-            text, mask = self.encoder([caption])
-            embeddings[caption] = text[0][mask[0]].cpu().numpy()
-        self.root.put(self.by.place(entry.sha256), sidecar_bytes(self.by, entry.sha256, embeddings))
+        by, encoder = self.setup.by, self.encoder
+        if isinstance(encoder, TextEncoder):
+            self.root.put(
+                by.place(entry.sha256), sidecar_bytes(by, entry.sha256, embeddings_of(self.root, entry, encoder))
+            )
+            return entry.pictures
+        with tempfile.TemporaryDirectory(prefix="latents-") as folder:
+            file = Path(folder, "sidecar")
+            shape = shape_of(encoder.identity, self.setup.resolution)
+            latents = latents_of(self.root, entry, encoder, self.setup.resolution)
+            write_latents(file, by, entry.sha256, latents, pictures=entry.pictures, shape=shape)
+            self.root.put(by.place(entry.sha256), file)
         return entry.pictures
+
+
+def _encoder(by: Computation) -> TextEncoder | Codec:
+    """What computes so, here.  Raises ValueError where that is another."""
+    wanted = by.encoder
+    if isinstance(wanted, CodecIdentity):
+        return codecs.codec_named(wanted, by.device)
+    encoder = text_encoders.text_encoder(wanted.name, tokens=wanted.tokens, device=by.device)
+    if encoder.identity != wanted:
+        raise ValueError(
+            f"the captions are to be read by {wanted}, and here is {encoder.identity}: give every node the same encoder"
+        )
+    return encoder
+
+
+def latents_of(root: Storage, entry: ShardEntry, codec: Codec, resolution: int) -> Iterator[np.ndarray]:
+    """The latents (2, C, h, w) of each picture of a shard, in its order.  Raises ValueError where the shard is damaged.
+
+    One picture is in memory at a time.
+    """
+    index = read_index(root, entry)
+    picture = np.empty((1, resolution, resolution, 3), np.uint8)
+    try:
+        with local_copy(root, entry.tar) as path, open(path, "rb") as tar:
+            check_shard(root, entry, path)
+            for key, start, size in index[["key", "image_offset", "image_size"]].tolist():
+                tar.seek(start)
+                decode_into(tar.read(size), picture[0])
+                (latent,) = encoded(codec, picture)
+                if not np.isfinite(latent).all():
+                    raise ValueError(f"{codec.identity} gives numbers that are not finite for picture {key.decode()}")
+                yield latent
+    except FileNotFoundError as error:
+        raise ValueError(damaged(root, entry.tar, "is missing")) from error
+
+
+def embeddings_of(root: Storage, entry: ShardEntry, encoder: TextEncoder) -> dict[str, np.ndarray]:
+    """The embedding (tokens, width) of each of `captions_of` a shard."""
+    embeddings = {}
+    for caption in captions_of(root, entry):
+        text, mask = encoder([caption])
+        embeddings[caption] = text[0][mask[0]].cpu().numpy()
+    return embeddings
 
 
 def captions_of(root: Storage, entry: ShardEntry) -> list[str]:

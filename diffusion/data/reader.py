@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -15,17 +17,20 @@ from zlib import crc32
 
 import numpy as np
 
+from diffusion.codec import Codec
 from diffusion.data import manifest
 from diffusion.data.damage import Damage, DamageLog
+from diffusion.data.latents import Latents
 from diffusion.data.manifest import Split
 from diffusion.data.open_shards import OpenShard, OpenShards, Read
-from diffusion.data.pictures.decode import BadPicture, decode_into
-from diffusion.data.shards import DamagedShard, damaged, read_index
+from diffusion.data.pictures.decode import BadPicture, decode_into, decode_rows
+from diffusion.data.shards import INDEX, DamagedShard, damaged, read_index
 from diffusion.store.cache import ShardCache
 from diffusion.store.storage import StorageUnavailable
 
 Captions = tuple[tuple[str, float], ...]  # a picture's texts, each with its weight
 DAMAGE = (BadPicture, OSError)
+_SPANS = [name for name in INDEX.names if name not in ("key", "label")]
 
 
 class Sample(NamedTuple):
@@ -49,6 +54,10 @@ class Pictures(NamedTuple):
     label: np.ndarray  # int64 (b,)
     keys: list[str]
     captions: list[Captions]  # () for a picture that has none, and where the reader reads none
+    latents: np.ndarray | None = None  # float32 (b, 2, C, h, w), of a reader with a codec
+    known: np.ndarray | None = (
+        None  # bool (b,): the latents that are there, whose pictures are not; see `Latents.complete`
+    )
 
     @property
     def texts(self) -> list[str]:
@@ -67,6 +76,7 @@ class ShardReader:
     then the next good one of its shard takes its place, cyclically, and after the last shard's that of the next one that has
     its size: a function of the picture's index and of the damage.  Each process counts what it meets.  0: the first one is
     an error.
+    codec: read latents instead of pictures, from the sidecars of the shards; only what none of them has is decoded.
     """
 
     def __init__(
@@ -79,6 +89,7 @@ class ShardReader:
         shards: ShardCache | None = None,
         captions: bool = True,
         max_damaged: float = 0.0,
+        codec: Codec | None = None,
     ) -> None:
         self.root, self.split, self.captions = manifest.root_of(uri), split, captions
         self.manifest = manifest.load(uri, digest=digest)
@@ -98,6 +109,8 @@ class ShardReader:
         room = 3 * max(height * width for height, width in set(self.sizes))  # for a picture of any size
         cached = min(len(self), cache_mib * 2**20 // room)
         self._pictures = np.empty((cached, room), np.uint8)
+        sha256s = [entry.sha256 for entry in self.entries]
+        self.latents = Latents(self.root, sha256s, codec, self.manifest.resolution) if codec else None
         self._captions: list[Captions] = [()] * cached if captions else []
         self._filled = np.zeros(cached, bool)
 
@@ -142,26 +155,51 @@ class ShardReader:
         """Picture i of the split.  Raises ValueError naming shard, key and command where it is damaged."""
         if not 0 <= i < len(self):
             raise IndexError(f"picture {i} of {len(self)}")
-        images, label, keys, captions = self.gather(np.array([i]))
-        return Sample(keys[0], images[0], int(label[0]), captions[0])
+        got = self.gather(np.array([i]))
+        return Sample(got.keys[0], got.images[0], int(got.label[0]), got.captions[0])
 
     def gather(self, pictures: np.ndarray) -> Pictures:
-        """The pictures of these indices, (b,), all of one size.  Raises TooMuchDamage, a ValueError."""
+        """The pictures of these indices, (b,), all of one size, or their latents as far as they are known.  Raises
+        TooMuchDamage, a ValueError."""
         b, shards = len(pictures), self.shards_of(pictures)
-        numbers = np.unique(shards).tolist()
-        sizes = {self.sizes[shard] for shard in numbers} or {self.sizes[0]}
+        by_shard = np.argsort(shards, kind="stable")
+        starts = np.flatnonzero(np.diff(shards[by_shard], prepend=-1)).tolist()
+        sizes = {self.sizes[shard] for shard in shards[by_shard[starts]].tolist()} or {self.sizes[0]}
         if len(sizes) > 1:
             raise ValueError(f"pictures of the sizes {sorted(sizes)} make no batch: gather those of one size at a time")
         got = Pictures(np.empty((b, *sizes.pop(), 3), np.uint8), np.empty(b, np.int64), [""] * b, [()] * b)
-        for shard in numbers:
-            places = np.flatnonzero(shards == shard)
+        if self.latents:
+            got = got._replace(latents=np.empty((b, *self.latents.shape), np.float32), known=np.zeros(b, bool))
+        rows, there = np.zeros(b, INDEX), np.ones(b, bool)
+        pixels = np.ones(b, bool)  # wanted
+        known = pictures < len(self._filled)  # in memory
+        known[known] = self._filled[pictures[known]]
+        bad: list[int] = []
+        for start, end in pairwise([*starts, b]):
+            places = by_shard[start:end]
+            shard = int(shards[places[0]])
             try:
                 opened = self._open(shard)
             except DamagedShard:
-                for place in places.tolist():
-                    self._substitute(shard, int(pictures[place] - self._first[shard]), place, got)
+                there[places] = False
                 continue
-            self._gather(shard, opened, pictures[places], places, got)
+            rows[places] = found = opened.index[pictures[places] - self._first[shard]]
+            got.label[places] = self._class(shard, found["label"])
+            if self.latents:
+                pixels[places] = ~self._find(shard, opened, pictures[places] - self._first[shard], places, got)
+            fresh = pixels[places] & ~known[places]
+            bad += self._load(opened, found[fresh], places[fresh].tolist(), got)
+        got.keys[:] = rows["key"].astype(np.str_).tolist()
+        known &= there & pixels
+        fresh = there & pixels & ~known
+        self._remembered(pictures[known], np.flatnonzero(known), got)
+        lost = np.flatnonzero(~there).tolist()
+        for place in (*bad, *lost):
+            shard = int(shards[place])
+            repair = self._again if there[place] else self._substitute
+            repair(shard, int(pictures[place] - self._first[shard]), place, got)
+        fresh[bad] = False
+        self._remember(pictures[fresh], np.flatnonzero(fresh), got)
         return got
 
     def by_size(self, pictures: np.ndarray) -> list[np.ndarray]:
@@ -170,58 +208,62 @@ class ShardReader:
         size = np.array([known.index(size) for size in self.sizes])[self.shards_of(pictures)]
         return [np.flatnonzero(size == number) for number in np.unique(size)]
 
-    def _gather(self, shard: int, opened: OpenShard, pictures: np.ndarray, places: np.ndarray, got: Pictures) -> None:
-        """Pictures of one shard into their places."""
-        rows = opened.index[pictures - self._first[shard]]
-        got.label[places] = self._class(shard, rows["label"])
-        for place, key in zip(places.tolist(), rows["key"].tolist(), strict=True):
-            got.keys[place] = key.decode()
-        kept = pictures < len(self._filled)  # in memory, now or from now on
-        known = kept.copy()
-        known[kept] = self._filled[pictures[kept]]
-        shape, numbers = got.images.shape[1:], got.images[0].size
-        if known.any():
-            got.images[places[known]] = self._pictures[pictures[known], :numbers].reshape(-1, *shape)
-            if self.captions:
-                for place, picture in zip(places[known].tolist(), pictures[known].tolist(), strict=True):
-                    got.captions[place] = self._captions[picture]
-            rows, pictures, places, kept = rows[~known], pictures[~known], places[~known], kept[~known]
-        good = self._load(opened, rows, places.tolist(), got)
-        for place, picture in zip(places[~good].tolist(), pictures[~good].tolist(), strict=True):
-            self._again(shard, picture - int(self._first[shard]), place, got)
-        if (kept := kept & good).any():  # two threads may both do this, with the same bytes; the mark comes last
-            self._pictures[pictures[kept], :numbers] = got.images[places[kept]].reshape(-1, numbers)
-            if self.captions:
-                for place, picture in zip(places[kept].tolist(), pictures[kept].tolist(), strict=True):
-                    self._captions[picture] = got.captions[place]
-            self._filled[pictures[kept]] = True
+    def _remembered(self, pictures: np.ndarray, places: np.ndarray, got: Pictures) -> None:
+        """Pictures that are kept in memory into their places."""
+        shape = got.images.shape[1:]
+        got.images[places] = self._pictures[pictures, : prod(shape)].reshape(-1, *shape)
+        if self.captions:
+            for place, picture in zip(places.tolist(), pictures.tolist(), strict=True):
+                got.captions[place] = self._captions[picture]
 
-    def _load(self, opened: OpenShard, rows: np.ndarray, places: list[int], got: Pictures) -> np.ndarray:
-        """The pictures of some rows of an index, into their places.  Returns which of them are undamaged, (rows,) bool.
+    def _remember(self, pictures: np.ndarray, places: np.ndarray, got: Pictures) -> None:
+        """Keep those that there is memory for.  Two threads may both do this, with the same bytes; the mark comes last."""
+        kept = pictures < len(self._filled)
+        pictures, places = pictures[kept], places[kept]
+        numbers = prod(got.images.shape[1:])
+        self._pictures[pictures, :numbers] = got.images[places].reshape(-1, numbers)
+        if self.captions:
+            for place, picture in zip(places.tolist(), pictures.tolist(), strict=True):
+                self._captions[picture] = got.captions[place]
+        self._filled[pictures] = True
+
+    def _find(
+        self, shard: int, opened: OpenShard, numbers: np.ndarray, places: np.ndarray, got: Pictures
+    ) -> np.ndarray:
+        """Latents, and captions, of pictures of one shard into their places.  Returns which of them are known, (n,) bool.
+        What fails is left to who reads the picture."""
+        found = np.zeros(len(numbers), bool)
+        for n, (number, place) in enumerate(zip(numbers.tolist(), places.tolist(), strict=True)):
+            latent = self.latents.find(shard, number)
+            if latent is None:
+                continue
+            if self.captions:
+                try:
+                    got.captions[place] = _captions(opened.read, opened.index[number : number + 1][_SPANS].tolist()[0])
+                except StorageUnavailable:
+                    raise
+                except DAMAGE:
+                    continue
+            got.latents[place], found[n] = latent, True
+        got.known[places] = found
+        return found
+
+    def _load(self, opened: OpenShard, rows: np.ndarray, places: list[int], got: Pictures) -> list[int]:
+        """The pictures of some rows of an index, into their places.  Returns the places of those that are damaged.
 
         First all are read, then all decoded: what Python does between two pictures costs twice as much when the decoder has
         emptied the processor's caches.
         """
-        good = np.ones(len(rows), bool)
-        read, captions = opened.read, self.captions
-        stored: list[tuple[bytes | memoryview, Captions]] = []
-        for row in rows.tolist():
+        stored: list[bytes | memoryview] = []
+        for row, place in zip(rows[_SPANS].tolist(), places, strict=True):
             try:
-                stored.append(_stored(read, row, captions))
+                data, got.captions[place] = _stored(opened.read, row, self.captions)
             except StorageUnavailable:  # says nothing about the picture
                 raise
             except DAMAGE:
-                stored.append((b"", ()))
-        images = got.images
-        for n, place in enumerate(places):
-            try:
-                decode_into(stored[n][0], images[place])
-            except BadPicture:
-                good[n] = False
-        if captions:
-            for place, (_, texts) in zip(places, stored, strict=True):
-                got.captions[place] = texts
-        return good
+                data = b""
+            stored.append(data)
+        return list(decode_rows(stored, got.images, places))
 
     def _open(self, shard: int) -> OpenShard:
         """Raises DamagedShard where a shard is lost: counted, and not looked for again."""
@@ -274,10 +316,10 @@ class ShardReader:
             opened = self._open(shard)
         except DamagedShard:
             return False
-        row = opened.index[i : i + 1].tolist()[0]
-        key = row[0].decode()
+        own = opened.index[i : i + 1]
+        key = own["key"][0].decode()
         try:
-            picture_bytes, got.captions[place] = _stored(opened.read, row, self.captions)
+            picture_bytes, got.captions[place] = _stored(opened.read, own[_SPANS].tolist()[0], self.captions)
             decode_into(picture_bytes, got.images[place])
         except StorageUnavailable:
             raise
@@ -286,17 +328,18 @@ class ShardReader:
             advice = damaged(self.root, tar, f"has a damaged sample, key {key} ({error})")
             self.damage.note(picture, Damage(tar, key, str(error), 1), advice)
             return False
-        got.keys[place], got.label[place] = key, self._class(shard, np.array(row[1]))
+        got.keys[place], got.label[place] = key, self._class(shard, own["label"])[0]
         return True
 
 
 def _stored(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryview, Captions]:
-    """The bytes of a picture, by its row of the index, and its captions, where they are wanted.  Raises one of DAMAGE."""
-    _, _, number, start, size, crc, json_start, json_size, txt_start, txt_size = row
+    """The bytes of a picture, by the spans its row of the index names, and its captions, where they are wanted.  Raises one
+    of DAMAGE."""
+    number, start, size, crc, *_ = row
     if not (captions and number):
         picture, text = read(size, start), b""
     else:  # one stretch of the tar that has both: they are neighbours
-        words_start, words_size = (txt_start, txt_size) if number == 1 else (json_start, json_size)
+        words_start, words_size = _place_of_captions(row)
         begin = min(start, words_start)
         data = memoryview(read(max(start + size, words_start + words_size) - begin, begin))
         picture = data[start - begin : start - begin + size]
@@ -305,13 +348,32 @@ def _stored(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryview,
         if len(picture) != size:
             raise BadPicture("truncated", f"{len(picture)} of {size} bytes at offset {start}")
         raise BadPicture("damaged", "its crc32 is not that of the index")
-    if not text:
-        return picture, ()
+    return picture, _parsed(text, number) if text else ()
+
+
+def _captions(read: Read, row: tuple) -> Captions:
+    """The captions of a picture alone.  Raises one of DAMAGE."""
+    number = row[0]
+    if not number:
+        return ()
+    start, size = _place_of_captions(row)
+    text = read(size, start)
+    return _parsed(text, number) if text else ()
+
+
+def _place_of_captions(row: tuple) -> tuple[int, int]:
+    """(offset, size) in the tar: a single caption stands alone, several are among the facts."""
+    number, _, _, _, json_start, json_size, txt_start, txt_size = row
+    return (txt_start, txt_size) if number == 1 else (json_start, json_size)
+
+
+def _parsed(text: bytes | memoryview, number: int) -> Captions:
+    """So many captions of a picture as they are stored.  Raises BadPicture."""
     try:
         words = str(text, "utf-8")
         if number == 1:
-            return picture, ((words, 1.0),)
-        return picture, tuple((text, weight) for text, weight in json.loads(words)["captions"])
+            return ((words, 1.0),)
+        return tuple((text, weight) for text, weight in json.loads(words)["captions"])
     except (ValueError, KeyError, TypeError) as error:
         raise BadPicture("damaged", f"its captions cannot be read: {type(error).__name__}") from error
 

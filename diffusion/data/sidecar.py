@@ -1,18 +1,10 @@
-"""Sidecars: what a frozen encoder makes of the captions of one shard, in a file of the data root that can never be stale.
+"""Sidecars of captions: what a frozen text encoder makes of those of one shard, in a file as in `data.precomputed`.
 
-    precomputed/<digest of what computes, 16 digits>/<sha256 of the shard>.safetensors
-
-The name is a function of the encoder (weights, tokenizer, length), the kind of device and the shard's bytes, and the content
-is a function of what the name names: whatever changes is looked for under another name.  Dataset versions that share a shard
-share its sidecar.
-
-It is a safetensors file, so anyone can read it.  Its table comes first: `first` (n + 1,), where in `tokens` (m, width) the
-embedding of a caption begins; `crc32` (n,) of its bytes; `caption` (n, 32), sha256 of the UTF-8 of each different caption,
-ascending.  The header has the table's sha256.  So an embedding is found and checked by reading the table and its own bytes.
+Its table is `first` (n + 1,), where in `tokens` (m, width) the embedding of a caption begins; `crc32` (n,) of its bytes;
+`caption` (n, 32), sha256 of the UTF-8 of each different caption, ascending.
 """
 
 import hashlib
-import json
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,10 +17,11 @@ import torch
 from torch import Tensor
 
 from diffusion.data.bucket_order import AnyOrder
+from diffusion.data.precomputed import Computation, DamagedSidecar, computation_of, damaged, opened, start_of
 from diffusion.data.stream import Batch
-from diffusion.recipe import Frozen, canonical_json, digest_of
+from diffusion.recipe import Frozen
 from diffusion.store.storage import LocalFolder, Storage
-from diffusion.text import TextEncoder, TextIdentity
+from diffusion.text import TextEncoder
 
 _FIRST_READ = 2**16  # bytes: header and table of 1,400 captions
 _FIRST_READ_REMOTE = 2**22  # where each read costs a request: embeddings too, mostly all that there are
@@ -36,33 +29,8 @@ _OPEN = 64  # sidecars of which a reader keeps the beginning
 _FLOAT = np.dtype("<f4")
 
 
-class DamagedSidecar(ValueError):
-    """A sidecar that is not as it was written.  What it has can be computed, so this ends nothing."""
-
-
-class Computation(Frozen):
-    """What must be equal for an embedding to have the same bits, on one model of processor."""
-
-    encoder: TextIdentity
-    device: Literal["cpu", "cuda"]
-
-    @property
-    def folder(self) -> str:
-        """Where its sidecars lie in the data root."""
-        return f"precomputed/{digest_of(self)[:16]}"
-
-    def place(self, shard: str) -> str:
-        """Where the sidecar of the shard with this sha256 lies in the data root."""
-        return f"{self.folder}/{shard}.safetensors"
-
-
-def computation_of(encoder: TextEncoder) -> Computation:
-    """What an encoder computes by."""
-    return Computation(encoder=encoder.identity, device=torch.device(encoder.device).type)
-
-
 class Header(Frozen):
-    """What a sidecar says about itself."""
+    """What a sidecar of captions says about itself."""
 
     format: Literal["diffusion-precomputed/1"] = "diffusion-precomputed/1"
     by: Computation
@@ -70,6 +38,10 @@ class Header(Frozen):
     captions: int
     tokens: int
     table_sha256: str
+
+    @property
+    def table_bytes(self) -> int:
+        return 8 * (self.captions + 1) + 36 * self.captions
 
 
 def key_of(caption: str) -> bytes:
@@ -86,16 +58,9 @@ def sidecar_bytes(by: Computation, shard: str, embeddings: Mapping[str, np.ndarr
     table = first.tobytes() + crc32.tobytes() + b"".join(key for key, _ in ordered)
     count, total, width = len(ordered), int(first[-1]), by.encoder.width
     facts = Header(by=by, shard=shard, captions=count, tokens=total, table_sha256=hashlib.sha256(table).hexdigest())
-    # by hand: the package's own writer puts the table last, and several facts in any order
-    shapes = {"first": ("I64", [count + 1]), "crc32": ("U32", [count]), "caption": ("U8", [count, 32])}
-    shapes["tokens"] = ("F32", [total, width])
-    ends = [0, *accumulate((8 * (count + 1), 4 * count, 32 * count, 4 * total * width))]
-    header: dict = {"__metadata__": {"precomputed": canonical_json(facts).decode()}}
-    for (name, (dtype, shape)), start, end in zip(shapes.items(), ends, ends[1:], strict=False):
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-    encoded = canonical_json(header)
-    encoded += b" " * (-len(encoded) % 8)
-    return b"".join((len(encoded).to_bytes(8, "little"), encoded, table, *values))
+    tensors = {"first": ("I64", [count + 1]), "crc32": ("U32", [count]), "caption": ("U8", [count, 32])}
+    tensors["tokens"] = ("F32", [total, width])
+    return b"".join((start_of(facts, tensors), table, *values))
 
 
 @dataclass(frozen=True)
@@ -121,40 +86,20 @@ class Sidecar:
         known = end <= len(self.beginning)
         data = self.beginning[begin:end] if known else self.root.read(self.name, begin, end - begin)
         if zlib.crc32(data) != self.crc32[row]:
-            raise DamagedSidecar(_damaged(self.root, self.name, f"has a damaged embedding, of the caption {caption!r}"))
+            raise DamagedSidecar(damaged(self.root, self.name, f"has a damaged embedding, of the caption {caption!r}"))
         return torch.frombuffer(bytearray(data), dtype=torch.float32).view(-1, self.width)
 
 
 def open_sidecar(root: Storage, by: Computation, shard: str) -> Sidecar | None:
     """The sidecar of the shard with this sha256; None where there is none.  Raises DamagedSidecar."""
-    name = by.place(shard)
-    try:
-        data = root.read(name, 0, _FIRST_READ if isinstance(root, LocalFolder) else _FIRST_READ_REMOTE)
-        start = 8 + int.from_bytes(data[:8], "little")
-        if len(data) < start:
-            raise ValueError("its header is cut off")
-        facts = Header.model_validate_json(json.loads(data[8:start])["__metadata__"]["precomputed"])
-        if (facts.by, facts.shard) != (by, shard):
-            raise ValueError("it is another's")
-        count = facts.captions
-        end = start + 8 * (count + 1) + 36 * count
-        if len(data) < end:
-            data += root.read(name, len(data), end - len(data))
-        table = data[start:end]
-        if hashlib.sha256(table).hexdigest() != facts.table_sha256:
-            raise ValueError("its table differs from its sha256")
-    except FileNotFoundError:
+    found = opened(root, by, shard, Header, _FIRST_READ if isinstance(root, LocalFolder) else _FIRST_READ_REMOTE)
+    if found is None:
         return None
-    except (ValueError, LookupError, TypeError) as error:
-        raise DamagedSidecar(_damaged(root, name, f"cannot be read: {error}")) from error
+    count, table = found.said.captions, found.table
     first = np.frombuffer(table, "<i8", count + 1)
     crc32 = np.frombuffer(table, "<u4", count, first.nbytes)
     keys = np.frombuffer(table, "S32", count, first.nbytes + crc32.nbytes)
-    return Sidecar(root, name, keys, first, crc32, end, by.encoder.width, data)
-
-
-def _damaged(root: Storage, name: str, what: str) -> str:
-    return f"{root.uri}/{name} {what}. Remove it, and `diffusion shard` makes it again; until then it is computed anew"
+    return Sidecar(root, by.place(shard), keys, first, crc32, found.start, by.encoder.width, found.beginning)
 
 
 class Sidecars:

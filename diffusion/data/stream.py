@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffusion.data.bucket_order import AnyOrder, Buckets
 from diffusion.data.damage import Damage
+from diffusion.data.precomputed import DamagedSidecar
 from diffusion.data.reader import Captions, ShardReader, first_of
 from diffusion.random import Stream, uniform
 
@@ -30,6 +31,8 @@ class Batch(NamedTuple):
     captions: list[str]
     keys: list[str]
     index: Tensor  # int64 (b,): global positions, which key all randomness of a sample
+    latents: Tensor | None = None  # float32 (b, 2, C, h, w), of a reader with a codec: mean and standard deviation
+    known: Tensor | None = None  # bool (b,): the latents that are there yet, whose `images` are not
 
 
 class _Part(NamedTuple):
@@ -41,7 +44,7 @@ class _Part(NamedTuple):
 
 def read_batch(reader: ShardReader, order: AnyOrder, start: int, stop: int, *, seed: int = 0) -> Batch:
     """The pictures at global positions [start, stop)."""
-    return _read(reader, _Part(start, order.at(start, stop - start)), seed)
+    return _complete(reader, _read(reader, _Part(start, order.at(start, stop - start)), seed))
 
 
 def batches(
@@ -57,7 +60,7 @@ def batches(
     threads: int = 2,
     ahead: int = 8,
     ahead_mib: int = 512,
-    on_damage: Callable[[Damage], None] | None = None,
+    on_damage: Callable[[Damage | DamagedSidecar], None] | None = None,
 ) -> Iterator[Batch]:
     """Rank `rank`'s contiguous part of the global batches of `batch_size` that cover positions [start, stop).
 
@@ -66,7 +69,7 @@ def batches(
     the caller works, and shards that the reader has to fetch are fetched up to `ahead_mib` MiB before they are needed;
     all threads end when the iterator is exhausted, closed or collected, and an error in them is raised here, at the batch
     it belongs to.  `threads=0` prepares each batch when it is asked for.  `on_damage` is told here, not in a thread, of
-    damage that the reader puts up with.
+    damage that the reader puts up with.  Latents that no sidecar has are computed here as well.
     Raises ValueError where a global batch cannot be divided equally among the ranks, or would not be of one size.
     """
     if batch_size < 1 or not 0 <= rank < world or threads < 0 or ahead < 1 or ahead_mib < 0:
@@ -103,15 +106,25 @@ def _parts(order: AnyOrder, batch_size: int, start: int, stop: int | None, rank:
 
 
 def _read(reader: ShardReader, part: _Part, seed: int) -> Batch:
-    images, label, keys, captions = reader.gather(part.pictures)
+    got = reader.gather(part.pictures)
     index = torch.arange(part.start, part.start + len(part.pictures))
     return Batch(
-        images=torch.from_numpy(images).permute(0, 3, 1, 2),
-        label=torch.from_numpy(label),
-        captions=drawn(captions, index, seed),
-        keys=keys,
+        images=torch.from_numpy(got.images).permute(0, 3, 1, 2),
+        label=torch.from_numpy(got.label),
+        captions=drawn(got.captions, index, seed),
+        keys=got.keys,
         index=index,
+        latents=None if got.latents is None else torch.from_numpy(got.latents),
+        known=None if got.known is None else torch.from_numpy(got.known),
     )
+
+
+def _complete(reader: ShardReader, batch: Batch) -> Batch:
+    """The batch with all of its latents, where it has any."""
+    if batch.latents is None:
+        return batch
+    reader.latents.complete(batch.images.permute(0, 2, 3, 1).numpy(), batch.latents.numpy(), batch.known.numpy())
+    return batch._replace(known=None)
 
 
 def drawn(captions: list[Captions], index: Tensor, seed: int) -> list[str]:
@@ -176,8 +189,13 @@ def _fetching(reader: ShardReader, parts: Iterator[_Part], limit: int) -> Iterat
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _told(reader: ShardReader, read: Iterator[Batch], on_damage: Callable[[Damage], None] | None) -> Iterator[Batch]:
+def _told(
+    reader: ShardReader, read: Iterator[Batch], on_damage: Callable[[Damage | DamagedSidecar], None] | None
+) -> Iterator[Batch]:
+    news = [reader.damage.news, *([reader.latents.news] if reader.latents else [])]
     for batch in read:
-        while on_damage and reader.damage.news:
-            on_damage(reader.damage.news.popleft())
-        yield batch
+        complete = _complete(reader, batch)  # here, not in a thread
+        for one in news:
+            while on_damage and one:
+                on_damage(one.popleft())
+        yield complete

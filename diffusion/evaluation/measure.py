@@ -75,7 +75,9 @@ def evaluate(
         device=device,
     )
     known = recall(store_root, identity)
-    tasks = plan.tasks(drawn, recipe, real=() if known is not None else real, holdout=data.holdout)
+    # of latents it would say nothing of pictures
+    todo = () if known is not None else real
+    tasks = plan.tasks(drawn, recipe, real=todo, holdout=data.holdout, bound=spec.codec is None)
     results = _collect(each(setup, tasks), tasks, progress)
     if known is None:
         known = _gathered([results[task.number] for task in tasks if task.kind == "real"], "features")
@@ -97,6 +99,7 @@ def evaluate(
         reconstruction=spec.reconstruction,
         guide=spec.guide,
         text=spec.text,
+        codec=spec.codec,
         frechet=None if problems else _distance(setup, drawing, real_features, captions=spec.text is not None),
         floor=_floor(recipe, real_features, real_labels),
         held_out=tuple(losses),

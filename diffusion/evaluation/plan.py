@@ -66,9 +66,11 @@ def evenly(total: int, n: int) -> tuple[int, ...]:
     return tuple(i * total // n for i in range(n))
 
 
-def tasks(plan: list[Draw], recipe: EvaluateRecipe, *, real: tuple[int, ...], holdout: int) -> list[Task]:
+def tasks(
+    plan: list[Draw], recipe: EvaluateRecipe, *, real: tuple[int, ...], holdout: int, bound: bool = True
+) -> list[Task]:
     """Every piece of work.  real: the pictures of the training split whose features are not known yet.  holdout: how many
-    pictures the held-out split has.
+    pictures the held-out split has.  bound: whether the recipe's is measured, where it asks for one.
 
     Real pictures come between the drawn ones, in proportion: counting drawn pictures then tells how far the work is.
     """
@@ -76,7 +78,7 @@ def tasks(plan: list[Draw], recipe: EvaluateRecipe, *, real: tuple[int, ...], ho
     levels = range(len(recipe.loss_levels) if holdout else 0)
     result = [Task(number=next(number), kind="loss", level=level) for level in levels]
     size = recipe.batch_size
-    measured = tuple(range(min(holdout, recipe.loss_pictures) if recipe.bound_steps else 0))
+    measured = tuple(range(min(holdout, recipe.loss_pictures) if recipe.bound_steps and bound else 0))
     parts = [measured[i : i + size] for i in range(0, len(measured), size)]
     result += [Task(number=next(number), kind="bound", indices=part) for part in parts]
     drawing = [{"kind": "draw", "draws": tuple(plan[i : i + size])} for i in range(0, len(plan), size)]

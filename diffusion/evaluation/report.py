@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from diffusion.codec import CodecIdentity
 from diffusion.data.images import encode_png, grid
 from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.features import ExtractorIdentity
@@ -122,6 +123,7 @@ class Report(Frozen):
     reconstruction: Reconstruction | None = Field(None, exclude_if=unset)  # of that average, where the run kept others
     guide: Guide | None = Field(None, exclude_if=unset)
     text: TextIdentity | None = Field(None, exclude_if=unset)  # what read the captions, if anything did
+    codec: CodecIdentity | None = Field(None, exclude_if=unset)  # what made pictures of latents, if anything did
     frechet: Frechet | None
     floor: FloorFacts | None
     held_out: tuple[HeldOutLoss, ...]
@@ -296,7 +298,8 @@ def _losses(report: Report) -> list[str]:
         for level in report.held_out
     ]
     notes = (
-        f"Weighted denoising loss (EDM) on {report.held_out[0].pictures:,} pictures that training never saw, with fixed"
+        f"Weighted denoising loss (EDM) on {'latents of ' if report.codec else ''}{report.held_out[0].pictures:,} pictures"
+        f" that training never saw, with fixed"
         f" noise. The weight makes 1 the expected loss of a network that answers 0, where the pixels' mean square is"
         f" sigma_data squared; the last column is that loss on these very pictures. The standard error is over pictures."
     )
@@ -307,6 +310,8 @@ def _bound(report: Report) -> list[str]:
     found = report.bound
     if found is None:
         why = "evaluate.bound_steps is 0" if report.held_out else "the dataset has no held-out pictures"
+        if report.codec:
+            why = "the model draws latents, and a bound on these cannot be compared with one on pictures"
         return ["## Variational bound", f"Not measured: {why}."]
     chain, interval = found.identity, f"{_shown(found.low)} to {_shown(found.high)}"
     rows = [
@@ -347,6 +352,8 @@ def _identity(report: Report) -> str:
     }
     if report.text:
         facts |= {"text encoder": report.text}
+    if report.codec:
+        facts |= {"codec": report.codec}
     for what, made in (("average", report.reconstruction), ("guide", report.guide and report.guide.reconstruction)):
         facts |= {
             f"{what} from the checkpoint at {c.images_seen:,}": c.digest for c in (made.checkpoints if made else ())

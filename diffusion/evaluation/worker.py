@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.codec import drawn
 from diffusion.data import manifest
 from diffusion.data.images import to_model
 from diffusion.data.pictures.buckets import shown as size_shown
@@ -90,7 +91,12 @@ class Worker:
             setup = self.setup
             # damage is an error here: a metric is of the very pictures of its reference
             self._readers[split] = ShardReader(
-                setup.dataset_uri, split, digest=setup.dataset_digest, cache_mib=0, shards=setup.reading.cache
+                setup.dataset_uri,
+                split,
+                digest=setup.dataset_digest,
+                cache_mib=0,
+                shards=setup.reading.cache,
+                codec=self.bundle.codec if split == "holdout" else None,  # training pictures are looked at
             )
         return self._readers[split]
 
@@ -114,16 +120,21 @@ class Worker:
         return _in_order(groups)
 
     def _held_out(self) -> Iterator[tuple[Tensor, Tensor, Cond]]:
-        """The held-out pictures that are measured, those of one size at a time: their numbers (N,), the pictures
-        (N, 3, H, W) in [-1, 1], and the condition of each."""
+        """The held-out pictures that are measured, those of one size at a time: their numbers (N,), the pictures as the
+        network sees them, (N, C, H, W), and the condition of each."""
         reader = self._reader("holdout")
         chosen = np.array(evenly(len(reader), self.setup.recipe.loss_pictures))
         for places in reader.by_size(chosen):
-            pictures = reader.gather(chosen[places])
+            pictures, numbers = reader.gather(chosen[places]), torch.from_numpy(places)
             cond = {"label": torch.from_numpy(pictures.label)}
             if self.bundle.encoder is not None:
                 cond |= self.bundle.encoder(pictures.texts)._asdict()
-            yield torch.from_numpy(places), to_model(torch.from_numpy(pictures.images)), cond
+            if reader.latents is None:
+                x0 = to_model(torch.from_numpy(pictures.images))
+            else:
+                reader.latents.complete(pictures.images, pictures.latents, pictures.known)
+                x0 = drawn(torch.from_numpy(pictures.latents), seed=self.setup.recipe.seed, index=numbers)
+            yield numbers, x0, cond
 
     def _real(self, pictures: np.ndarray) -> np.ndarray:
         """Features of training pictures, (N, D)."""
@@ -207,7 +218,7 @@ def held_out_loss(
     """The loss of each picture at noise level `level` of the recipe, and that of the best linear denoiser, which under EDM
     is a network that answers 0.  Both have EDM's weight, whatever the denoiser predicts and was trained with.
 
-    x0 (N, 3, H, W), cond: a row for each.  picture (N,): their numbers; None: 0, 1, ...  The noise is a function of
+    x0 (N, C, H, W), cond: a row for each.  picture (N,): their numbers; None: 0, 1, ...  The noise is a function of
     recipe.seed, the level and the picture's number.
     """
     sigma, losses, zeros = recipe.loss_levels[level], [], []

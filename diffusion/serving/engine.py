@@ -285,12 +285,12 @@ def trial_query(spec: BundleSpec, rows: int, trial: int, device: torch.device, s
     levels = sampling_sigmas(spec.sampling, spec.sampling.steps).log()
     low, high = levels[-2].item(), levels[0].item()  # the last is 0
     sigma = (low + (high - low) * uniform(trial, Stream.SIGMA, index)).exp()
-    size = size or spec.size
-    noise = normal(trial, Stream.INITIAL, index, (3, *size))
+    shape = spec.shape_at(size)
+    noise = normal(trial, Stream.INITIAL, index, shape)
     label = (index + trial) % (len(spec.classes) + 1)
     cond = {"label": label}
     if channels := image_channels(spec.degradations):
-        shown = normal(trial, Stream.CHURN, index, (channels, *size))
+        shown = normal(trial, Stream.CHURN, index, (channels, *shape[1:]))
         cond["image"] = shown * (index % 3 > 0).view(-1, 1, 1, 1)  # among them pictures drawn freely
     if spec.text:
         length = torch.linspace(0, spec.text.tokens, rows).round()

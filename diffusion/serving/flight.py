@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.data.images import to_uint8
 from diffusion.degradation import image_channels
 from diffusion.guidance import MODEL, Cond, autoguided, classifier_free, conditioned
 from diffusion.random import Stream, normal
@@ -27,7 +26,7 @@ def converse(request: ResolvedRequest, images: range, bundle: Bundle, device: to
 
 def noise_of(request: ResolvedRequest, stream: Stream, images: range, bundle: Bundle, device: torch.device) -> Noise:
     """Step -> noise of these pictures, each a function of (seed, step, number of the picture) alone."""
-    shape = (3, *(request.size or bundle.spec.size))
+    shape = bundle.spec.shape_at(request.size)
 
     def noise(step: int) -> Tensor:
         # one picture at a time: a vectorized logarithm may depend on how many numbers are taken together
@@ -74,7 +73,7 @@ def condition(
     if bundle.guide is not None:
         cond[MODEL] = torch.zeros(rows, dtype=torch.int64, device=device)
     if channels := image_channels(bundle.spec.degradations):
-        shape = (channels, bundle.spec.resolution, bundle.spec.resolution)
+        shape = (channels, *bundle.spec.shape_at()[1:])
         nothing = torch.zeros(1, *shape, device=device)
         cond["image"] = (nothing if image is None else image).expand(rows, *shape)
     if bundle.encoder is None:
@@ -91,13 +90,14 @@ class Flight:
     images: range
     conversation: Conversation
     query: Query
+    bundle: Bundle
 
     @classmethod
     def depart(cls, ticket: Ticket, images: range, bundle: Bundle, device: torch.device) -> "Flight | None":
         """Begin the conversation; where that is impossible the ticket fails and there is no flight."""
         try:
             conversation = converse(ticket.request, images, bundle, device)
-            return cls(ticket, images, conversation, next(conversation))
+            return cls(ticket, images, conversation, next(conversation), bundle)
         except Exception as error:
             ticket.fail(DrawingFailed(f"the request could not be started: {error}"))
             return None
@@ -111,7 +111,7 @@ class Flight:
         try:
             x0 = self._send(answer)
             if x0 is not None:
-                self.ticket.add(self.images.start, list(to_uint8(x0.cpu()).numpy()))
+                self.ticket.add(self.images.start, list(self.bundle.pictures(x0).numpy()))
             return x0 is None
         except Exception as error:
             self.ticket.fail(DrawingFailed(f"the sampler failed: {error}"))

@@ -14,6 +14,7 @@ import safetensors.torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
+from diffusion.codec import CodecIdentity
 from diffusion.ema import Snapshot, combine, post_hoc_coefficients
 from diffusion.recipe import EvaluateRecipe, Frozen, TrainRecipe, canonical_json, checkpoints_of, digest_of
 from diffusion.store.publish import read_checked
@@ -106,7 +107,7 @@ def read_average(run: RunRef, wanted: Snapshot) -> Average:
     here = Source(images_seen=manifest.images_seen, digest=digest_of(manifest))
     if repr(wanted.sigma_rel) in manifest.ema:
         return Average(_read(folder, manifest, wanted.sigma_rel), here, None)
-    kept, coefficients, error = check_averages(read_recipe(run)[0], wanted)
+    kept, coefficients, error = check_averages(read_recipe(run).recipe, wanted)
     checkpoints = {moment: read_manifest(run, moment) for moment in dict.fromkeys(s.images_seen for s in kept)}
     weights: Iterator[dict[str, Tensor]] = (_read(*checkpoints[s.images_seen], s.sigma_rel) for s in kept)
     sources = tuple(Source(images_seen=m, digest=digest_of(manifest)) for m, (_, manifest) in checkpoints.items())
@@ -140,12 +141,21 @@ def read_manifest(run: RunRef, images_seen: int) -> tuple[Path, Manifest]:
     return folder, manifest
 
 
-def read_recipe(run: RunRef) -> tuple[TrainRecipe, TextIdentity | None]:
-    """A run's recipe, and what read its captions, out of its last checkpoint."""
+class Trained(NamedTuple):
+    """A run's recipe, what read its captions, and what made its latents."""
+
+    recipe: TrainRecipe
+    text: TextIdentity | None
+    codec: CodecIdentity | None
+
+
+def read_recipe(run: RunRef) -> Trained:
+    """What a run was trained by, out of its last checkpoint."""
     folder, manifest = read_manifest(run, run.images_seen)
     facts = json.loads(read_checked(folder / STATE_NAME, manifest.files[STATE_NAME].sha256, _DAMAGED))
     text = TextIdentity.model_validate(facts["text"]) if "text" in facts else None
-    return TrainRecipe.model_validate_json(canonical_json(facts["recipe"])), text
+    codec = CodecIdentity.model_validate(facts["codec"]) if "codec" in facts else None
+    return Trained(TrainRecipe.model_validate_json(canonical_json(facts["recipe"])), text, codec)
 
 
 def _read(folder: Path, manifest: Manifest, sigma_rel: float) -> dict[str, Tensor]:

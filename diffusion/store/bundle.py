@@ -12,6 +12,8 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
+from diffusion.codec import Codec, CodecIdentity
+from diffusion.data.images import to_uint8
 from diffusion.degradation import image_channels
 from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.ema import Snapshot
@@ -27,6 +29,7 @@ from diffusion.recipe import (
     unset,
 )
 from diffusion.store.averages import Average, Digest, Reconstruction, Source, read_average, read_recipe
+from diffusion.store.codecs import codec_named
 from diffusion.store.publish import publish, sha256_file, staging
 from diffusion.store.refs import RunRef
 from diffusion.store.text_encoders import encoder_named
@@ -60,6 +63,11 @@ class BundleSpec(Frozen):
     )
     unet: UNetRecipe
     text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads captions; absent: nothing does")
+    codec: CodecIdentity | None = Field(
+        None,
+        exclude_if=unset,
+        description="What makes pictures of the latents it draws; absent: it draws pictures",
+    )
     degradations: tuple[TaskName, ...] = Field(
         (), exclude_if=unset, description="What it was trained to restore; absent: nothing"
     )
@@ -86,6 +94,8 @@ class BundleSpec(Frozen):
                 f"text={self.text} and unet.text_width={self.unet.text_width}: a network that reads captions is of use"
                 f" only with the encoder it was trained on, so its checkpoint must name it: train again"
             )
+        if self.codec:
+            self.codec.side(self.resolution)
         if self.sampling.guidance_kind not in self.guidance_kinds:
             raise ValueError("sampling.guidance_kind=autoguidance, and there is no guide: evaluate with guide_images")
         return self
@@ -95,6 +105,13 @@ class BundleSpec(Frozen):
         """(height, width) of a picture where a request does not say: of what it was trained on the nearest to the square."""
         square = (self.resolution, self.resolution)
         return min(self.sizes, key=lambda size: (max(size) / min(size), size)) if self.sizes else square
+
+    def shape_at(self, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+        """(C, H, W) of what the network sees and draws, of pictures of this (height, width): the picture, or its latents."""
+        height, width = size or self.size
+        if self.codec is None:
+            return 3, height, width
+        return self.codec.channels, self.codec.side(height), self.codec.side(width)
 
     @property
     def guidance_kinds(self) -> tuple[GuidanceKind, ...]:
@@ -116,6 +133,14 @@ class Bundle:
     denoiser: Denoiser
     encoder: TextEncoder | None = None  # of spec.text
     guide: Denoiser | None = None  # of spec.guide
+    codec: Codec | None = None  # of spec.codec
+
+    def pictures(self, x0: Tensor) -> Tensor:
+        """What was drawn, (B, C, H, W) -> uint8 (B, H, W, 3), each picture with the bits it would have alone.
+
+        Raises ValueError where a value is not finite.
+        """
+        return to_uint8((self.codec.decode(x0) if self.codec else x0).cpu())
 
 
 def bundle_path(store_root: Path, digest: str) -> Path:
@@ -131,7 +156,7 @@ def export_bundle(
     The same run, averages and sampling give the same bytes.  Raises ValueError for a checkpoint that is damaged, or not
     this run's, or an average that `read_average` cannot give: raw weights are never served.
     """
-    recipe, text = read_recipe(run)
+    recipe, text, codec = read_recipe(run)
     model = read_average(run, Snapshot(run.images_seen, ema_sigma_rel))
     data = {WEIGHTS_NAME: _packed(model)}
     second = None
@@ -150,6 +175,7 @@ def export_bundle(
         sizes=run.dataset.sizes,
         unet=recipe.unet,
         text=text,
+        codec=codec,
         degradations=recipe.degradations,
         sigma_data=recipe.sigma_data,
         prediction=recipe.prediction,
@@ -199,9 +225,10 @@ def verify_bundle(uri: str | Path, digest: str | None = None) -> tuple[BundleSpe
 
 
 def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: str | None = None) -> Bundle:
-    """Read a bundle, verifying it as `verify_bundle` does, and put its denoisers and its text encoder on `device`.
+    """Read a bundle, verifying it as `verify_bundle` does, and put its denoisers, its text encoder and its codec on
+    `device`.
 
-    Raises ValueError where that encoder is not installed here, or another is.
+    Raises ValueError where that encoder or codec is not installed here, or another is.
     """
     spec, actual = _read_spec(Path(uri), digest)
     denoisers = []
@@ -211,7 +238,8 @@ def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: 
         _check_weights(path, expected, hashlib.sha256(data).hexdigest())
         denoisers.append(_network(spec, data, source=str(path)).to(device).eval().requires_grad_(False))
     encoder = encoder_named(spec.text, str(device)) if spec.text else None
-    return Bundle(spec, actual, denoisers[0], encoder, *denoisers[1:])
+    codec = codec_named(spec.codec, str(device)) if spec.codec else None
+    return Bundle(spec, actual, denoisers[0], encoder, *denoisers[1:], codec=codec)
 
 
 def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
@@ -258,9 +286,11 @@ def _packed(average: Average) -> bytes:
 
 def _network(spec: BundleSpec, data: bytes, *, source: str) -> Denoiser:
     """The denoiser of the specification with these weights, a safetensors file's bytes."""
+    channels, side, _ = spec.shape_at((spec.resolution, spec.resolution))
     denoiser = denoiser_of(
         spec.unet,
-        resolution=spec.resolution,
+        resolution=side,
+        channels=channels,
         classes=len(spec.classes),
         sigma_data=spec.sigma_data,
         precision=spec.precision,

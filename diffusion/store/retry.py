@@ -1,5 +1,7 @@
 """Asking again: how often, after what wait, and when to give up."""
 
+import logging
+import math
 import random
 import threading
 import time
@@ -46,7 +48,11 @@ class Patience:
         return random.SystemRandom().uniform(0, min(self.longest_s, self.first_s * 2.0 ** min(failed - 1, 64)))
 
 
+_SILENT_S = 3.0  # of waiting for an answer without a word about it
+_TOLD_EVERY_S = 10.0
+_log = logging.getLogger("diffusion.storage")
 _lock = threading.Lock()
+_last_told = -math.inf
 _retried: Counter[str] = Counter()
 
 
@@ -57,7 +63,10 @@ def retries() -> Counter[str]:
 
 
 def ask(what: str, attempt: Callable[[], T], patience: Patience) -> T:
-    """What `attempt` returns.  Where it raises Passing it is called again; in the end StorageUnavailable names `what`."""
+    """What `attempt` returns.  Where it raises Passing it is called again; in the end StorageUnavailable names `what`.
+
+    A wait that people would notice is told to the log `diffusion.storage`.
+    """
     began = time.monotonic()
     failed = 0
     while True:
@@ -74,4 +83,16 @@ def ask(what: str, attempt: Callable[[], T], patience: Patience) -> T:
                 ) from error
             with _lock:
                 _retried[error.kind] += 1
+            if passed_s + wait_s > _SILENT_S:
+                _tell(f"{what}: {error} (asked {failed} times in {passed_s:.1f} s): asking again")
         time.sleep(wait_s)
+
+
+def _tell(words: str) -> None:
+    """To the log, now and then, though many threads wait at once."""
+    global _last_told
+    with _lock:
+        if time.monotonic() - _last_told < _TOLD_EVERY_S:
+            return
+        _last_told = time.monotonic()
+    _log.warning(words)

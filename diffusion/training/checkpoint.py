@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffusion.codec import CodecIdentity
 from diffusion.recipe import Frozen, TrainRecipe, canonical_json, digest_of, unset
 from diffusion.store.averages import MANIFEST_NAME, STATE_NAME, File, Manifest
 from diffusion.store.publish import publishing, sha256_file
@@ -38,6 +39,7 @@ class Facts(Frozen):
     recipe: TrainRecipe
     dataset: DatasetRef
     text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads the captions, if anything does")
+    codec: CodecIdentity | None = Field(None, exclude_if=unset, description="What made its latents, if it learns any")
     images_seen: int = Field(ge=0)
     world: int = Field(ge=1, description="Worker processes the batch was divided over")
     threads: int = Field(ge=1, description="Torch threads of each")
@@ -50,13 +52,20 @@ class Facts(Frozen):
 
 
 def facts_of(
-    recipe: TrainRecipe, dataset: DatasetRef, *, world: int, device: torch.device, text: TextIdentity | None = None
+    recipe: TrainRecipe,
+    dataset: DatasetRef,
+    *,
+    world: int,
+    device: torch.device,
+    text: TextIdentity | None = None,
+    codec: CodecIdentity | None = None,
 ) -> Facts:
-    """Facts of a run in this process, at images_seen = 0.  text: of the state that is trained."""
+    """Facts of a run in this process, at images_seen = 0.  text, codec: of the state that is trained."""
     return Facts(
         recipe=recipe,
         dataset=dataset,
         text=text,
+        codec=codec,
         images_seen=0,
         world=world,
         threads=torch.get_num_threads(),
@@ -161,7 +170,7 @@ def read_facts(folder: Path) -> Facts:
 def load(folder: Path, state: TrainState, facts: Facts) -> dict[str, tuple[Any, Any]]:
     """Verify a checkpoint and put it into `state`, whose tensors keep their device and memory format.
 
-    facts: of the run that resumes.  Another recipe, dataset or text encoder is refused by what differs; the state is
+    facts: of the run that resumes.  Another recipe, dataset, text encoder or codec is refused by what differs; the state is
     then unchanged.  Returns the surroundings that changed, name -> (then, now): with none, the resumed run has
     the same bits as the uninterrupted one.
     """
@@ -173,6 +182,11 @@ def load(folder: Path, state: TrainState, facts: Facts) -> dict[str, tuple[Any, 
         raise ValueError(
             f"{folder} was trained on the text encoder {saved.text}, and here is {facts.text}: the same captions would be"
             f" other numbers from here on. Put the encoder's files back as they were, or train into a new run folder."
+        )
+    if saved.codec != facts.codec:
+        raise ValueError(
+            f"{folder} was trained on latents of the codec {saved.codec}, and here is {facts.codec}: the same pictures would"
+            f" be other numbers from here on. Put the codec's files back as they were, or train into a new run folder."
         )
     state.net.load_state_dict(load_file(folder / WEIGHTS_NAME))
     for sigma_rel in state.ema.averages:

@@ -48,7 +48,7 @@ class _Learned(nn.Module):
 
 def data_parallel(state: TrainState, resolution: int) -> nn.Module:
     """state.net, wrapped so that its gradients are averaged over the processes, each with an equal share of the batch.
-    From here on state.optimizer divides its work among them too.
+    From here on state.optimizer divides its work among them too.  resolution: side of what the network sees.
 
     Every process holds the same state, the same before as after.
     """
@@ -64,7 +64,7 @@ def data_parallel(state: TrainState, resolution: int) -> nn.Module:
     )
     # The gradients' buckets, and with them the order of the sums over three and more ranks, settle after the first
     # backward pass.  Spend it on zeros, or a resumed run would differ in its first step from the uninterrupted one.
-    zeros = torch.zeros(1, 3, resolution, resolution, device=device)
+    zeros = torch.zeros(1, state.net.net.picture_channels, resolution, resolution, device=device)
     output = model(zeros, torch.ones(1, device=device)).sum()
     if state.uncertainty:
         output = output + state.uncertainty(torch.ones(1, device=device)).sum()

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from diffusion.codec import CodecIdentity, drawn
 from diffusion.data.images import to_model
 from diffusion.degradation import degraded, image_channels, operators_of
 from diffusion.denoiser import Denoiser, denoiser_of
@@ -20,6 +21,7 @@ from diffusion.ema import PowerEMA
 from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of
 from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe, checkpoints_of
+from diffusion.store.codecs import identity_for
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import encoder_of
 from diffusion.text import TextEncoder, TextIdentity
@@ -36,6 +38,7 @@ class Batch(Protocol):
     captions: list[str]
     keys: list[str]
     index: Tensor  # (b,) int64: positions in the global order
+    latents: Tensor | None  # (b, 2, C, h, w) float32, in place of the images where the recipe has a codec
 
 
 @dataclass
@@ -48,6 +51,7 @@ class TrainState:
     images_seen: int = 0
     encoder: TextEncoder | None = None  # of train.text_encoder; frozen, so of a checkpoint its identity alone
     uncertainty: Uncertainty | None = None  # of train.weight=uncertainty; never averaged, never served
+    codec: CodecIdentity | None = None  # of train.codec: what made the latents that it learns to draw
 
     @property
     def text(self) -> TextIdentity | None:
@@ -73,7 +77,7 @@ class StepResult(NamedTuple):
 class Corrupted(NamedTuple):
     """A batch as the loss sees it."""
 
-    x0: Tensor  # (b, 3, H, W) in [-1, 1]
+    x0: Tensor  # (b, 3, H, W) in [-1, 1], or latents (b, C, h, w)
     noise: Tensor
     sigma: Tensor  # (b,)
     label: Tensor  # (b,) int64, some of them the null label
@@ -133,17 +137,24 @@ def check_sizes(recipe: TrainRecipe, dataset: DatasetRef) -> None:
             f"dataset {dataset.digest[:16]} is in aspect buckets, and train.degradations={recipe.degradations} are made for"
             " squares: shard without shard.bucket_aspect"
         )
+    if dataset.sizes and recipe.codec != "none":
+        raise ValueError(
+            f"dataset {dataset.digest[:16]} is in aspect buckets, and latents (train.codec={recipe.codec}) are made of"
+            " squares alone: shard without shard.bucket_aspect"
+        )
 
 
 def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: torch.device | str) -> TrainState:
-    """The state at images_seen = 0, a function of the recipe alone."""
+    """The state at images_seen = 0, a function of the recipe alone.  resolution: of the pictures."""
+    codec = identity_for(recipe)
     net = denoiser_of(
         recipe.unet,
-        resolution=resolution,
+        resolution=codec.side(resolution) if codec else resolution,
         classes=classes,
         sigma_data=recipe.sigma_data,
         precision=recipe.precision,
         prediction=recipe.prediction,
+        channels=recipe.codec_channels,
         image_channels=image_channels(recipe.degradations),
         seed=recipe.seed,
     ).to(device)
@@ -156,13 +167,17 @@ def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: t
         optimizer_of(recipe, learned),
         encoder=encoder_of(recipe, str(device)),
         uncertainty=uncertainty,
+        codec=codec,
     )
 
 
 def corrupt(batch: Batch, recipe: TrainRecipe, null_label: int, device: torch.device) -> Corrupted:
     """Draw everything random about a batch from the positions of its pictures."""
     index = batch.index.to(device, non_blocking=True)
-    x0 = to_model(batch.images.to(device, non_blocking=True))
+    if recipe.codec != "none":
+        x0 = drawn(batch.latents.to(device, non_blocking=True), seed=recipe.seed, index=index)
+    else:
+        x0 = to_model(batch.images.to(device, non_blocking=True))
     if recipe.hflip:
         mirrored = uniform(recipe.seed, Stream.AUGMENT, index) < 0.5
         x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)

@@ -2,7 +2,8 @@
 
 The source is a zip of small, distinct PNGs.  Each row is a process of its own: its peak of resident memory, beside what the
 program takes before it begins, seconds and microseconds a picture; and the same for the next version, with one picture in a
-hundred added.
+hundred added.  Limits: the peak of every row; and of first versions of 10,000 pictures and more, whose cost is no longer
+that of beginning and ending, the dearest CPU time of a picture against the cheapest.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from diffusion.recipe import ShardRecipe
 
 RECIPE = ShardRecipe(resolution=32)
 COUNTS = (1_000, 10_000, 50_000, 200_000)
+LIMIT_MIB, LIMIT_RISE, MANY = 160, 1.2, 10_000
 
 
 def make_source(path: Path, first: int, last: int) -> None:
@@ -72,6 +74,7 @@ def main() -> None:
     print(
         f"{'pictures':>9} {'version':>8} {'seconds':>8} {'us a picture':>13} {'CPU us':>7} {'peak MiB':>9} {'before':>7}"
     )
+    peak, costs = 0.0, []
     for count in given.counts:
         with tempfile.TemporaryDirectory() as folder:
             source, root = Path(folder, "pictures.zip"), Path(folder, "root")
@@ -84,6 +87,16 @@ def main() -> None:
                     f" {row['cpu'] * each:>7.0f} {row['mib']:>9.0f} {row['mib_before']:>7.0f}",
                     flush=True,
                 )
+                peak = max(peak, row["mib"])
+                if version == "first" and count >= MANY:
+                    costs.append(row["cpu"] * each)
+    rise = max(costs) / min(costs) if costs else 1.0
+    passed = peak <= LIMIT_MIB and rise <= LIMIT_RISE
+    print(
+        f"largest peak {peak:.0f} MiB (limit {LIMIT_MIB}), dearest picture {rise:.2f} x the cheapest (limit {LIMIT_RISE}):"
+        f" {'passed' if passed else 'FAILED'}"
+    )
+    raise SystemExit(not passed)
 
 
 if __name__ == "__main__":

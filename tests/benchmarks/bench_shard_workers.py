@@ -1,15 +1,22 @@
 """The shard stage on Ray with one worker and with two: `python -m tests.benchmarks.bench_shard_workers`.
 
 256 px JPEGs to 64 px, in turns, so that what else the machine does falls on both alike; the stage alone, Ray is up before.
-In the same turns: this process without Ray, which has nothing to start and nothing to hand over.
+In the same turns: the same tasks on one and on two processes of a pool without Ray, which is what this machine's two cores
+can give; two of them may share a processor with others, and then give less than twice one.  What each way takes of the
+processors, Ray's own processes and this one included, says what it would do where nobody else has them.
 """
 
 import argparse
+import multiprocessing
+import os
 import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from functools import partial
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +27,7 @@ from diffusion.data.images import encode_jpeg
 from diffusion.data.ingest import shard_dataset
 from diffusion.recipe import ShardRecipe
 
+LIMIT = 1.7  # times as fast with two workers
 RECIPE = ShardRecipe(resolution=64)
 SIDE = 256
 
@@ -35,31 +43,60 @@ def make_source(folder: Path, count: int) -> Path:
     return folder
 
 
+def pool_each(pool: Pool, function: Callable[[dict], dict], tasks: Iterable[dict]) -> Iterator[dict]:
+    return pool.imap_unordered(function, list(tasks))  # the catalogue is this thread's
+
+
+def used() -> float:
+    """Seconds of processor that this process and all that descend from it have had."""
+    above, ticks = {}, {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = file.read_text().rpartition(")")[2].split()
+            above[file.parent.name], ticks[file.parent.name] = fields[1], sum(map(int, fields[11:15]))
+    ours = {str(os.getpid())}
+    while more := {process for process in above if above[process] in ours} - ours:
+        ours |= more
+    return sum(ticks[process] for process in ours) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=6000)
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
-    ways = {
-        "no Ray": map,
-        "Ray, 1 worker": partial(ray_each, workers=1),
-        "Ray, 2 workers": partial(ray_each, workers=2),
-    }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    with tempfile.TemporaryDirectory(prefix="b-", dir="/tmp") as name, local_ray(Path(name, "ray"), cpus=2):
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="b-", dir="/tmp"))
+        pools = [stack.enter_context(multiprocessing.get_context("spawn").Pool(n)) for n in (1, 2)]
+        stack.enter_context(local_ray(Path(name, "ray"), cpus=2))
+        ways = {
+            "pool of 1": partial(pool_each, pools[0]),
+            "pool of 2": partial(pool_each, pools[1]),
+            "Ray, 1 worker": partial(ray_each, workers=1),
+            "Ray, 2 workers": partial(ray_each, workers=2),
+        }
+        seconds: dict[str, list[float]] = {way: [] for way in ways}
+        spent: dict[str, list[float]] = {way: [] for way in ways}
         source, root = make_source(Path(name, "pictures"), given.pictures), Path(name, "root")
-        list(ray_each(dict, [{}] * 4))  # workers start
-        for turn in range(given.turns + 1):
+        few = make_source(Path(name, "few"), min(given.pictures, 512))
+        for turn in range(given.turns + 1):  # the first is to warm up
             for way, each in ways.items():
-                start = time.perf_counter()
-                shard_dataset(source, RECIPE, root, each=each)
-                if turn:  # the first is to warm up
+                start, before = time.perf_counter(), used()
+                shard_dataset(source if turn else few, RECIPE, root, each=each)
+                if turn:
                     seconds[way].append(time.perf_counter() - start)
+                    spent[way].append(used() - before)
                 shutil.rmtree(root)
     for way, turns in seconds.items():
-        print(f"{way:<15} {statistics.median(given.pictures / s for s in turns):>8,.0f} pictures/s")
-    ratios = [one / two for one, two in zip(seconds["Ray, 1 worker"], seconds["Ray, 2 workers"], strict=True)]
-    print(f"2 workers / 1: {statistics.median(ratios):.2f} (of {', '.join(f'{r:.2f}' for r in sorted(ratios))})")
+        each = 1e6 * statistics.median(spent[way]) / given.pictures
+        rate = statistics.median(given.pictures / s for s in turns)
+        print(f"{way:<15} {rate:>8,.0f} pictures/s {each:>8,.0f} us of processor each")
+    for one, two in (("pool of 1", "pool of 2"), ("Ray, 1 worker", "Ray, 2 workers")):
+        ratios = sorted(a / b for a, b in zip(seconds[one], seconds[two], strict=True))
+        median = statistics.median(ratios)
+        print(f"{two} / {one}: {median:.2f} (of {', '.join(f'{r:.2f}' for r in ratios)})")
+    print(f"limit {LIMIT}: {'passed' if median >= LIMIT else 'FAILED'}")
+    raise SystemExit(median < LIMIT)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import read_receipt
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.refs import ModelRef
-from tests.random_bundle import CLASSES, random_bundle, reading_bundle
+from tests.random_bundle import CLASSES, random_bundle, reading_bundle, shaped_bundle
 
 URL = "/v1/images/generations"
 MODEL = ModelRef(
@@ -100,6 +100,22 @@ def test_pictures_with_their_receipts(client, engine):
         assert receipt.model_dump(mode="json") == item["receipt"]
         assert (receipt.image, receipt.seed, receipt.sampler, receipt.version) == (i, 7, "ddim", "3")
     assert answer.headers["x-diffusion-bundle-digest"] == "5" * 64
+
+
+def test_a_picture_has_the_size_that_is_asked_for_whatever_is_drawn_beside_it(one_thread):
+    engine = Engine(shaped_bundle(), slots=4)
+    asked = [{"label": "cat", "seed": 3, "n": 2, "size": size} for size in ("24x8", "16x16", "8x24", None)]
+    with served(engine) as client, ThreadPoolExecutor(4) as pool:
+        answers = [answer.json() for answer in pool.map(lambda body: client.post(URL, json=body), asked)]
+        card = client.get("/v1/models").json()["data"][0]
+        wrong = client.post(URL, json={"label": "cat", "size": "8x8"})
+    alone = Engine(shaped_bundle(), slots=1)
+    for body, answer in zip(asked, answers, strict=True):
+        for item, expected in zip(answer["data"], alone.generate([GenerateRequest(**body)])[0], strict=True):
+            assert np.array_equal(decode_png(base64.b64decode(item["b64_json"])), expected)
+            assert item["receipt"]["size"] == (body["size"] or "16x16")
+    assert (wrong.status_code, error_of(wrong)["allowed"]) == (422, card["sizes"])
+    assert card["sizes"] == ["8x24", "16x16", "24x8"]
 
 
 def test_a_bare_png_by_format_or_by_accept(client):

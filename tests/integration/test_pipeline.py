@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
+from diffusion.data.images import encode_png
 from diffusion.serving.receipt import read_receipt
 
 ROOT = Path(__file__).parents[2]
@@ -212,5 +214,31 @@ def test_an_interrupted_training_goes_on_where_it_was(place: Place, emoji_folder
     assert re.search(r"shard +done before", said)
     assert re.search(r"goes on from its checkpoint at [1-9]", said)
     assert re.search(r"model +smoke version 1", said)
+    assert place.wait_for_end() == []
+    assert place.strays() == []
+
+
+def test_a_signal_to_all_processes_ends_sharding_soon_and_it_goes_on(place: Place, tmp_path: Path) -> None:
+    """Prefect's temporary server and Ray's are taken away as well, for which their clients would wait for minutes."""
+    for i in range(3_000):
+        path = tmp_path / f"{i % 3}" / f"{i:04d}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode_png(np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)))
+    line = ("shard", "--preset", "smoke", "--source", str(tmp_path))
+    with running(place, *line) as process:
+        while not list(place.home.glob("work/*/blobs/*")):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGTERM)
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode == 130, said
+        assert said.count("interrupted. ") == 1
+        assert "Traceback" not in said
+    assert place.wait_for_end() == []
+    with running(place, *line) as process:
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, said
+    assert "of 3,000 files" in said
+    assert list(place.home.glob("work/*")) == []
     assert place.wait_for_end() == []
     assert place.strays() == []

@@ -19,7 +19,7 @@ from diffusion.serving.receipt import read_receipt
 from diffusion.serving.request import GenerateRequest, RequestError
 from diffusion.store.refs import ModelRef
 from diffusion.store.text_encoders import text_encoder
-from tests.random_bundle import published_model, random_spec, reading_bundle, reading_spec
+from tests.random_bundle import published_model, random_spec, reading_bundle, reading_spec, shaped_bundle
 from tests.registered_run import endpoint_png
 
 
@@ -119,3 +119,13 @@ def test_the_registrys_model_takes_prompts_where_they_are_read(tmp_path):
     wanted = GenerateRequest(prompt="a flag", seed=2, steps=2, guidance=3)
     assert np.array_equal(decode_png(answer["png"][1]), model.engine.generate([wanted])[0][0])
     assert [r["label"] for r in map(json.loads, model.predict(None, rows[["label", "seed"]][:1])["receipt"])] == ["cat"]
+
+
+def test_the_registrys_model_takes_sizes_where_it_has_several(tmp_path):
+    from diffusion.adapters.pyfunc_model import DiffusionModel
+
+    assert signature_of(shaped_bundle().spec).inputs.input_names() == ["label", "size", "seed"]
+    model = DiffusionModel()
+    model.load_context(SimpleNamespace(artifacts={"bundle": published_model(tmp_path, bundle=shaped_bundle()).uri}))
+    answer = model.predict(None, pd.DataFrame({"label": ["cat"] * 2, "size": ["24x8", None], "seed": [1, 1]}))
+    assert [decode_png(png).shape for png in answer["png"]] == [(8, 24, 3), (16, 16, 3)]

@@ -125,6 +125,30 @@ def test_results_and_failures_of_tasks():
     assert "_full_disk" in "".join(error.value.__notes__)
 
 
+def _wait_for_the_first(folder: str, task: dict) -> dict:
+    """The third task of a group waits for what the test makes of the first one's result, then is killed, once."""
+    if task["n"] == 2:
+        end = time.monotonic() + 30
+        while not Path(folder, "seen").exists():
+            assert time.monotonic() < end, "the first result is kept back"
+            time.sleep(0.02)
+        if not Path(folder, "killed").exists():
+            Path(folder, "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_results_of_a_group_come_one_by_one_and_once_though_its_worker_is_killed(tmp_path):
+    assert [len(group) for group in ray_data._groups([""] * 24, 2)] == [8, 8, 4, 2, 1, 1]
+    tasks = [{"n": n} for n in range(4)]
+    results = ray_each(partial(_wait_for_the_first, str(tmp_path)), tasks, workers=1)
+    assert next(results) == {"n": 0}
+    (tmp_path / "seen").touch()
+    assert list(results) == tasks[1:]
+    assert (tmp_path / "killed").exists()
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_a_killed_worker_s_task_is_done_again(tmp_path):
     path = tmp_path / "pids"

@@ -11,6 +11,8 @@ from diffusion.data import manifest
 from diffusion.evaluation.measure import evaluate
 from diffusion.store.refs import RunRef
 from tests.evaluated_run import make_run
+from tests.shapes import RECIPE as SHAPED
+from tests.shapes import write
 from tests.words import reading
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -63,6 +65,14 @@ def test_any_number_of_actors_and_none_give_the_same_bytes(run, tiny_recipe, tmp
 def test_captions_are_read_alike_in_every_process(emoji_folder, tiny_recipe, tmp_path):
     recipe = tiny_recipe.model_copy(update={"train": reading(tiny_recipe.train, tokens=20, width=384)})
     run = make_run(emoji_folder, recipe, tmp_path / "run")
+    plain = evaluate(run, recipe.evaluate, tmp_path / "plain")
+    actors = evaluate_run(run, recipe.evaluate, tmp_path / "ray", actors=2)
+    assert content(actors.uri) == content(plain.uri)
+
+
+def test_pictures_of_several_sizes_are_measured_alike_in_every_process(tiny_recipe, tmp_path):
+    recipe = tiny_recipe.model_copy(update={"shard": SHAPED})
+    run = make_run(write(tmp_path / "source"), recipe, tmp_path / "run")
     plain = evaluate(run, recipe.evaluate, tmp_path / "plain")
     actors = evaluate_run(run, recipe.evaluate, tmp_path / "ray", actors=2)
     assert content(actors.uri) == content(plain.uri)

@@ -13,6 +13,8 @@ before any are decoded.  Nothing else is opened: no format that can hold a progr
 """
 
 import struct
+from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
 import simplejpeg
@@ -25,6 +27,7 @@ from diffusion.data.pictures.with_pillow import decode_with_pillow
 
 MAX_SCANS = 100  # of a progressive JPEG, each of which is decoded over all pixels: usual are ten
 _JPEG = b"\xff\xd8\xff"
+_UNDECODABLE = "the data cannot be decompressed, or ends before the last pixel"
 
 
 def decode_all(data: bytes) -> np.ndarray:
@@ -54,25 +57,58 @@ def decode_into(data: bytes | memoryview, out: np.ndarray) -> None:
     Two threads decode twice as much: the decoders release Python's lock.  Raises BadPicture where the bytes are
     damaged, of another shape than `out` or no such file; `out` is undefined then.
     """
-    if out.dtype != np.uint8 or out.ndim != 3 or out.shape[2] != 3 or not out.flags.c_contiguous:
-        raise ValueError(f"decode_into writes uint8 (H, W, 3), contiguous, not {out.dtype} {out.shape}")
-    if data[:8] == png.SIGNATURE:
-        _png_into(data, out)
-    elif data[:3] == _JPEG:
+    if bad := decode_rows((data,), out[None], (0,)):
+        raise bad[0]
+
+
+def decode_rows(
+    pictures: Iterable[bytes | memoryview], out: np.ndarray, places: Iterable[int]
+) -> dict[int, BadPicture]:
+    """Pictures as `decode_into` takes them into these rows of `out`: uint8 (B, H, W, 3), C-contiguous.
+
+    Returns what is wrong with those that are bad, by place; their rows are undefined.  A thread holds Python's lock for a
+    few microseconds a picture, so that others, which decode small ones at the same time, seldom wait for it.
+    """
+    if out.dtype != np.uint8 or out.ndim != 4 or out.shape[3] != 3 or not out.flags.c_contiguous:
+        raise ValueError(f"pictures are decoded into uint8 (..., H, W, 3), contiguous, not {out.dtype} {out.shape}")
+    _, height, width, _ = out.shape
+    cv2 = opencv()
+    imdecode, flags, header = cv2.imdecode, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, _header(height, width)
+    size, rows, bad = height * width * 3, memoryview(out.reshape(-1)), {}
+    for data, place in zip(pictures, places, strict=True):
+        if data[:26] == header:
+            pixels = imdecode(np.frombuffer(data, np.uint8), flags)
+            if pixels is not None:
+                # numpy's own copy would let go of Python's lock, and take it again, for a microsecond's work
+                rows[place * size : place * size + size] = pixels.reshape(-1).data
+                continue
+        try:
+            _checked_into(data, out[place])
+        except BadPicture as error:
+            bad[place] = error
+    return bad
+
+
+@cache
+def _header(height: int, width: int) -> bytes:
+    """How an 8-bit RGB PNG of that size begins.  [PNG, 11.2.1]"""
+    return png.SIGNATURE + struct.pack(">I4sIIBB", 13, b"IHDR", width, height, 8, 2)
+
+
+def _checked_into(data: bytes | memoryview, out: np.ndarray) -> None:
+    """A JPEG into `out`, (H, W, 3); of a PNG, what is wrong with it."""
+    if data[:3] == _JPEG:
         _jpeg_into(data, out)
-    else:
+    elif data[:8] != png.SIGNATURE:
         raise BadPicture("not a picture", f"begins with {bytes(data[:8]).hex(' ')}: neither PNG nor JPEG")
-
-
-def _png_into(data: bytes | memoryview, out: np.ndarray) -> None:
-    if len(data) < 33:
+    elif len(data) < 33:
         raise BadPicture("truncated", f"a PNG of {len(data)} bytes")
-    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
-    if (height, width, depth, colour) != (*out.shape[:2], 8, 2):
+    elif data[:26] != _header(*out.shape[:2]):
+        width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
         what = f"a PNG of {width} x {height} pixels, bit depth {depth}, colour type {colour}"
         raise BadPicture("wrong shape", f"{what}, where 8-bit RGB of {out.shape[1]} x {out.shape[0]} is expected")
-    cv2 = opencv()
-    out[...] = _by_opencv(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    else:
+        raise BadPicture("damaged", _UNDECODABLE)
 
 
 def _jpeg_into(data: bytes | memoryview, out: np.ndarray) -> None:
@@ -85,7 +121,7 @@ def _jpeg_into(data: bytes | memoryview, out: np.ndarray) -> None:
 def _by_opencv(data: bytes | memoryview, flags: int) -> np.ndarray:
     pixels = opencv().imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
-        raise BadPicture("damaged", "the data cannot be decompressed, or ends before the last pixel")
+        raise BadPicture("damaged", _UNDECODABLE)
     return pixels
 
 
