@@ -395,7 +395,11 @@ class Recipe(Frozen):
             self._check_buckets(divisor)
         sides = [resolution // factor // unet.stem // 2**i for i in range(len(unet.multipliers))]
         if not set(unet.attention) <= set(sides):
-            raise ValueError(f"train.unet.attention={unet.attention}: the feature maps have the sides {sides}")
+            near = min(sides, key=lambda side: abs(side - max(unet.attention)))
+            raise ValueError(
+                f"train.unet.attention={unet.attention}: with shard.resolution={resolution} the network's feature maps have"
+                f" the sides {sides}: choose of these, as in `--set train.unet.attention=[{near}]`"
+            )
         return self
 
     def _check_buckets(self, divisor: int) -> None:

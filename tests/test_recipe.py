@@ -68,6 +68,10 @@ def test_a_wrong_key_or_value_is_refused_by_name(change, word):
             "divisible",
         ),
         ({"train": {"unet": {"attention": (5,)}}}, "the sides"),
+        (
+            {"shard": {"resolution": 256}},
+            r"resolution=256 .* sides \[128, 64, 32\]: .*`--set train.unet.attention=\[32\]`",
+        ),
         ({"train": {"unet": {"blocks": (1, 2)}}}, "one of each per level"),
         ({"train": {"unet": {"attention": (), "text_width": 384}}}, "where there is attention"),
     ],
