@@ -4,7 +4,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from diffusion.recipe import PRESETS, Recipe, SamplerName, TrainRecipe, canonical_json, checkpoints_of, digest_of
+from diffusion.presets import PRESETS
+from diffusion.recipe import Recipe, SamplerName, TrainRecipe, canonical_json, checkpoints_of, digest_of
 from diffusion.sampler import SAMPLERS
 
 
