@@ -114,6 +114,6 @@ def test_the_line_on_latents_and_a_killed_run_is_the_same(places, emoji_folder: 
     saved(whole.root / "codec", seed=1)
     with running(whole, "sample", "--name", "smoke", "--seed", "3") as process:
         said = process.stdout.read()
-        assert process.wait() == 1
+        assert process.wait() == 2
     assert "it would make other pictures of the same latents" in " ".join(said.split())
     assert "Traceback" not in said
