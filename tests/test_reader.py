@@ -212,6 +212,19 @@ def test_damage_is_named_with_shard_key_and_command(dataset, damage):
         opened.read(12)
 
 
+@pytest.mark.parametrize("captions", [False, True])
+def test_a_picture_in_anothers_place_is_damage_though_it_decodes(tmp_path, captions):
+    first = sample(0, SIDE)
+    other = next(row for row in (sample(i, SIDE) for i in range(1, 1_000)) if len(row.image) == len(first.image))
+    ref = publish(LocalFolder(tmp_path), tmp_path, [[first, sample(1_000, SIDE)]], SIDE)
+    path = tar_of(ref, 0)
+    path.write_bytes(path.read_bytes().replace(first.image, other.image))
+    opened = ShardReader(ref.uri, captions=captions, max_damaged=0.5)
+    for _ in range(2):
+        assert opened.gather(np.arange(2)).keys == [sample(1_000, SIDE).key] * 2
+    assert [damage.key for damage in opened.damage.news] == [first.key]
+
+
 @pytest.mark.parametrize("damage", ["flip", "gone"])
 def test_a_damaged_index_loses_its_shard_alone(dataset, damage):
     path = tar_of(dataset, 2).with_suffix(".npy")

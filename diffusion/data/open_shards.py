@@ -1,9 +1,8 @@
 """Shards opened for reading: the index of each, and its bytes from memory, a local file or straight from the storage.
 
 A shard of small pictures that is asked for again is read whole into memory: between two pictures there is then no call
-of the system, at which threads hand Python's lock to each other.  Shards are in use until all their pictures have passed
-through the window of the order, so what is kept is the shards in use, as many as there is room for, and one of them makes
-room only when it is asked for no more.
+of the system, at which threads hand Python's lock to each other.  What is held is the shards in use, as many as there is
+room for: one leaves when it is asked for no more, and never for another one that is in use as well.
 """
 
 import os
@@ -24,7 +23,7 @@ OPEN_SHARDS = 128  # each holds a file open; a process may have 1,024
 INDEX_BYTES = 64 * 2**20  # of all open shards together
 WHOLE_BYTES = 256 * 2**20  # of those read whole
 SMALL_PICTURE = 16 * 2**10  # bytes of tar for each: larger ones take so long to decode that a read does not matter
-_UNUSED = 8  # rounds over the shards held whole in which one of them is not asked for: it is done with
+_UNUSED = 4  # rounds over the open shards in which one that is held whole is not asked for: it is done with
 
 Read = Callable[[int, int], bytes | memoryview]  # (size, start) -> that many bytes, fewer only at the end of the tar
 
@@ -60,6 +59,8 @@ class OpenShards:
         while True:
             with self._lock:
                 self._asked += 1
+                while self._whole and self._asked - next(iter(self._whole.values())) > _UNUSED * len(self._open):
+                    self._close(next(iter(self._whole)))
                 if shard := self._open.get(number):
                     self._open.move_to_end(number)
                     if number in self._whole:
@@ -92,11 +93,8 @@ class OpenShards:
     def _hold(self, number: int, shard: OpenShard) -> bool:
         """Whether a shard is to be read whole, by who asks: then its room is taken."""
         entry = self.entries[number]
-        if not isinstance(shard.read, _File) or entry.bytes > SMALL_PICTURE * entry.pictures:
-            return False
-        while self._whole and self._asked - next(iter(self._whole.values())) > _UNUSED * len(self._whole):
-            self._close(next(iter(self._whole)))
-        if self._whole_bytes + entry.bytes > WHOLE_BYTES:
+        small = isinstance(shard.read, _File) and entry.bytes <= SMALL_PICTURE * entry.pictures
+        if not small or self._whole_bytes + entry.bytes > WHOLE_BYTES:
             return False
         self._whole[number] = self._asked
         self._whole_bytes += entry.bytes

@@ -174,6 +174,7 @@ class ShardReader:
         pixels = np.ones(b, bool)  # wanted
         known = pictures < len(self._filled)  # in memory
         known[known] = self._filled[pictures[known]]
+        within = pictures - self._first[shards]  # place in the shard
         bad: list[int] = []
         for start, end in pairwise([*starts, b]):
             places = by_shard[start:end]
@@ -183,13 +184,14 @@ class ShardReader:
             except DamagedShard:
                 there[places] = False
                 continue
-            rows[places] = found = opened.index[pictures[places] - self._first[shard]]
-            got.label[places] = self._class(shard, found["label"])
+            rows[places] = found = opened.index[within[places]]
+            if self._classes:
+                rows["label"][places] = self._class(shard, found["label"])
             if self.latents:
-                pixels[places] = ~self._find(shard, opened, pictures[places] - self._first[shard], places, got)
-            fresh = pixels[places] & ~known[places]
-            bad += self._load(opened, found[fresh], places[fresh].tolist(), got)
-        got.keys[:] = rows["key"].astype(np.str_).tolist()
+                pixels[places] = ~self._find(shard, opened, within[places], places, got)
+            decoded = places[pixels[places] & ~known[places]]
+            bad += self._load(opened, rows[decoded], decoded.tolist(), got)
+        got.keys[:], got.label[:] = rows["key"].astype(np.str_).tolist(), rows["label"]
         known &= there & pixels
         fresh = there & pixels & ~known
         self._remembered(pictures[known], np.flatnonzero(known), got)
@@ -197,7 +199,7 @@ class ShardReader:
         for place in (*bad, *lost):
             shard = int(shards[place])
             repair = self._again if there[place] else self._substitute
-            repair(shard, int(pictures[place] - self._first[shard]), place, got)
+            repair(shard, int(within[place]), place, got)
         fresh[bad] = False
         self._remember(pictures[fresh], np.flatnonzero(fresh), got)
         return got
@@ -254,15 +256,17 @@ class ShardReader:
         First all are read, then all decoded: what Python does between two pictures costs twice as much when the decoder has
         emptied the processor's caches.
         """
-        stored: list[bytes | memoryview] = []
-        for row, place in zip(rows[_SPANS].tolist(), places, strict=True):
-            try:
-                data, got.captions[place] = _stored(opened.read, row, self.captions)
-            except StorageUnavailable:  # says nothing about the picture
-                raise
-            except DAMAGE:
-                data = b""
-            stored.append(data)
+        stored = None if self.captions else _undamaged(opened.read, rows)
+        if stored is None:
+            stored = []
+            for row, place in zip(rows[_SPANS].tolist(), places, strict=True):
+                try:
+                    data, got.captions[place] = _stored(opened.read, row, self.captions)
+                except StorageUnavailable:  # says nothing about the picture
+                    raise
+                except DAMAGE:
+                    data = b""
+                stored.append(data)
         return list(decode_rows(stored, got.images, places))
 
     def _open(self, shard: int) -> OpenShard:
@@ -330,6 +334,17 @@ class ShardReader:
             return False
         got.keys[place], got.label[place] = key, self._class(shard, own["label"])[0]
         return True
+
+
+def _undamaged(read: Read, rows: np.ndarray) -> list[bytes | memoryview] | None:
+    """The bytes of the pictures of some rows of an index; None where one of them is damaged, to be found by `_stored`."""
+    try:
+        stored = list(map(read, rows["image_size"].tolist(), rows["image_offset"].tolist()))
+    except StorageUnavailable:
+        raise
+    except OSError:
+        return None
+    return stored if list(map(crc32, stored)) == rows["image_crc32"].tolist() else None
 
 
 def _stored(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryview, Captions]:
