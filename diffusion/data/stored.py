@@ -12,7 +12,9 @@ from diffusion.store.storage import StorageUnavailable
 
 Captions = tuple[tuple[str, float], ...]  # a picture's texts, each with its weight
 DAMAGE = (BadPicture, OSError)
-SPANS = [name for name in INDEX.names if name not in ("key", "label")]  # of a row: what `stored_at` and `captions_at` take
+SPANS = [
+    name for name in INDEX.names if name not in ("key", "label")
+]  # of a row: what `stored_at` and `captions_at` take
 
 
 def undamaged(read: Read, rows: np.ndarray) -> list[bytes | memoryview] | None:
