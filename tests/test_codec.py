@@ -179,7 +179,7 @@ def test_sides_are_those_of_the_latents():
     Recipe(shard=ShardRecipe(resolution=64), train=train)  # 64 / 4 = 16, folded 8, then 4
     with pytest.raises(ValueError, match=r"codec_factor = 16"):
         Recipe(shard=ShardRecipe(resolution=72), train=train)
-    with pytest.raises(ValueError, match=r"the feature maps have the sides \[4, 2\]"):
+    with pytest.raises(ValueError, match=r"feature maps have the sides \[4, 2\]"):
         Recipe(
             shard=ShardRecipe(resolution=32),
             train=train.model_copy(
