@@ -30,6 +30,7 @@ _LONELY_END_S = 5.0
 _INTERRUPTED = 130  # exit code
 _GOES_ON = "interrupted. What is finished stays: of a run the same command goes on from there."
 _told_of_interruption = threading.Event()
+_waiting_shells: list[subprocess.Popen] = []  # for a sudden end of this process
 
 
 def guarded(work: Callable[[Site], None], debug: bool, **given: object) -> None:
@@ -75,12 +76,19 @@ def _a_sudden_end_told(log: Path, ray: Path) -> Iterator[None]:
         f" the same command goes on from there.\nDetails: {log} and {ray}"
     )
     waits = ["/bin/sh", "-c", 'read -r _ || printf "%s\\n" "$0" >&2', told]
-    with subprocess.Popen(waits, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True) as shell:
+    null = subprocess.DEVNULL
+    with subprocess.Popen(waits, bufsize=0, stdin=subprocess.PIPE, stdout=null, start_new_session=True) as shell:
+        _waiting_shells.append(shell)
         try:
             yield
         finally:
-            with suppress(OSError):
-                shell.communicate(b"\n")
+            _end_is_no_surprise()
+
+
+def _end_is_no_surprise() -> None:
+    while _waiting_shells:
+        with suppress(OSError):  # it was killed
+            _waiting_shells.pop().stdin.write(b"\n")
 
 
 def looking(work: Callable[[Site], None], debug: bool, **given: object) -> None:
@@ -197,6 +205,7 @@ def end_soon(code: int) -> None:
             say(_GOES_ON)
         if (server := _temporary_server()) is not None:
             server.kill()
+        _end_is_no_surprise()
         os._exit(code)
 
     threading.Thread(target=end, daemon=True).start()

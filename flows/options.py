@@ -5,7 +5,8 @@ from typing import Annotated, get_args
 
 import typer
 
-from diffusion.recipe import PRESETS, SamplerName
+from diffusion.presets import PRESETS
+from diffusion.recipe import SamplerName
 
 
 def _not_empty(source: str | None) -> str | None:

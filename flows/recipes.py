@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from diffusion.recipe import PRESETS, Recipe, digest_of
+from diffusion.presets import PRESETS
+from diffusion.recipe import Recipe, digest_of
 
 
 def merged(preset: str, *, file: Path | None = None, settings: Iterable[str] = (), name: str | None = None) -> Recipe:

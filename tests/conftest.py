@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from diffusion.adapters.mlflow_runs import mlflow_environment
-from diffusion.recipe import PRESETS, Recipe
+from diffusion.presets import PRESETS
+from diffusion.recipe import Recipe
 from tests.s3_server import NoServer, S3Server, s3_server
 
 os.environ.update(mlflow_environment())  # before anything imports MLflow

@@ -18,7 +18,8 @@ from diffusion.evaluation.measure import evaluate, in_process
 from diffusion.evaluation.plan import draws, evenly
 from diffusion.evaluation.report import load_report
 from diffusion.evaluation.worker import held_out_loss
-from diffusion.recipe import PRESETS, Recipe
+from diffusion.presets import PRESETS
+from diffusion.recipe import Recipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import read_receipt, receipt_of, stamp
 from diffusion.serving.request import GenerateRequest, RequestError, resolve

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from diffusion.recipe import PRESETS, digest_of
+from diffusion.presets import PRESETS
+from diffusion.recipe import digest_of
 from flows import console
 from flows.cli import app
 from flows.recipes import allowed, as_toml, keys, merged

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusion.data.datasets import Dataset, set_latest
-from diffusion.recipe import PRESETS
+from diffusion.presets import PRESETS
 from diffusion.store.storage import LocalFolder, open_storage
 from flows import cli
 from flows.cli import app

@@ -5,7 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.flops import unet_flops
-from diffusion.recipe import PRESETS, UNetRecipe
+from diffusion.presets import PRESETS
+from diffusion.recipe import UNetRecipe
 from diffusion.unet import UNet
 
 SMALL = {"channels": 16, "multipliers": (1, 2), "blocks": (1, 2), "attention": (8,)}

@@ -124,13 +124,13 @@ def test_in_a_worker_an_interruption_ends_the_run_alone():
 
 
 ENDED = """
-import os, pathlib, resource, typer
-from flows.foreground import guarded
+import os, pathlib, resource, time, typer
+from flows import foreground
 def work(site):
     {what}
 resource.setrlimit(resource.RLIMIT_AS, ({limit} * 2**20, resource.RLIM_INFINITY))
 try:
-    guarded(work, False, home=pathlib.Path({home!r}), gpu=False)
+    foreground.guarded(work, False, home=pathlib.Path({home!r}), gpu=False)
 except typer.Exit as end:
     raise SystemExit(end.exit_code)
 """
@@ -147,6 +147,7 @@ except typer.Exit as end:
         ("os.kill(os.getpid(), 9)", -9, "was ended .* goes on"),
         ("raise ValueError('no such thing')", 2, r"no such thing\n$"),
         ("print('done')", 0, ""),
+        ("foreground._LONGEST_END_S = 0; foreground.end_soon(1); time.sleep(100)", 1, ""),
     ],
 )
 def test_an_end_that_nothing_in_the_process_can_tell_of_is_told(

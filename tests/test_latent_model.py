@@ -113,7 +113,7 @@ def test_the_held_out_loss_is_of_latents(evaluated, trained, recipe, bundle):
 
 
 def test_a_picture_is_the_decoded_answer_and_has_the_bytes_that_it_has_alone(bundle):
-    assert bundle.spec.shape == (CHANNELS, SIDE // FACTOR, SIDE // FACTOR)
+    assert bundle.spec.shape_at() == (CHANNELS, SIDE // FACTOR, SIDE // FACTOR)
     engine = Engine(bundle, slots=4)
     probe = GenerateRequest(label=bundle.spec.classes[1], seed=7, sampler="ddim", guidance=1.0, steps=3)
     others = [GenerateRequest(label=bundle.spec.classes[0], n=3, seed=1), GenerateRequest(seed=2)]
@@ -202,4 +202,4 @@ def test_a_bundle_that_draws_pictures_says_nothing_of_a_codec(evaluated, bundle)
     assert spec["codec"] == bundle.spec.codec.model_dump()
     plain = bundle.spec.model_copy(update={"codec": None})
     assert "codec" not in plain.model_dump()
-    assert plain.shape == (3, SIDE, SIDE)
+    assert plain.shape_at() == (3, SIDE, SIDE)

@@ -8,12 +8,12 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from diffusion.codec import Codec, CodecIdentity, drawn
-from diffusion.data import ingest, manifest, reader
+from diffusion.data import ingest, latents, manifest, reader
 from diffusion.data.latents import Latents, encoded, open_latents, shape_of, write_latents
 from diffusion.data.precompute import Maker, in_process, missing, precompute
 from diffusion.data.precomputed import Computation, DamagedSidecar, computation_of
@@ -104,6 +104,35 @@ def test_what_was_put_in_comes_out(tmp_path, pictures):
     assert open_latents(root, BY, "6" * 64, SHAPE) is None
 
 
+class Far:
+    """A storage that is no folder.  It counts requests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.inner, self.uri, self.reads = LocalFolder(folder), "far", 0
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        self.reads += 1
+        return self.inner.read(name, start, size)
+
+
+def test_far_away_many_pictures_cost_one_request(tmp_path, monkeypatch):
+    values, far = some(60), Far(tmp_path)
+    for shard in (SHARD, "6" * 64):
+        target = tmp_path / BY.place(shard)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_latents(target, BY, shard, values if shard == SHARD else -values, pictures=60, shape=SHAPE)
+    size = target.stat().st_size
+    for piece in (1_000, 2**22):
+        monkeypatch.setattr(latents, "_PIECE", piece)
+        far.reads, opened = 0, Latents(far, [SHARD, "6" * 64, "7" * 64], Codec(IDENTITY, None, None), 8)
+        for row in (59, *range(60)):
+            assert opened.find(0, row).tobytes() == values[row].tobytes()
+            assert opened.find(1, row).tobytes() == (-values[row]).tobytes()
+        assert far.reads == 2 * -(-size // piece)
+        assert opened.find(2, 0) is None
+
+
+@settings(deadline=None)  # it writes files
 @given(data=st.data())
 def test_a_damaged_file_gives_the_right_bits_or_is_named_never_others(tmp_path_factory, data):
     root, values = LocalFolder(tmp_path_factory.mktemp("root")), some(3)

@@ -4,7 +4,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from diffusion.recipe import PRESETS, Recipe, SamplerName, TrainRecipe, canonical_json, checkpoints_of, digest_of
+from diffusion.presets import PRESETS
+from diffusion.recipe import Recipe, SamplerName, TrainRecipe, canonical_json, checkpoints_of, digest_of
 from diffusion.sampler import SAMPLERS
 
 
@@ -68,6 +69,10 @@ def test_a_wrong_key_or_value_is_refused_by_name(change, word):
             "divisible",
         ),
         ({"train": {"unet": {"attention": (5,)}}}, "the sides"),
+        (
+            {"shard": {"resolution": 256}},
+            r"resolution=256 .* sides \[128, 64, 32\]: .*`--set train.unet.attention=\[32\]`",
+        ),
         ({"train": {"unet": {"blocks": (1, 2)}}}, "one of each per level"),
         ({"train": {"unet": {"attention": (), "text_width": 384}}}, "where there is attention"),
     ],

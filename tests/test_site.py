@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from diffusion.data.reading import Reading
-from diffusion.recipe import PRESETS, Recipe
+from diffusion.presets import PRESETS
+from diffusion.recipe import Recipe
 from flows.preflight import check, check_devices, check_home, check_port, check_serving
 from flows.site import Site, keeping_ray, ray_is_kept
 

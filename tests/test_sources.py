@@ -136,6 +136,7 @@ def test_one_file_that_may_not_be_read_is_set_aside(tmp_path):
         ({"a/1.png": "x", "metadata.jsonl": '{"file_name": "a/1.png", "text": "\\ud800"}\n'}, "line 1 is not JSON"),
         ({"a/1.png": "x", "metadata.jsonl": b"\xff\xfe"}, "not UTF-8"),
         ({"a/1.png": "x", "metadata.csv": "file_name\na/1.png,b\n"}, "line 2 has more fields"),
+        ({"caf\u00e9/1.png": "x", "cafe\u0301/2.png": "x"}, r"classes .*'caf\\xe9'.* which look the same \(caf"),
     ],
 )
 def test_sources_that_cannot_be_read_are_refused_with_the_reason(tmp_path, files, message):
@@ -149,6 +150,8 @@ def test_sources_that_cannot_be_read_are_refused_with_the_reason(tmp_path, files
 def test_missing_paths_and_other_files_are_refused(tmp_path):
     with pytest.raises(BadSource, match=r"does not exist.*'embedded'"):
         open_source(tmp_path / "nowhere")
+    with pytest.raises(BadSource, match="s3:// names no bucket"):
+        open_source("s3://")
     with pytest.raises(BadSource, match=r"cannot be read: .*name too long"):
         open_source("x" * 5_000)
     with pytest.raises(BadSource, match=r"neither a folder nor a .zip"):
@@ -203,6 +206,9 @@ def test_files_that_cannot_be_read_are_bad_pictures(tmp_path, monkeypatch):
     folder = open_source(fill(tmp_path / "s", {"a/1.png": picture(), "a/2.png": picture()}))
     (tmp_path / "s" / "a" / "1.png").unlink()
     with pytest.raises(BadPicture, match="unreadable: FileNotFoundError: No such file"):
+        read(folder, "a/1.png")
+    os.mkfifo(tmp_path / "s" / "a" / "1.png")  # nobody writes into it
+    with pytest.raises(BadPicture, match="unreadable: OSError: it is no plain file any more"):
         read(folder, "a/1.png")
     archive = zipped(tmp_path / "s.zip", {"a/1.png": b"A" * 1000, "a/2.png": picture()})
     archive.write_bytes(archive.read_bytes().replace(b"A" * 1000, b"A" * 999 + b"B"))

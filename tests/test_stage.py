@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PRELUDE = """
 import sys, time
 from pathlib import Path
-from diffusion.recipe import PRESETS
+from diffusion.presets import PRESETS
 from diffusion.store.refs import DatasetRef
 from diffusion.store.works import work_key
 from flows.site import Site
@@ -110,7 +110,7 @@ print("done")
 def test_an_earlier_stage_that_is_missing_is_asked_for_by_name(home: Path) -> None:
     program = """
 import sys
-from diffusion.recipe import PRESETS
+from diffusion.presets import PRESETS
 from flows import shard
 from flows.site import Site
 try:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
 from diffusion.data.sources import open_source
-from diffusion.recipe import PRESETS
+from diffusion.presets import PRESETS
 from diffusion.store import text_encoders
 from diffusion.store.text_encoders import (
     MINILM_SHA256,

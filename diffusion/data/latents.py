@@ -9,6 +9,7 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Literal
@@ -20,10 +21,12 @@ from diffusion.codec import Codec, CodecIdentity
 from diffusion.data.images import to_model
 from diffusion.data.precomputed import Computation, DamagedSidecar, computation_of, damaged, opened, start_of
 from diffusion.recipe import Frozen
-from diffusion.store.storage import Storage
+from diffusion.store.storage import LocalFolder, Storage
 
 _FIRST_READ = 2**16  # bytes: header and table of 16,000 pictures
 _OPEN = 256  # sidecars of which the table is kept
+_PIECE = 2**22  # bytes of a sidecar that is far away: of some hundred pictures, since each read costs a request
+_PIECES = 64  # kept
 _FLOAT = np.dtype("<f4")
 
 Shape = tuple[int, int, int, int]  # (2, C, h, w)
@@ -109,6 +112,23 @@ def open_latents(root: Storage, by: Computation, shard: str, shape: Shape) -> La
     return LatentSidecar(root, by.place(shard), np.frombuffer(found.table, "<u4"), found.start, shape)
 
 
+class _InPieces:
+    """A far storage, read in pieces of _PIECE bytes, of which the last ones are kept."""
+
+    def __init__(self, root: Storage) -> None:
+        self.root, self.uri = root, root.uri
+        self._piece = lru_cache(_PIECES)(lambda name, number: root.read(name, number * _PIECE, _PIECE))
+
+    def read(self, name: str, start: int, size: int) -> bytes:
+        first, last = start // _PIECE, (start + size - 1) // _PIECE
+        pieces = []
+        for number in range(first, last + 1):
+            pieces.append(self._piece(name, number))
+            if len(pieces[-1]) < _PIECE:  # the end
+                break
+        return b"".join(pieces)[start - first * _PIECE :][:size]
+
+
 class Latents:
     """The latents of the pictures of some shards, from their sidecars; those that none has are to be encoded.
 
@@ -118,7 +138,8 @@ class Latents:
 
     def __init__(self, root: Storage, shards: Sequence[str], codec: Codec, resolution: int) -> None:
         """shards: sha256 of each.  Raises ValueError as `shape_of`."""
-        self.root, self.shards, self.codec = root, shards, codec
+        self.root = root if isinstance(root, LocalFolder) else _InPieces(root)
+        self.shards, self.codec = shards, codec
         self.by, self.shape = computation_of(codec), shape_of(codec.identity, resolution)
         self.news: deque[DamagedSidecar] = deque()  # what nobody has been told yet
         self._open: OrderedDict[int, LatentSidecar | None] = OrderedDict()

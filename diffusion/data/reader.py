@@ -4,7 +4,6 @@ Opening reads the manifest alone; the index of a shard is read, and compared wit
 its pictures is asked for, and every picture's crc32 is compared with the index before it is decoded.
 """
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -13,7 +12,6 @@ from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
-from zlib import crc32
 
 import numpy as np
 
@@ -22,15 +20,12 @@ from diffusion.data import manifest
 from diffusion.data.damage import Damage, DamageLog
 from diffusion.data.latents import Latents
 from diffusion.data.manifest import Split
-from diffusion.data.open_shards import OpenShard, OpenShards, Read
-from diffusion.data.pictures.decode import BadPicture, decode_into, decode_rows
+from diffusion.data.open_shards import OpenShard, OpenShards
+from diffusion.data.pictures.decode import decode_into, decode_rows
 from diffusion.data.shards import INDEX, DamagedShard, damaged, read_index
+from diffusion.data.stored import DAMAGE, SPANS, Captions, captions_at, first_of, stored_at, undamaged
 from diffusion.store.cache import ShardCache
 from diffusion.store.storage import StorageUnavailable
-
-Captions = tuple[tuple[str, float], ...]  # a picture's texts, each with its weight
-DAMAGE = (BadPicture, OSError)
-_SPANS = [name for name in INDEX.names if name not in ("key", "label")]
 
 
 class Sample(NamedTuple):
@@ -55,9 +50,7 @@ class Pictures(NamedTuple):
     keys: list[str]
     captions: list[Captions]  # () for a picture that has none, and where the reader reads none
     latents: np.ndarray | None = None  # float32 (b, 2, C, h, w), of a reader with a codec
-    known: np.ndarray | None = (
-        None  # bool (b,): the latents that are there, whose pictures are not; see `Latents.complete`
-    )
+    known: np.ndarray | None = None  # bool (b,): the latents that are there, whose pictures are not: `Latents.complete`
 
     @property
     def texts(self) -> list[str]:
@@ -241,7 +234,7 @@ class ShardReader:
                 continue
             if self.captions:
                 try:
-                    got.captions[place] = _captions(opened.read, opened.index[number : number + 1][_SPANS].tolist()[0])
+                    got.captions[place] = captions_at(opened.read, opened.index[number : number + 1][SPANS].tolist()[0])
                 except StorageUnavailable:
                     raise
                 except DAMAGE:
@@ -256,12 +249,12 @@ class ShardReader:
         First all are read, then all decoded: what Python does between two pictures costs twice as much when the decoder has
         emptied the processor's caches.
         """
-        stored = None if self.captions else _undamaged(opened.read, rows)
+        stored = None if self.captions else undamaged(opened.read, rows)
         if stored is None:
             stored = []
-            for row, place in zip(rows[_SPANS].tolist(), places, strict=True):
+            for row, place in zip(rows[SPANS].tolist(), places, strict=True):
                 try:
-                    data, got.captions[place] = _stored(opened.read, row, self.captions)
+                    data, got.captions[place] = stored_at(opened.read, row, self.captions)
                 except StorageUnavailable:  # says nothing about the picture
                     raise
                 except DAMAGE:
@@ -323,7 +316,7 @@ class ShardReader:
         own = opened.index[i : i + 1]
         key = own["key"][0].decode()
         try:
-            picture_bytes, got.captions[place] = _stored(opened.read, own[_SPANS].tolist()[0], self.captions)
+            picture_bytes, got.captions[place] = stored_at(opened.read, own[SPANS].tolist()[0], self.captions)
             decode_into(picture_bytes, got.images[place])
         except StorageUnavailable:
             raise
@@ -334,65 +327,3 @@ class ShardReader:
             return False
         got.keys[place], got.label[place] = key, self._class(shard, own["label"])[0]
         return True
-
-
-def _undamaged(read: Read, rows: np.ndarray) -> list[bytes | memoryview] | None:
-    """The bytes of the pictures of some rows of an index; None where one of them is damaged, to be found by `_stored`."""
-    try:
-        stored = list(map(read, rows["image_size"].tolist(), rows["image_offset"].tolist()))
-    except StorageUnavailable:
-        raise
-    except OSError:
-        return None
-    return stored if list(map(crc32, stored)) == rows["image_crc32"].tolist() else None
-
-
-def _stored(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryview, Captions]:
-    """The bytes of a picture, by the spans its row of the index names, and its captions, where they are wanted.  Raises one
-    of DAMAGE."""
-    number, start, size, crc, *_ = row
-    if not (captions and number):
-        picture, text = read(size, start), b""
-    else:  # one stretch of the tar that has both: they are neighbours
-        words_start, words_size = _place_of_captions(row)
-        begin = min(start, words_start)
-        data = memoryview(read(max(start + size, words_start + words_size) - begin, begin))
-        picture = data[start - begin : start - begin + size]
-        text = data[words_start - begin : words_start - begin + words_size]
-    if crc32(picture) != crc:
-        if len(picture) != size:
-            raise BadPicture("truncated", f"{len(picture)} of {size} bytes at offset {start}")
-        raise BadPicture("damaged", "its crc32 is not that of the index")
-    return picture, _parsed(text, number) if text else ()
-
-
-def _captions(read: Read, row: tuple) -> Captions:
-    """The captions of a picture alone.  Raises one of DAMAGE."""
-    number = row[0]
-    if not number:
-        return ()
-    start, size = _place_of_captions(row)
-    text = read(size, start)
-    return _parsed(text, number) if text else ()
-
-
-def _place_of_captions(row: tuple) -> tuple[int, int]:
-    """(offset, size) in the tar: a single caption stands alone, several are among the facts."""
-    number, _, _, _, json_start, json_size, txt_start, txt_size = row
-    return (txt_start, txt_size) if number == 1 else (json_start, json_size)
-
-
-def _parsed(text: bytes | memoryview, number: int) -> Captions:
-    """So many captions of a picture as they are stored.  Raises BadPicture."""
-    try:
-        words = str(text, "utf-8")
-        if number == 1:
-            return ((words, 1.0),)
-        return tuple((text, weight) for text, weight in json.loads(words)["captions"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadPicture("damaged", f"its captions cannot be read: {type(error).__name__}") from error
-
-
-def first_of(captions: Captions) -> str:
-    """The first text; "" where there is none."""
-    return captions[0][0] if captions else ""

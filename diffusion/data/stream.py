@@ -15,7 +15,8 @@ from torch import Tensor
 from diffusion.data.bucket_order import AnyOrder, Buckets
 from diffusion.data.damage import Damage
 from diffusion.data.precomputed import DamagedSidecar
-from diffusion.data.reader import Captions, ShardReader, first_of
+from diffusion.data.reader import ShardReader
+from diffusion.data.stored import Captions, first_of
 from diffusion.random import Stream, uniform
 
 _FETCHES = 4  # shards fetched at once

@@ -23,7 +23,8 @@ from diffusion.data.reader import ShardReader
 from diffusion.data.reading_order import order_of
 from diffusion.data.sidecar import Computation, Sidecars
 from diffusion.data.stream import batches
-from diffusion.recipe import PRESETS, TrainRecipe
+from diffusion.presets import PRESETS
+from diffusion.recipe import TrainRecipe
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import text_encoder, text_identity
 from diffusion.text import looking_up

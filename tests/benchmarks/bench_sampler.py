@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.guidance import classifier_free
-from diffusion.recipe import PRESETS
+from diffusion.presets import PRESETS
 from diffusion.sampler import SAMPLERS, evaluations, run
 from diffusion.schedule import karras_sigmas
 

@@ -29,7 +29,7 @@ from diffusion.adapters.ray_train_worker import Job, reader_of, saver, sender, s
 from diffusion.data.ingest import shard_dataset
 from diffusion.data.reading import Reading
 from diffusion.ema import PowerEMA
-from diffusion.recipe import PRESETS
+from diffusion.presets import PRESETS
 from diffusion.training import checkpoint
 from diffusion.training.loop import ignore, metrics_images_of, train
 from diffusion.training.parallel import data_parallel, world_gather

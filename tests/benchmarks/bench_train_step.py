@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.denoiser import EDM, Denoiser, c_noise, denoised_of, denoiser_of
 from diffusion.loss import denoising_loss, edm_weight
+from diffusion.presets import PRESETS
 from diffusion.random import Stream, normal, uniform
-from diffusion.recipe import PRESETS
 from diffusion.schedule import log_normal_sigma
 from tests.benchmarks.peak import peaks
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from diffusion.recipe import PRESETS
+from diffusion.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 PREFECT = (sys.executable, "-m", "prefect")

@@ -14,7 +14,7 @@ import pytest
 from diffusion.adapters.mlflow_registry import signature_of
 from diffusion.adapters.mlflow_runs import Tracking, connect, mlflow_environment
 from diffusion.data.images import decode_png
-from diffusion.recipe import PRESETS
+from diffusion.presets import PRESETS
 from diffusion.serving.receipt import read_receipt
 from diffusion.serving.request import GenerateRequest, RequestError
 from diffusion.store.refs import ModelRef

@@ -91,7 +91,7 @@ def test_ranks_that_come_and_go_read_the_same_batches_over_a_faulty_network(s3, 
         assert sorted(keys[epoch * len(reader) :][: len(reader)]) == sorted(reader.keys)
 
 
-@pytest.mark.parametrize(("work", "step"), [("", 2**18), ("work", 2**14)], ids=["all on it", "work elsewhere"])
+@pytest.mark.parametrize(("work", "step"), [("", 2**17), ("work", 2**14)], ids=["all on it", "work elsewhere"])
 def test_a_disk_that_is_full_again_and_again_delays_sharding_alone(files, plain, tmp_path, work, step):
     work = work and tmp_path / work
     said, digest = small_disk("shard_on_small_disk", files, tmp_path / "disk", tmp_path / "kept", work, step)

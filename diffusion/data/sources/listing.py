@@ -7,6 +7,7 @@ are a temporary database without a name, which ends with its connection.
 import hashlib
 import json
 import sqlite3
+import unicodedata
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +108,13 @@ class Listing:
             double = self._insert("items", rows)
             if double:
                 raise BadSource(f"source {self.uri} names {double[0]} twice: keep one")
+        plain: dict[str, str] = {}
+        for label in self.labels:
+            if (other := plain.setdefault(unicodedata.normalize("NFC", label), label)) != label:
+                raise BadSource(
+                    f"source {self.uri} has the classes {other!a} and {label!a}, which look the same ({label}) and are"
+                    " written differently in Unicode: give both one name"
+                )
         if 0 < unlabelled < self.labels.total():
             raise BadSource(
                 f"source {self.uri}: {unlabelled} of {self.labels.total()} pictures have no class (first: {first}): move"

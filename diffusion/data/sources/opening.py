@@ -105,6 +105,8 @@ def _uri(source: str) -> str:
     if source == EMBEDDED:
         return str(resources.files("diffusion.data") / "embedded" / "noto-emoji-64.zip")
     if source.startswith(S3_SCHEME):
+        if not source.removeprefix(S3_SCHEME).strip("/"):
+            raise BadSource(f"source {source} names no bucket: give s3://bucket/prefix")
         return source.rstrip("/")
     if source.startswith("pipe:"):
         raise BadSource(f"source {source!r} is a command, and none is run: give {KINDS}")

@@ -12,10 +12,12 @@ itself), or given in full where a source spans several places.  Every way of rea
     refused   a file that was listed and cannot be used, with the reason
 """
 
+import errno
 import io
 import json
 import lzma
 import os
+import stat
 import tempfile
 import zipfile
 import zlib
@@ -142,8 +144,17 @@ def stretch(placed: Placed, start: int, size: int) -> bytes:
 def open_file(placed: Placed) -> BinaryIO:
     """A file to read and seek in, wherever it lies.  Raises FileNotFoundError."""
     if isinstance(placed.storage, LocalFolder):
-        return open(placed.storage.folder / placed.name, "rb")  # by any name that its folder lists
+        return open(placed.storage.folder / placed.name, "rb", opener=_opened)  # by any name that its folder lists
     return io.BufferedReader(Ranged(placed), _BLOCK)
+
+
+def _opened(path: str, flags: int) -> int:
+    """Descriptor of a plain file.  A pipe that came in its place would keep the reader waiting for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no plain file any more", path)
 
 
 class Ranged(io.RawIOBase):
