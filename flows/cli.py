@@ -82,7 +82,9 @@ def shard(
 
     def look(recipe: Recipe, site: Site) -> None:
         from flows.dry_run import dry_run
+        from flows.preflight import check_encoders
 
+        check_encoders(recipe.train)
         dry_run(recipe.shard, source or EMBEDDED, site, fresh)
 
     if dry:

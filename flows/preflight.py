@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Literal, get_args
 
-from diffusion.recipe import Recipe, checkpoints_of
+from diffusion.recipe import Recipe, TrainRecipe, checkpoints_of
 from diffusion.store.refs import DatasetRef
 from flows.site import Site, ray_is_kept
 
@@ -24,8 +24,6 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
     from diffusion.evaluation.features import find_weights
     from diffusion.spacing import sampling_sigmas
     from diffusion.store.averages import check_averages, wanted_by
-    from diffusion.store.codecs import codec, identity_for
-    from diffusion.store.text_encoders import find_folder
     from diffusion.training.step import check_sizes
 
     check_home(site)
@@ -48,13 +46,21 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
         open_source(source, columns=recipe.shard.columns)
     find_weights(recipe.evaluate.extractor)
     sampling_sigmas(recipe.evaluate.sampling, recipe.evaluate.sampling.steps)
-    if recipe.train.text_encoder != "none":
-        find_folder(recipe.train.text_encoder)
-    if identity_for(recipe.train):
-        codec(recipe.train.codec)  # and what it needs is installed
+    check_encoders(recipe.train)
     check_devices(site, batch_size=recipe.train.batch_size)
     if until == "deploy":
         check_serving(site)
+
+
+def check_encoders(recipe: TrainRecipe) -> None:
+    """What reads captions and pictures for a network is here, where anything does."""
+    from diffusion.store.codecs import codec, identity_for
+    from diffusion.store.text_encoders import find_folder
+
+    if recipe.text_encoder != "none":
+        find_folder(recipe.text_encoder)
+    if identity_for(recipe):
+        codec(recipe.codec)  # and what it needs is installed
 
 
 def check_serving(site: Site) -> None:

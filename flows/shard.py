@@ -15,6 +15,7 @@ from diffusion.store.works import work_key
 from flows.artifact import with_pictures
 from flows.console import progress
 from flows.precompute import precomputed
+from flows.preflight import check_encoders
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once
 
@@ -34,6 +35,8 @@ def shard(
     """
     site = site or Site.from_environment()
     site.prepare()
+    if train:
+        check_encoders(train)
     dataset = shard_stage(recipe, source, site, fresh).ref
     if train:
         precomputed(train, dataset, site)

@@ -16,6 +16,7 @@ from flows import console
 from flows.cli import app
 from flows.recipes import allowed, as_toml, keys, merged
 
+CODEC = ("--set", "train.codec=autoencoder-kl", "--set", "train.codec_channels=4")
 COMMANDS = ("shard", "train", "evaluate", "register", "deploy", "run", "sample")
 
 
@@ -162,6 +163,10 @@ def test_an_empty_source_is_no_source(command: str, tmp_path: Path) -> None:
     [
         (("run", "--source", "{}/none"), "{}/none"),
         (("shard", "--source", "{}/none"), "{}/none"),
+        (
+            ("shard", "--dry-run", *CODEC, "--set", "train.codec_factor=8", "--set", "train.unet.attention=[]"),
+            "set DIFFUSION_CODEC_AUTOENCODER_KL to a folder",
+        ),
         (("sample", "--bundle", "{}/none"), "{}/none is no bundle"),
         (("sample", "--bundle", "{}/none", "--sampler", "euler"), "sampler='euler'"),
         (("sample", "--bundle", "{}/none", "--out", "/dev/null"), "/dev/null cannot be written"),

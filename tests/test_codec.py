@@ -137,9 +137,12 @@ def test_what_cannot_be_used_is_refused_by_name(copied, tmp_path, monkeypatch):
     safetensors.torch.save_file(weights, copied / WEIGHTS)
     with pytest.raises(ValueError, match=r"does not have the weights .*quant_conv\.bias"):
         codec("autoencoder-kl", folder=copied).encode(pictures(1))
-    (copied / WEIGHTS).write_bytes(b"pickle")
-    with pytest.raises(ValueError, match="is not a safetensors file"):
-        codec("autoencoder-kl", folder=copied).encode(pictures(1))
+    whole = (copied / WEIGHTS).read_bytes()
+    for damaged in (b"pickle", whole[:-1]):  # found without loading them
+        (copied / WEIGHTS).write_bytes(damaged)
+        with pytest.raises(ValueError, match="is not a safetensors file"):
+            codec_identity("autoencoder-kl", folder=copied)
+    (copied / WEIGHTS).write_bytes(whole)
     monkeypatch.setattr(codecs, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'diffusion-pipeline\[latents\]'"):
         codec("autoencoder-kl", folder=copied)

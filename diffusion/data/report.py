@@ -135,7 +135,7 @@ def _buckets(made: Manifest) -> dict[str, str]:
     lines = {"buckets": ", ".join(counts)}
     if rare := [f"{shown(size)} ({train[size]:,})" for size in train if train[size] < _RARE]:
         lines["few"] = (
-            f"{', '.join(rare)}: a batch of one bucket repeats its pictures where it has fewer than the batch; a lower"
+            f"{', '.join(rare)}: below {_RARE} for training, and a batch larger than its bucket repeats pictures; a lower"
             " shard.bucket_aspect or a larger shard.bucket_step puts them elsewhere"
         )
     return lines

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffusion.codec import Codec, CodecIdentity
@@ -112,7 +112,7 @@ def _read(name: CodecName, folder: Path) -> tuple[CodecIdentity, dict[Path, str]
             f" {_WEIGHTS}, as diffusers' `AutoencoderKL.save_pretrained` writes them"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{folder / _CONFIG} of {name} is no JSON: {error}") from error
+        raise ValueError(f"{folder / _CONFIG} of {name} is no JSON: {error}. Copy it again") from error
     if not isinstance(config, dict) or config.get("_class_name") != "AutoencoderKL":
         found = config.get("_class_name") if isinstance(config, dict) else None
         raise ValueError(f"{folder} holds {found or 'no model of diffusers'}, not AutoencoderKL: name another folder")
@@ -123,6 +123,11 @@ def _read(name: CodecName, folder: Path) -> tuple[CodecIdentity, dict[Path, str]
             f"{folder}: this AutoencoderKL scales each channel of its latents by its own mean and deviation, which is not"
             " supported: name another folder"
         )
+    try:
+        with safe_open(folder / _WEIGHTS, "pt"):  # its beginning and its length
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{folder / _WEIGHTS} is not a safetensors file: {error}. Copy it again") from error
     identity = CodecIdentity(
         name=name,
         digest=digest_of({path.name: digest for path, digest in files.items()}),
@@ -141,10 +146,7 @@ def _network(files: dict[Path, str]) -> "AutoencoderKL":
     why = "The codec's files were changed while they were in use: start again"
     config, weights = (read_checked(path, digest, why) for path, digest in files.items())
     where = next(reversed(files))
-    try:
-        found = safetensors.torch.load(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{where} is not a safetensors file: {error}. Copy it again") from error
+    found = safetensors.torch.load(weights)
     with torch.random.fork_rng(devices=[]):  # its constructor draws weights, which are not used
         network = AutoencoderKL.from_config(json.loads(config))
     try:
