@@ -20,7 +20,7 @@ from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage, StorageRefused, StorageUnavailable
 
 # errors whose message is for people
-_TOLD = {kind.__name__: kind for kind in (DiskFull, StorageRefused, StorageUnavailable, DamagedShard)}
+_TOLD = {kind.__name__: kind for kind in (DiskFull, StorageRefused, StorageUnavailable, DamagedShard, ValueError)}
 _WAVE_TASKS = 2048
 _WAVE_BYTES = 2**26  # of tasks as text
 _GROUP_TASKS = 8  # that a worker gets in one go, and does again where it is killed
@@ -45,7 +45,8 @@ def ray_each(function: Callable[[dict], dict], tasks: Iterable[dict], *, workers
     """`map(function, tasks)` by Ray Data; results come as they are done.  `tasks` may be any number: a wave of them is in
     memory at a time, and the next is taken when its results are.
 
-    Raises what `function` raises where that is of `_TOLD`, and else RuntimeError; the worker's traceback is a note.
+    Raises what `function` raises where that is of `_TOLD`, ValueError for others of its kind, and else RuntimeError; the
+    worker's traceback is a note.
     """
     # JSON text, since columns of nested values would be given one type over all rows
     texts = (json.dumps(task) for task in tasks)
@@ -99,8 +100,13 @@ def _apply(function: Callable[[dict], dict], row: dict) -> dict:
 def fault(error: Exception) -> dict[str, str]:
     """The columns of a row that tell why a task failed; without an error both are ""."""
     name = type(error).__name__
-    told = [name, *error.args] if name in _TOLD else ["", f"{name}: {error}"]
-    return {"error": json.dumps(told), "traceback": "".join(traceback.format_exception(error))}
+    if name in _TOLD:
+        told = [name, *error.args]
+    elif isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+        told = ["ValueError", str(error)]
+    else:
+        told = ["", f"{name}: {error}"]
+    return {"error": json.dumps(told, default=str), "traceback": "".join(traceback.format_exception(error))}
 
 
 def failure(row: dict[str, str], what: str) -> Exception:

@@ -103,7 +103,7 @@ def test_a_failure_has_its_cause(run, tiny_recipe, tmp_path):
     data = shard.read_bytes()
     shard.write_bytes(b"x" * len(data))
     try:
-        with pytest.raises(RuntimeError, match=rf"{shard.name} has a damaged sample") as error:
+        with pytest.raises(ValueError, match=rf"{shard.name} has a damaged sample") as error:
             evaluate_run(run, tiny_recipe.evaluate, tmp_path, actors=1)
     finally:
         shard.write_bytes(data)
