@@ -76,6 +76,7 @@ def _alone(stage: str, key: str, site: Site) -> Iterator[None]:
 
 # The next try would find the same mistake: in the recipe, the source, the data, the program.
 _PERMANENT = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, ImportError, AttributeError)
+_REASON = 200  # characters of an error of which a second try is made
 _PERMANENT_FILES = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
@@ -84,7 +85,8 @@ def worth_another_try(_task: Task, _run: TaskRun, state: State) -> bool:
     error = state.result(raise_on_failure=False)
     if isinstance(error, (*_PERMANENT, *_PERMANENT_FILES, DiskFull)) or not isinstance(error, Exception):
         return False
-    warn(f"{type(error).__name__}: trying again in a moment")
+    reason = " ".join(str(error).split())[:_REASON]
+    warn(f"{type(error).__name__}{f' ({reason})' if reason else ''}: trying again in a moment")
     return True
 
 

@@ -99,12 +99,15 @@ from ray.exceptions import WorkerCrashedError
 class Mistake(ValueError): ...
 for error in (ConnectionError(), TimeoutError(), OSError(5, "I/O"), RuntimeError(), WorkerCrashedError()):
     assert worth_another_try(None, None, Failed(data=error)), error
+assert worth_another_try(None, None, Failed(data=ConnectionError("no answer\\nafter 3 tries")))
 mistakes = ValueError(), Mistake(), TypeError(), KeyError(), FloatingPointError()
 for error in (*mistakes, FileNotFoundError(), PermissionError()):
     assert not worth_another_try(None, None, Failed(data=error)), error
 print("done")
 """
-    assert said(start(home, program)).splitlines()[-1] == "done"
+    lines = said(start(home, program)).splitlines()
+    assert lines[-1] == "done"
+    assert "! ConnectionError (no answer after 3 tries): trying again in a moment" in lines
 
 
 def test_an_earlier_stage_that_is_missing_is_asked_for_by_name(home: Path) -> None:
