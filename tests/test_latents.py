@@ -27,6 +27,7 @@ from diffusion.store.storage import LocalFolder
 from diffusion.training import checkpoint
 from diffusion.training.step import TrainState, build_state, corrupt, train_step
 from tests.published import samples_of
+from tests.sidecars import in_a_root_of_its_own, sidecar_files
 from tests.small_codec import CHANNELS, FACTOR, VARIABLE, drawing_latents, saved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,18 +70,7 @@ def sharded(emoji_folder, tmp_path_factory) -> DatasetRef:
 
 @pytest.fixture
 def dataset(sharded, tmp_path) -> DatasetRef:
-    """The dataset in a data root of this test's own."""
-    root = manifest.root_of(sharded.uri)
-    for found in root.walk():
-        target = tmp_path / found.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(root.read(found.name))
-    return sharded.model_copy(update={"uri": str(tmp_path / Path(sharded.uri).relative_to(root.uri))})
-
-
-def sidecar_files(dataset: DatasetRef) -> dict[str, bytes]:
-    root = manifest.root_of(dataset.uri)
-    return {found.name: root.read(found.name) for found in root.walk("precomputed")}
+    return in_a_root_of_its_own(sharded, tmp_path)
 
 
 def some(pictures: int) -> np.ndarray:

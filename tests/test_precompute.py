@@ -1,7 +1,6 @@
 """Sidecars: a caption's embedding is found to the bit, by nothing but its name, or is computed; never is it another's."""
 
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +30,7 @@ from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import LocalFolder, open_storage
 from diffusion.text import TextEncoder, TextIdentity, looking_up
 from diffusion.training.step import TrainState, build_state, train_step
+from tests.sidecars import in_a_root_of_its_own, sidecar_files
 from tests.words import TOKENS, WIDTH, embed, install, reading, words
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,18 +52,7 @@ def sharded(emoji_folder, tmp_path_factory) -> DatasetRef:
 
 @pytest.fixture
 def dataset(sharded, tmp_path) -> DatasetRef:
-    """The dataset in a data root of this test's own."""
-    root = manifest.root_of(sharded.uri)
-    for found in root.walk():
-        target = tmp_path / found.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.hardlink_to(root.path(found.name))
-    return sharded.model_copy(update={"uri": str(tmp_path / Path(sharded.uri).relative_to(root.uri))})
-
-
-def sidecar_files(dataset: DatasetRef) -> dict[str, bytes]:
-    root = manifest.root_of(dataset.uri)
-    return {found.name: root.read(found.name) for found in root.walk("precomputed")}
+    return in_a_root_of_its_own(sharded, tmp_path)
 
 
 def sidecars_of(reader: ShardReader, on_damage=None, encoder: TextEncoder | None = None) -> Sidecars:

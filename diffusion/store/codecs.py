@@ -5,7 +5,6 @@ the first latent or picture: who finds all latents precomputed never pays for it
 """
 
 import json
-import os
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from diffusion.codec import Codec, CodecIdentity
 from diffusion.recipe import TrainRecipe, digest_of
 from diffusion.store.publish import read_checked, sha256_file
+from diffusion.store.site_folders import site_folder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -28,6 +28,7 @@ CodecName = Literal["autoencoder-kl"]
 FOLDERS = {"autoencoder-kl": "DIFFUSION_CODEC_AUTOENCODER_KL"}  # environment variables
 PACKAGES = {"autoencoder-kl": ("diffusers",)}  # what a codec needs beside torch and safetensors
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+_HOLDS = f"{_CONFIG} and {_WEIGHTS}, as diffusers' `AutoencoderKL.save_pretrained` writes them"
 _SCALING = 0.18215  # of folders written before configurations had it  [Rombach et al. 2022, Sec. G]
 _RENAMED = {
     "query": "to_q",
@@ -92,13 +93,7 @@ def find_folder(name: CodecName) -> Path:
     """The local folder that the site's environment variable DIFFUSION_CODEC_AUTOENCODER_KL names.  Raises ValueError."""
     if name not in FOLDERS:
         raise ValueError(f"codec {name!r} is unknown: choose one of {', '.join(FOLDERS)}")
-    folder = os.environ.get(FOLDERS[name])
-    if not folder:
-        raise ValueError(
-            f"the weights of {name} do not come with this program: set {FOLDERS[name]} to a folder with {_CONFIG} and"
-            f" {_WEIGHTS}, as diffusers' `AutoencoderKL.save_pretrained` writes them"
-        )
-    return Path(folder)
+    return site_folder(FOLDERS, name, _HOLDS)
 
 
 def _read(name: CodecName, folder: Path) -> tuple[CodecIdentity, dict[Path, str]]:
@@ -108,8 +103,7 @@ def _read(name: CodecName, folder: Path) -> tuple[CodecIdentity, dict[Path, str]
         config = json.loads((folder / _CONFIG).read_bytes())
     except OSError as error:
         raise ValueError(
-            f"{error.filename} of {name} cannot be read ({error.strerror}): {FOLDERS[name]} is a folder with {_CONFIG} and"
-            f" {_WEIGHTS}, as diffusers' `AutoencoderKL.save_pretrained` writes them"
+            f"{error.filename} of {name} cannot be read ({error.strerror}): {FOLDERS[name]} is a folder with {_HOLDS}"
         ) from error
     except ValueError as error:
         raise ValueError(f"{folder / _CONFIG} of {name} is no JSON: {error}. Copy it again") from error

@@ -4,7 +4,6 @@ No pickle is read and nothing is fetched.  The libraries that some of them need 
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from diffusion.recipe import TrainRecipe, digest_of
 from diffusion.store.publish import read_checked, sha256_file
+from diffusion.store.site_folders import site_folder
 from diffusion.text import TextEncoder, TextIdentity, bert, remembering
 
 TextEncoderName = Literal["minilm", "clip", "t5"]
@@ -104,13 +104,12 @@ def find_folder(name: TextEncoderName) -> Path:
         return Path(package.get_model_path())
     if name not in FOLDERS:
         raise ValueError(f"text encoder {name!r} is unknown: choose one of minilm, {', '.join(FOLDERS)}")
-    folder = os.environ.get(FOLDERS[name])
-    if not folder:
-        raise ValueError(
-            f"the weights of {name} do not come with this program: set {FOLDERS[name]} to a folder with config.json,"
-            f" model.safetensors and the tokenizer's files, as transformers' `save_pretrained` writes them; or use minilm"
-        )
-    return Path(folder)
+    return site_folder(
+        FOLDERS,
+        name,
+        "config.json, model.safetensors and the tokenizer's files, as transformers' `save_pretrained` writes them; or use"
+        " minilm",
+    )
 
 
 def minilm(folder: Path, *, tokens: int, device: str = "cpu") -> TextEncoder:

@@ -19,6 +19,7 @@ from diffusion.store.storage import open_storage
 from diffusion.store.text_encoders import text_encoder, text_identity
 from tests.integration.test_pipeline import Place, place, running  # noqa: F401
 from tests.integration.test_ray_evaluate import our_actors
+from tests.sidecars import sidecar_files
 from tests.words import reading
 
 TOKENS, WIDTH = 20, 384
@@ -39,11 +40,6 @@ def datasets(emoji_folder, tmp_path):
         )
 
     return make
-
-
-def sidecar_files(dataset: DatasetRef) -> dict[str, bytes]:
-    root = manifest.root_of(dataset.uri)
-    return {found.name: root.read(found.name) for found in root.walk("precomputed")}
 
 
 @pytest.mark.usefixtures("ray_local")
