@@ -18,6 +18,7 @@ from pathlib import Path
 
 import typer
 
+from diffusion.adapters.ray_cluster import end_processes
 from diffusion.store.publish import DiskFull
 from diffusion.store.storage import StorageUnavailable
 from flows.console import error, quiet, say, waiting, warned
@@ -192,8 +193,8 @@ def leaving(program: Callable[[], None]) -> None:
 def end_soon(code: int) -> None:
     """End this process with this exit code in `_LONGEST_END_S` seconds, if it has not ended by then.
 
-    A signal to the whole process group takes Prefect's temporary server and Ray's as well, and their clients wait for them,
-    minutes: then it ends `_LONELY_END_S` after the first of them.
+    A signal to the whole process group takes Prefect's temporary server as well, and its client waits for it, minutes: then
+    it ends `_LONELY_END_S` after that.
     """
 
     def end() -> None:
@@ -205,6 +206,7 @@ def end_soon(code: int) -> None:
             say(_GOES_ON)
         if (server := _temporary_server()) is not None:
             server.kill()
+        end_processes()
         _end_is_no_surprise()
         os._exit(code)
 

@@ -3,14 +3,17 @@
 import logging
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 _SOCKET_LIMIT = 107  # bytes of a Unix socket's path; below `home` we and Ray add about 64
 _RAY_SUFFIX = 64
+_started: list[subprocess.Popen] = []  # Ray's processes of this one
 
 
 def ray_environment(home: Path) -> dict[str, str]:
@@ -59,17 +62,48 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
     )
     litter = outer if elsewhere else None
     try:
-        try:
-            start()
-        except Exception as error:  # Ray's own type for it: its patience of 30 s cannot be set
-            if "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
-            start()
+        with _groups_of_their_own():
+            try:
+                start()
+            except Exception as error:  # Ray's own type for it: its patience of 30 s cannot be set
+                if "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
+                start()
         session = temp_dir / ray.get_runtime_context().get_session_name()
         yield
         litter = litter or session
     finally:
         ray.shutdown()
+        _started.clear()
         if litter:
             shutil.rmtree(litter, ignore_errors=True)
+
+
+def end_processes() -> None:
+    """End what Ray runs for this process and all its children, at once: for where `ray.shutdown` cannot be waited for."""
+    for process in _started:
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+
+
+@contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """Processes that Ray starts in the block lead process groups.  A signal to our group, as of a service manager, would end
+    them under us otherwise, and Ray ends at once a process that misses them.
+    """
+    from ray._private import services
+
+    theirs = services.ConsolePopen
+
+    def start(*args: object, **kwargs: object) -> subprocess.Popen:
+        process = theirs(*args, **kwargs, process_group=0)
+        _started.append(process)
+        return process
+
+    services.ConsolePopen = start
+    try:
+        yield
+    finally:
+        services.ConsolePopen = theirs

@@ -219,7 +219,7 @@ def test_an_interrupted_training_goes_on_where_it_was(place: Place, emoji_folder
 
 
 def test_a_signal_to_all_processes_ends_sharding_soon_and_it_goes_on(place: Place, tmp_path: Path) -> None:
-    """Prefect's temporary server and Ray's are taken away as well, for which their clients would wait for minutes."""
+    """Prefect's temporary server is taken away as well, for which its client would wait for minutes."""
     for i in range(3_000):
         path = tmp_path / f"{i % 3}" / f"{i:04d}.png"
         path.parent.mkdir(exist_ok=True)
