@@ -81,11 +81,11 @@ def shard(
         cli_data.sharded(opened(made.uri))
 
     def look(recipe: Recipe, site: Site) -> None:
-        from flows.dry_run import dry_run
+        from flows.dry_run import dry_shard
         from flows.preflight import check_encoders
 
         check_encoders(recipe.train)
-        dry_run(recipe.shard, source or EMBEDDED, site, fresh)
+        dry_shard(recipe.shard, source or EMBEDDED, site, fresh)
 
     if dry:
         _do(look, debug, preset, recipe_file, settings, None, run=looking, home=home)
@@ -103,6 +103,10 @@ def train(
     name: Name = None,
     home: Home = None,
     workers: Workers = None,
+    dry: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it would take on so many workers, there or not, and start nothing."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train on the shards of the source.  Interrupted, it goes on from its last checkpoint when called again."""
@@ -115,7 +119,15 @@ def train(
         run = flow(recipe.train, given or _made(recipe, source, site), recipe.name, site)
         say(f"  checkpoint {run.uri}\n  digest     {run.digest}")
 
-    _do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers)
+    def look(recipe: Recipe, site: Site) -> None:
+        from flows.dry_run import dry_train
+
+        dry_train(recipe, _given(dataset, source, site) or _newest(recipe, source, site), site)
+
+    if dry:
+        _do(look, debug, preset, recipe_file, settings, name, run=looking, home=home, workers=workers)
+    else:
+        _do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers)
 
 
 @app.command()
@@ -267,6 +279,16 @@ def _given(dataset: str | None, source: str | None, site: Site) -> "DatasetRef |
     if source is not None:
         raise ValueError(f"--source {source} and --dataset {dataset}: give one of the two")
     return find(cli_data.data_root(site), dataset).whole()
+
+
+def _newest(recipe: Recipe, source: str | None, site: Site) -> "DatasetRef | None":
+    """The newest dataset of the source as it is now, if `shard` made one.  Asked without Prefect."""
+    from diffusion.data.sources import open_source
+    from diffusion.data.versions import newest
+    from diffusion.store.storage import open_storage
+
+    opened = open_source(source or EMBEDDED, columns=recipe.shard.columns)
+    return newest(open_storage(site.data_root), opened.uri, recipe.shard, opened.fingerprint)
 
 
 def _made(recipe: Recipe, source: str | None, site: Site) -> "DatasetRef":
