@@ -30,6 +30,7 @@ from diffusion.recipe import TrainRecipe, digest_of
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.storage import open_storage
 from diffusion.training import checkpoint
+from diffusion.training.exact import check_workers
 from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
 from diffusion.training.step import NonFiniteLoss, check_sizes, end_of
@@ -68,11 +69,7 @@ def train_run(
     Raises ValueError for a batch that cannot be divided, for sizes that the network cannot read, and for a `run_dir` with
     another run in it, NonFiniteLoss, and TrainingFailed for all else that ends a run early.
     """
-    if recipe.batch_size % workers:
-        raise ValueError(
-            f"batch_size={recipe.batch_size} cannot be divided over {workers} workers equally: choose a number of"
-            f" workers that divides it"
-        )
+    check_workers(recipe, workers)
     check_sizes(recipe, dataset)
     if not ray.is_initialized():
         raise RuntimeError("Ray is not running here: call within `with local_ray(...)`, or after ray.init(address=...)")

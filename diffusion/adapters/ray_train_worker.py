@@ -28,7 +28,7 @@ from diffusion.store.text_encoders import REMEMBERED
 from diffusion.text import looking_up, remembering
 from diffusion.training import checkpoint
 from diffusion.training.loop import ignore, train
-from diffusion.training.parallel import data_parallel, world_gather
+from diffusion.training.parallel import data_parallel, exact_parallel, world_gather
 from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
 
 Send = Callable[[dict[str, Any]], None]  # takes a record to the driver
@@ -92,11 +92,13 @@ def run_worker(job: Job, send: Send) -> None:
     tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
     reader = reader_of(job, codec_named(state.codec, str(device)) if state.codec else None)
     sidecars = find_captions(state, reader, tell)
+    exact = job.recipe.micro_batch is not None
     train(
         state,
         share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send),
         job.recipe,
-        model=data_parallel(state, job.dataset.resolution // job.recipe.codec_factor),
+        model=None if exact else data_parallel(state, job.dataset.resolution // job.recipe.codec_factor),
+        add_up=exact_parallel(state, job.recipe) if exact else None,
         on_metrics=tell,
         on_checkpoint=saver(job, facts, tell),
         gather=gather,
