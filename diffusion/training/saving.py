@@ -9,7 +9,6 @@ import torch
 
 from diffusion.training import checkpoint
 from diffusion.training.checkpoint import Facts, Snapshot
-from diffusion.training.loop import ignore
 from diffusion.training.step import TrainState, device_of
 
 T = TypeVar("T")
@@ -22,7 +21,7 @@ class Saving:
     The copy takes as much memory of the host as the state has, from the first checkpoint to the end of the block.
     """
 
-    def __init__(self, checkpoints: Path, facts: Facts, after: Callable[[Path, str], None] = ignore) -> None:
+    def __init__(self, checkpoints: Path, facts: Facts, after: Callable[[Path, str], None] | None = None) -> None:
         self.checkpoints, self.facts, self.after = checkpoints, facts, after
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: Future[None] | None = None
@@ -65,4 +64,6 @@ class Saving:
         if copying:
             copying.synchronize()
         folder = checkpoint.folder_of(self.checkpoints, snapshot.images_seen)
-        self.after(folder, checkpoint.publish(snapshot, folder, self.facts))
+        digest = checkpoint.publish(snapshot, folder, self.facts)
+        if self.after:
+            self.after(folder, digest)
