@@ -10,7 +10,11 @@ from typing import Any
 import ray.train
 
 from diffusion.data.stream import Batch
+from diffusion.store.publish import withdraw
+from diffusion.store.storage import StorageUnavailable, open_storage
 from diffusion.training import checkpoint
+from diffusion.training.copies import copies_in, remove, send, send_missing
+from diffusion.training.retention import Keep, superseded
 from diffusion.training.saving import Saving
 from diffusion.training.step import TrainState
 
@@ -23,9 +27,17 @@ class Saver:
     """
 
     def __init__(
-        self, checkpoints: Path, notes: Path, facts: checkpoint.Facts, tell: Callable[[dict[str, Any]], None]
+        self,
+        checkpoints: Path,
+        notes: Path,
+        facts: checkpoint.Facts,
+        tell: Callable[[dict[str, Any]], None],
+        *,
+        keep: Keep,
+        copies: str | None,
     ) -> None:
-        self.checkpoints, self.notes, self.tell = checkpoints, notes, tell
+        self.checkpoints, self.notes, self.recipe, self.tell, self.keep = checkpoints, notes, facts.recipe, tell, keep
+        self._copies = open_storage(copies) if copies else None
         self._first = ray.train.get_context().get_world_rank() == 0
         self._saving = Saving(checkpoints, facts, self._published) if self._first else None
         self._unreported: int | None = None  # images_seen of a checkpoint
@@ -52,7 +64,19 @@ class Saver:
         return self._saving.beside(batches) if self._saving else batches
 
     def _published(self, folder: Path, digest: str) -> None:
-        self.tell({"event": "checkpoint", "images_seen": int(folder.name), "uri": str(folder), "digest": digest})
+        images_seen = int(folder.name)
+        self.tell({"event": "checkpoint", "images_seen": images_seen, "uri": str(folder), "digest": digest})
+        gone = [checkpoint.folder_of(self.checkpoints, m) for m in superseded(self.recipe, self.keep, images_seen)]
+        for old in gone:
+            withdraw(old)
+        if self._copies:
+            try:
+                send(folder, self._copies)
+                send_missing(self.checkpoints, self._copies)
+                for name in {old.name for old in gone} & set(copies_in(self._copies)):
+                    remove(name, self._copies)
+            except StorageUnavailable as error:  # the next one makes up for it, or the driver at the end
+                self.tell({"event": "checkpoint_not_copied", "images_seen": images_seen, "reason": str(error)})
 
     def _report(self) -> None:
         if self._unreported is None:

@@ -29,6 +29,7 @@ from diffusion.text import looking_up, remembering
 from diffusion.training import checkpoint
 from diffusion.training.loop import ignore, train
 from diffusion.training.parallel import data_parallel, world_gather
+from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
 
 Send = Callable[[dict[str, Any]], None]  # takes a record to the driver
@@ -45,6 +46,8 @@ class Job:
     recompute: bool
     relay: str  # name of the actor that takes records to the driver
     reading: Reading
+    keep: Keep
+    copies: str | None  # where checkpoints are copied to
 
     @property
     def checkpoints(self) -> Path:
@@ -92,7 +95,7 @@ def run_worker(job: Job, send: Send) -> None:
     tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
     reader = reader_of(job, codec_named(state.codec, str(device)) if state.codec else None)
     sidecars = find_captions(state, reader, tell)
-    with Saver(job.checkpoints, job.notes, facts, tell) as saver:
+    with Saver(job.checkpoints, job.notes, facts, tell, keep=job.keep, copies=job.copies) as saver:
         train(
             state,
             saver.beside(share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send)),

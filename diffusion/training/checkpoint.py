@@ -178,16 +178,9 @@ def _publish(snapshot: Snapshot, folder: Path, facts: Facts) -> str:
 
 def verify(folder: Path) -> Manifest:
     """Check every file of a checkpoint against its manifest.  Raises DamagedCheckpoint naming the file."""
-    path = Path(folder) / MANIFEST_NAME
-    try:
-        data = path.read_bytes()
-        manifest = Manifest.model_validate_json(data)
-    except (OSError, ValidationError) as error:
-        raise DamagedCheckpoint(f"{path} cannot be read ({type(error).__name__}): the checkpoint is damaged") from error
-    if hashlib.sha256(data).hexdigest() != digest_of(manifest):
-        raise DamagedCheckpoint(f"{path} is not in canonical form: it was edited after it was published")
+    manifest = read_manifest(folder)
     for name, file in manifest.files.items():
-        part = path.with_name(name)
+        part = Path(folder) / name
         actual = sha256_file(part) if part.is_file() else "nothing"
         if actual != file.sha256:
             raise DamagedCheckpoint(
@@ -197,10 +190,28 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint; the files it lists are not read.  Raises DamagedCheckpoint."""
+    path = Path(folder) / MANIFEST_NAME
+    try:
+        data = path.read_bytes()
+        manifest = Manifest.model_validate_json(data)
+    except (OSError, ValidationError) as error:
+        raise DamagedCheckpoint(f"{path} cannot be read ({type(error).__name__}): the checkpoint is damaged") from error
+    if hashlib.sha256(data).hexdigest() != digest_of(manifest):
+        raise DamagedCheckpoint(f"{path} is not in canonical form: it was edited after it was published")
+    return manifest
+
+
+def folders_in(checkpoints: Path) -> list[Path]:
+    """Every checkpoint below `checkpoints`, valid or not, oldest first."""
+    return sorted(Path(checkpoints).glob("[0-9]" * _NAME_DIGITS))
+
+
 def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint below `checkpoints`, or None, and why each newer one cannot be used."""
     damaged = []
-    for folder in sorted(Path(checkpoints).glob("[0-9]" * _NAME_DIGITS), reverse=True):
+    for folder in reversed(folders_in(checkpoints)):
         try:
             verify(folder)
         except DamagedCheckpoint as error:
