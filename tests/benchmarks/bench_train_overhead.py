@@ -7,7 +7,8 @@ full  `training.loop.train` as a run has it: reader with read-ahead, averages, m
       and checkpoints that are hashed, flushed to disk, published and reported to Ray Train
 
 Each full turn ends with a checkpoint; its time is counted in the proportion a run has them (one per
-`checkpoint_images`), and whole, as though no step went on beside it: `bench_checkpoint` has what stops the step.  The first turns, which fill the reader's cache, do not count.
+`checkpoint_images`), and whole, as though no step went on beside it: `bench_checkpoint` has what stops the step.  The
+first turns, which fill the reader's cache, do not count.
 """
 
 import argparse
