@@ -116,7 +116,7 @@ def train(
         check_devices(site, batch_size=recipe.train.batch_size)
         with prefect_ready():
             from flows.train import train as flow
-        run = flow(recipe.train, given or _made(recipe, source, site), recipe.name, site)
+        run = flow(recipe.train, given or _made(recipe, source, site), recipe.name, site, recipe.evaluate)
         say(f"  checkpoint {run.uri}\n  digest     {run.digest}")
 
     def look(recipe: Recipe, site: Site) -> None:

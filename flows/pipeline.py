@@ -46,7 +46,7 @@ def pipeline(
     site.prepare()
     sharded = () if dataset is not None else (shard_stage(recipe.shard, source, site),)
     dataset = dataset or sharded[0].ref
-    run = train_stage(recipe.train, dataset, recipe.name, site)
+    run = train_stage(recipe.train, dataset, recipe.name, site, recipe.evaluate)
     evaluation = evaluate_stage(recipe.evaluate, run.ref, recipe.name, site)
     model = register_stage(recipe, evaluation.ref, site)
     done: tuple[Done, ...] = (*sharded, run, evaluation, model)

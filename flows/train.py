@@ -7,10 +7,12 @@ from prefect.tasks import Task
 
 from diffusion.adapters.mlflow_runs import recorded
 from diffusion.adapters.ray_train import TrainingFailed, train_run
-from diffusion.recipe import TrainRecipe, digest_of
+from diffusion.recipe import EvaluateRecipe, TrainRecipe, digest_of
+from diffusion.store.averages import moments_read
 from diffusion.store.codecs import identity_for
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.works import recall, work_key
+from diffusion.training.retention import Keep
 from flows.console import progress, say, warn
 from flows.precompute import precomputed
 from flows.site import Site, ray_running
@@ -20,11 +22,18 @@ _CURVE_ROWS = 40
 
 
 @flow(name="train")
-def train(recipe: TrainRecipe, dataset: DatasetRef, name: str = "demo", site: Site | None = None) -> RunRef:
-    """Train on a dataset.  name: of the MLflow experiment.  site: None for the one the worker's environment describes."""
+def train(
+    recipe: TrainRecipe,
+    dataset: DatasetRef,
+    name: str = "demo",
+    site: Site | None = None,
+    evaluate: EvaluateRecipe = EvaluateRecipe(),
+) -> RunRef:
+    """Train on a dataset.  name: of the MLflow experiment.  site: None for the one the worker's environment describes.
+    evaluate: what will be asked of the run, whose checkpoints therefore stay."""
     site = site or Site.from_environment()
     site.prepare()
-    return train_stage(recipe, dataset, name, site).ref
+    return train_stage(recipe, dataset, name, site, evaluate).ref
 
 
 def _worth_another_try(task: Task, run: TaskRun, state: State) -> bool:
@@ -34,8 +43,11 @@ def _worth_another_try(task: Task, run: TaskRun, state: State) -> bool:
 
 
 @task(name="train", **TASK | {"retry_condition_fn": _worth_another_try})
-def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site) -> Done[RunRef]:
+def train_stage(
+    recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site, evaluate: EvaluateRecipe
+) -> Done[RunRef]:
     key = _key(recipe, dataset)
+    keep = Keep(last=site.keep_last, images=site.keep_images, moments=moments_read(evaluate, recipe))
     curve: list[dict[str, float]] = []
 
     def make() -> RunRef:
@@ -67,6 +79,8 @@ def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site)
                 threads=site.threads,
                 recompute=site.recompute,
                 reading=site.reading,
+                keep=keep,
+                copies=site.runs and f"{site.runs}/runs/{key[:16]}/checkpoints",
                 on_metrics=on_metrics,
                 on_event=on_event,
                 max_failures=3,
@@ -112,5 +126,7 @@ def _tell(event: dict) -> None:
     elif event["event"] == "damaged_sample":
         what = f"picture {event['key']} of" if event["key"] else f"{event['pictures']:,} pictures of"
         warn(f"train     {what} {event['shard']} cannot be read ({event['reason']}): others stand in")
-    elif event["event"] in ("damaged_checkpoint", "damaged_sidecar"):
+    elif event["event"] == "fetched_checkpoint":
+        say(f"  train     fetched the checkpoint at {event['images_seen']:,} pictures from {event['uri']}")
+    elif event["event"] in ("damaged_checkpoint", "damaged_sidecar", "checkpoint_not_copied"):
         warn(f"train     {event['reason']}")

@@ -22,6 +22,7 @@ from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.text_encoders import text_encoder
 from diffusion.training import checkpoint
+from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss
 from tests.test_loop import CLOCKS, vector
 from tests.words import reading
@@ -213,18 +214,31 @@ def test_a_finished_run_is_not_trained_again(undisturbed: RunRef, dataset: Datas
     assert time.monotonic() - before < 5
 
 
-def test_a_damaged_last_checkpoint_is_made_again_from_the_one_before(
+def test_what_stays_is_copied_and_a_damaged_last_checkpoint_is_made_again_from_the_one_before(
     undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path
 ):
-    run = train_run(RECIPE, dataset, tmp_path, workers=2, recompute=True)  # which changes no bit
+    copies, keep = str(tmp_path / "copies"), Keep(last=2, moments=(96,))
+    kept = [f"{moment:012d}" for moment in (96, 384, 480)]
+    run_dir, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    run = train_run(
+        RECIPE, dataset, run_dir, workers=2, recompute=True, keep=keep, copies=copies
+    )  # recomputing changes no bit
+    for place in (Path(copies), run_dir / "checkpoints"):
+        assert sorted(path.name for path in place.iterdir()) == kept
     weights = Path(run.uri, "weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-4])
     events: list[dict] = []
-    again = train_run(RECIPE, dataset, tmp_path, workers=2, on_event=events.append)
+    again = train_run(RECIPE, dataset, run_dir, workers=2, on_event=events.append)
     assert [event["event"] for event in events] == ["damaged_checkpoint", "resumed", "checkpoint"]
     assert str(weights) in events[0]["reason"]
     assert again == run
     assert bits(again) == bits(undisturbed)
+    events.clear()  # where there is nothing, the end is fetched, and what an evaluation asks for
+    fetched = train_run(RECIPE, dataset, elsewhere, workers=2, keep=keep, copies=copies, on_event=events.append)
+    assert [event["event"] for event in events] == ["fetched_checkpoint"]
+    assert sorted(path.name for path in (elsewhere / "checkpoints").iterdir()) == [kept[0], kept[-1]]
+    assert fetched.digest == run.digest
+    assert bits(fetched) == bits(undisturbed)
 
 
 def test_what_cannot_be_is_refused_before_any_worker_starts(undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path):
