@@ -30,6 +30,7 @@ from diffusion.data.sources import (
     read_item,
 )
 from diffusion.recipe import Columns
+from diffusion.store import s3
 from diffusion.store.storage import LocalFolder, StorageUnavailable
 from tests.made_sources import fill, items, lines, picture, read, said, zipped
 
@@ -436,12 +437,10 @@ def bucket(tmp_path, monkeypatch) -> Path:
     """The folder of s3://bucket."""
     buckets: dict[str, Bucket] = {}
 
-    def storage_at(uri: str):
-        if not uri.startswith("s3://"):
-            return LocalFolder(Path(uri))
+    def prefix(uri: str, **_: object) -> Bucket:
         return buckets.setdefault(uri, Bucket(uri, tmp_path / uri.removeprefix("s3://")))
 
-    monkeypatch.setattr(places, "open_storage", storage_at)
+    monkeypatch.setattr(s3, "S3Prefix", prefix)
     places.storage_at.cache_clear()
     yield tmp_path / "bucket"
     places.storage_at.cache_clear()

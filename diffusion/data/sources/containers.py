@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffusion.data.pictures.bad_picture import UNSAFE_NAME
-from diffusion.data.sources.items import BadSource, File, check_inside, hidden, unsafe, written
+from diffusion.data.sources.items import NO_PARTS, BadSource, File, check_inside, hidden, unsafe, written
 from diffusion.data.sources.places import ENCRYPTED, explodes, located, open_file, place, refused, unpacked
 from diffusion.store.storage import LocalFolder, Storage
 
@@ -46,7 +46,7 @@ def folder_files(storage: Storage) -> Iterator[File]:
 
 def _remote_files(storage: Storage) -> Iterator[tuple[str, int, str]]:
     for name, size, mark in storage.walk():
-        if not _is_hidden(name):
+        if not any(map(hidden, set(name.split("/")) - NO_PARTS)):
             yield name, size, mark
 
 

@@ -128,7 +128,11 @@ def located(uri: str, file: str = "") -> Placed:
 
 @lru_cache(maxsize=16)
 def storage_at(uri: str) -> Storage:
-    """A folder or prefix."""
+    """A folder or prefix, in which other people have named the files."""
+    if uri.startswith(S3_SCHEME):
+        from diffusion.store.s3 import S3Prefix, any_name
+
+        return S3Prefix(uri, check=any_name)
     return open_storage(uri)
 
 
