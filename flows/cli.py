@@ -28,7 +28,7 @@ from flows.options import (
     Which,
     Workers,
 )
-from flows.preflight import check, check_devices, check_serving
+from flows.preflight import check, check_devices, check_encoders, check_serving
 from flows.site import Site
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def shard(
         from diffusion.data.sources import open_source
 
         where = source or EMBEDDED
-        open_source(where, columns=recipe.shard.columns)
+        with waiting("reading the source"):
+            check_encoders(recipe.train)
+            open_source(where, columns=recipe.shard.columns)
         with prefect_ready():
             from flows.shard import shard as flow
         made = flow(recipe.shard, where, site, recipe.train, fresh)
@@ -82,7 +84,6 @@ def shard(
 
     def look(recipe: Recipe, site: Site) -> None:
         from flows.dry_run import dry_shard
-        from flows.preflight import check_encoders
 
         check_encoders(recipe.train)
         dry_shard(recipe.shard, source or EMBEDDED, site, fresh)
@@ -112,17 +113,20 @@ def train(
     """Train on the shards of the source.  Interrupted, it goes on from its last checkpoint when called again."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        given = _given(dataset, source, site)
         check_devices(site, batch_size=recipe.train.batch_size)
+        check_encoders(recipe.train)
+        made = _dataset(recipe, dataset, source, site)
         with prefect_ready():
             from flows.train import train as flow
-        run = flow(recipe.train, given or _made(recipe, source, site), recipe.name, site, recipe.evaluate)
+        run = flow(recipe.train, made, recipe.name, site, recipe.evaluate)
         say(f"  checkpoint {run.uri}\n  digest     {run.digest}")
 
     def look(recipe: Recipe, site: Site) -> None:
         from flows.dry_run import dry_train
+        from flows.finished import newest_dataset
 
-        dry_train(recipe, _given(dataset, source, site) or _newest(recipe, source, site), site)
+        made = _given(dataset, source, site) or newest_dataset(recipe.shard, source or EMBEDDED, site)
+        dry_train(recipe, made, site)
 
     if dry:
         _do(look, debug, preset, recipe_file, settings, name, run=looking, home=home, workers=workers)
@@ -144,11 +148,11 @@ def evaluate(
     """Measure the trained run: Frechet distance, held-out loss, variational bound, a grid of samples."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        given = _given(dataset, source, site)
+        from flows.finished import run_of
+
+        run = run_of(recipe.train, _dataset(recipe, dataset, source, site), site)
         with prefect_ready():
-            from flows import train as runs
             from flows.evaluate import evaluate as flow
-        run = runs.finished(recipe.train, given or _made(recipe, source, site), site)
         evaluation = flow(recipe.evaluate, run, recipe.name, site)
         from flows.summary import measured
 
@@ -171,13 +175,12 @@ def register(
     """Make the evaluated model a version in MLflow's registry, and champion if it passes the gate."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        given = _given(dataset, source, site)
+        from flows.finished import evaluation_of, run_of
+
+        run = run_of(recipe.train, _dataset(recipe, dataset, source, site), site)
+        evaluation = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
-            from flows import evaluate as evaluations
-            from flows import train as runs
             from flows.register import register as flow
-        run = runs.finished(recipe.train, given or _made(recipe, source, site), site)
-        evaluation = evaluations.finished(recipe.evaluate, run, site)
         from flows.summary import registered
 
         registered(flow(recipe, evaluation, site))
@@ -281,21 +284,12 @@ def _given(dataset: str | None, source: str | None, site: Site) -> "DatasetRef |
     return find(cli_data.data_root(site), dataset).whole()
 
 
-def _newest(recipe: Recipe, source: str | None, site: Site) -> "DatasetRef | None":
-    """The newest dataset of the source as it is now, if `shard` made one.  Asked without Prefect."""
-    from diffusion.data.sources import open_source
-    from diffusion.data.versions import newest
-    from diffusion.store.storage import open_storage
+def _dataset(recipe: Recipe, named: str | None, source: str | None, site: Site) -> "DatasetRef":
+    """The published dataset that is named, or the one that `shard` made of the source."""
+    from flows.finished import dataset_of
 
-    opened = open_source(source or EMBEDDED, columns=recipe.shard.columns)
-    return newest(open_storage(site.data_root), opened.uri, recipe.shard, opened.fingerprint)
-
-
-def _made(recipe: Recipe, source: str | None, site: Site) -> "DatasetRef":
-    """The dataset that `shard` made of the source."""
-    from flows.shard import finished
-
-    return finished(recipe.shard, source or EMBEDDED, site)
+    with waiting("reading the source" if named is None else "looking at the dataset"):
+        return _given(named, source, site) or dataset_of(recipe.shard, source or EMBEDDED, site)
 
 
 def _do(

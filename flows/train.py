@@ -7,13 +7,12 @@ from prefect.tasks import Task
 
 from diffusion.adapters.mlflow_runs import recorded
 from diffusion.adapters.ray_train import TrainingFailed, train_run
-from diffusion.recipe import EvaluateRecipe, TrainRecipe, digest_of
+from diffusion.recipe import EvaluateRecipe, TrainRecipe
 from diffusion.store.averages import moments_read
-from diffusion.store.codecs import identity_for
 from diffusion.store.refs import DatasetRef, RunRef
-from diffusion.store.works import recall, work_key
 from diffusion.training.retention import Keep
 from flows.console import progress, say, warn
+from flows.finished import train_key
 from flows.precompute import precomputed
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once, worth_another_try
@@ -46,7 +45,7 @@ def _worth_another_try(task: Task, run: TaskRun, state: State) -> bool:
 def train_stage(
     recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site, evaluate: EvaluateRecipe
 ) -> Done[RunRef]:
-    key = _key(recipe, dataset)
+    key = train_key(recipe, dataset)
     keep = Keep(last=site.keep_last, images=site.keep_images, moments=moments_read(evaluate, recipe))
     curve: list[dict[str, float]] = []
 
@@ -91,21 +90,6 @@ def train_stage(
     if curve:
         create_table_artifact(_rows(curve), key="training-curve", description=f"Run {done.ref.digest}")
     return done
-
-
-def finished(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> RunRef:
-    """The run that `train` made of this dataset.  Raises ValueError where it has not."""
-    ref = recall(site.store, _key(recipe, dataset), RunRef)
-    if ref is None:
-        raise ValueError(
-            "there is no finished training run of this recipe yet: run `diffusion train` with the same options"
-        )
-    return ref
-
-
-def _key(recipe: TrainRecipe, dataset: DatasetRef) -> str:
-    codec = identity_for(recipe)  # its weights are no part of the recipe: with others it is another run
-    return work_key("train", recipe, (dataset.digest, *([digest_of(codec)] if codec else [])))
 
 
 def _rows(curve: list[dict[str, float]]) -> list[dict[str, float]]:
