@@ -52,6 +52,7 @@ def train_run(
     threads: int = 1,
     recompute: bool = False,
     reading: Reading = Reading(),
+    teacher: Path | None = None,
     on_metrics: Callable[[dict[str, float]], None] = ignore,
     on_event: Callable[[dict[str, Any]], None] = ignore,
     max_failures: int = 3,
@@ -61,6 +62,7 @@ def train_run(
     workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
     reading: how workers get at the shards; `reading.copies` is a folder of the node a worker runs on.
+    teacher: folder of the bundle recipe.lesson.teacher, of a student's run.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
     on_event: likewise with {"event": "started" | "resumed" | "damaged_checkpoint" | "damaged_sidecar" | "damaged_sample" |
     "checkpoint" | "worker_failed", ...}.
@@ -78,7 +80,7 @@ def train_run(
         raise RuntimeError("Ray is not running here: call within `with local_ray(...)`, or after ray.init(address=...)")
     run_dir = Path(run_dir).resolve()  # Ray's workers run in another directory
     dataset = dataset.model_copy(update={"uri": open_storage(dataset.uri).uri})
-    job = Job(recipe, dataset, run_dir, threads, recompute, f"train-{uuid.uuid4().hex}", reading)
+    job = Job(recipe, dataset, run_dir, threads, recompute, f"train-{uuid.uuid4().hex}", reading, teacher)
     with _only_driver(run_dir):
         run = _finished(job)
         if run is None:
