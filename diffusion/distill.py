@@ -10,8 +10,10 @@ Sec. 4.5], not at a noised picture.  A guided teacher's pictures are not distrib
 is on the way to them; so the student learns at the places it will be asked at, its own mistakes included.
 """
 
+import math
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +21,6 @@ from diffusion.guidance import Cond, classifier_free, conditioned
 from diffusion.recipe import Lesson
 from diffusion.sampler import SAMPLERS, Denoise, run
 from diffusion.spacing import sampling_sigmas
-
-_NEAR = 1.1  # a level of the teacher's within this factor of a student's adds a step of no use
 
 
 def student_levels(lesson: Lesson) -> Tensor:
@@ -30,13 +30,23 @@ def student_levels(lesson: Lesson) -> Tensor:
 
 def segments(lesson: Lesson) -> list[Tensor]:
     """For each step of the student, the first first, the levels of the teacher's steps in its place: the step's two ends and
-    what lies between of the levels of lesson.by.  Float64, decreasing."""
-    inner = sampling_sigmas(lesson.by, lesson.by.steps).tolist()
-    ends = pairwise(student_levels(lesson).double().tolist())
-    return [
-        torch.tensor([high, *(s for s in inner if low * _NEAR < s < high / _NEAR), low], dtype=torch.float64)
-        for high, low in ends
-    ]
+    what lies between of the levels of lesson.by.  Float64, decreasing.
+
+    A level less than a third of the teacher's step from an end is left out: where steps are that unequal, the line through
+    the last two answers of a multistep sampler says little of what comes.
+    """
+    grid = sampling_sigmas(lesson.by, lesson.by.steps)[:-1].numpy()
+    places = np.arange(len(grid))
+
+    def place(level: float) -> float:
+        """In steps of the teacher from its first level."""
+        return float(np.interp(-np.log(level), -np.log(grid), places)) if level else math.inf
+
+    ways = []
+    for high, low in pairwise(student_levels(lesson).double().tolist()):
+        inner = grid[(places > place(high) + 1 / 3) & (places < place(low) - 1 / 3)]
+        ways.append(torch.tensor([high, *inner, low], dtype=torch.float64))
+    return ways
 
 
 def answer_of(end: Tensor, x: Tensor, sigma: float, following: float) -> Tensor:

@@ -386,7 +386,7 @@ class DistillRecipe(Frozen):
     )
     lr: Positive = Field(1e-3, description="Peak learning rate")
     warmup_images: int = Field(320, ge=0, description="Linear warm-up of the learning rate")
-    teacher_steps: int = Field(12, ge=2, le=1_000, description="Of the teacher over the whole way, between the levels")
+    teacher_steps: int = Field(16, ge=2, le=1_000, description="Of the teacher over the whole way, between the levels")
     sigma_min: Positive = Field(0.5, description="The student's last level above 0; even in log-SNR from the highest")
 
     @model_validator(mode="after")
