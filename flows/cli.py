@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffusion.recipe import Recipe
+from diffusion.recipe import Recipe, student_of
 from flows import cli_data, cli_pictures, cli_quarantine, recipes
 from flows.console import say, waiting
 from flows.foreground import guarded, leaving, looking, prefect_ready, reported, stay
@@ -186,6 +186,38 @@ def register(
         registered(flow(recipe, evaluation, site))
 
     _do(work, debug, preset, recipe_file, settings, name, home=home)
+
+
+@app.command()
+def distill(
+    preset: Preset = "few-steps",
+    source: Source = None,
+    dataset: Dataset = None,
+    settings: Settings = None,
+    recipe_file: RecipeFile = None,
+    name: Name = None,
+    home: Home = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Teach a student to draw in few steps what the evaluated model draws in many; measure it, and register it."""
+
+    def work(recipe: Recipe, site: Site) -> None:
+        from flows.finished import evaluation_of, run_of
+
+        check_devices(site, batch_size=recipe.train.batch_size)
+        student_of(recipe, "0" * 64)  # before anything is started
+        run = run_of(recipe.train, _dataset(recipe, dataset, source, site), site)
+        teacher = evaluation_of(recipe.evaluate, run, site)
+        with prefect_ready():
+            from flows.distill import distill as flow
+        taught = flow(recipe, teacher, site)
+        from flows.summary import measured, registered
+
+        measured(taught.evaluation)
+        registered(taught.model)
+
+    _do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers)
 
 
 @app.command()

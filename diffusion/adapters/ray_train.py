@@ -57,6 +57,7 @@ def train_run(
     reading: Reading = Reading(),
     keep: Keep = Keep(),
     copies: str | None = None,
+    teacher: Path | None = None,
     on_metrics: Callable[[dict[str, float]], None] = ignore,
     on_event: Callable[[dict[str, Any]], None] = ignore,
     max_failures: int = 3,
@@ -69,6 +70,7 @@ def train_run(
     keep: which checkpoints stay.
     copies: folder or s3://bucket/prefix that checkpoints are copied to while the run trains.  Where `run_dir` lacks the
     newest of them, or one that `keep` names by its moment, it is brought from there.
+    teacher: folder of the bundle recipe.lesson.teacher, of a student's run.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
     on_event: likewise with {"event": "started" | "resumed" | "damaged_checkpoint" | "damaged_sidecar" | "damaged_sample" |
     "checkpoint" | "checkpoint_not_copied" | "fetched_checkpoint" | "worker_failed", ...}.
@@ -84,7 +86,7 @@ def train_run(
     run_dir = Path(run_dir).resolve()  # Ray's workers run in another directory
     dataset = dataset.model_copy(update={"uri": open_storage(dataset.uri).uri})
     copies = copies and open_storage(copies).uri
-    job = Job(recipe, dataset, run_dir, threads, recompute, f"train-{uuid.uuid4().hex}", reading, keep, copies)
+    job = Job(recipe, dataset, run_dir, threads, recompute, f"train-{uuid.uuid4().hex}", reading, keep, copies, teacher)
     with _only_driver(run_dir):
         journal = Journal(job.run_dir / "metrics.jsonl")
 

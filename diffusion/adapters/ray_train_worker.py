@@ -22,6 +22,7 @@ from diffusion.data.reading_order import order_of
 from diffusion.data.sidecar import Sidecars
 from diffusion.data.stream import Batch, batches
 from diffusion.recipe import TrainRecipe
+from diffusion.store.bundle import load_teacher
 from diffusion.store.codecs import codec_named
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
@@ -48,6 +49,7 @@ class Job:
     reading: Reading
     keep: Keep
     copies: str | None  # where checkpoints are copied to
+    teacher: Path | None = None  # bundle of recipe.lesson's
 
     @property
     def checkpoints(self) -> Path:
@@ -83,7 +85,13 @@ def run_worker(job: Job, send: Send) -> None:
     torch.set_num_threads(job.threads)
     device = ray.train.torch.get_device()
     gather = world_gather()
-    state = build_state(job.recipe, resolution=job.dataset.resolution, classes=len(job.dataset.classes), device=device)
+    state = build_state(
+        job.recipe,
+        resolution=job.dataset.resolution,
+        classes=len(job.dataset.classes),
+        device=device,
+        teacher=load_teacher(job.teacher, job.recipe, device) if job.teacher else None,
+    )
     state.net.net.recompute = job.recompute
     facts = checkpoint.facts_of(job.recipe, job.dataset, world=world, device=device, text=state.text, codec=state.codec)
     pids = gather(os.getpid())
