@@ -19,6 +19,7 @@ from flows.options import (
     Dataset,
     Debug,
     Home,
+    Init,
     Name,
     Port,
     Preset,
@@ -32,7 +33,7 @@ from flows.preflight import check, check_devices, check_serving
 from flows.site import Site
 
 if TYPE_CHECKING:
-    from diffusion.store.refs import DatasetRef
+    from diffusion.store.refs import DatasetRef, RunRef
 
 EMBEDDED = (
     "embedded"  # the word for the pictures that come with the program; `data.sources` loads more than a start needs
@@ -101,6 +102,7 @@ def train(
     settings: Settings = None,
     recipe_file: RecipeFile = None,
     name: Name = None,
+    init: Init = None,
     home: Home = None,
     workers: Workers = None,
     debug: Debug = False,
@@ -112,7 +114,7 @@ def train(
         check_devices(site, batch_size=recipe.train.batch_size)
         with prefect_ready():
             from flows.train import train as flow
-        run = flow(recipe.train, given or _made(recipe, source, site), recipe.name, site)
+        run = flow(recipe.train, given or _made(recipe, source, site), recipe.name, site, init)
         say(f"  checkpoint {run.uri}\n  digest     {run.digest}")
 
     _do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers)
@@ -126,6 +128,7 @@ def evaluate(
     settings: Settings = None,
     recipe_file: RecipeFile = None,
     name: Name = None,
+    init: Init = None,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
@@ -134,9 +137,8 @@ def evaluate(
     def work(recipe: Recipe, site: Site) -> None:
         given = _given(dataset, source, site)
         with prefect_ready():
-            from flows import train as runs
             from flows.evaluate import evaluate as flow
-        run = runs.finished(recipe.train, given or _made(recipe, source, site), site)
+        run = _trained(recipe, given or _made(recipe, source, site), init, site)
         evaluation = flow(recipe.evaluate, run, recipe.name, site)
         from flows.summary import measured
 
@@ -153,6 +155,7 @@ def register(
     settings: Settings = None,
     recipe_file: RecipeFile = None,
     name: Name = None,
+    init: Init = None,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
@@ -162,9 +165,8 @@ def register(
         given = _given(dataset, source, site)
         with prefect_ready():
             from flows import evaluate as evaluations
-            from flows import train as runs
             from flows.register import register as flow
-        run = runs.finished(recipe.train, given or _made(recipe, source, site), site)
+        run = _trained(recipe, given or _made(recipe, source, site), init, site)
         evaluation = evaluations.finished(recipe.evaluate, run, site)
         from flows.summary import registered
 
@@ -207,6 +209,7 @@ def run(
     settings: Settings = None,
     recipe_file: RecipeFile = None,
     name: Name = None,
+    init: Init = None,
     home: Home = None,
     workers: Workers = None,
     port: Port = None,
@@ -222,7 +225,7 @@ def run(
             check(recipe, source or EMBEDDED, until, site, given)
         with prefect_ready():
             from flows.pipeline import pipeline
-        line = pipeline(recipe, source or EMBEDDED, until, site, given)
+        line = pipeline(recipe, source or EMBEDDED, until, site, given, init)
         from flows.summary import summary
 
         stays = wait or site.ray is not None
@@ -274,6 +277,14 @@ def _made(recipe: Recipe, source: str | None, site: Site) -> "DatasetRef":
     from flows.shard import finished
 
     return finished(recipe.shard, source or EMBEDDED, site)
+
+
+def _trained(recipe: Recipe, dataset: "DatasetRef", init: str | None, site: Site) -> "RunRef":
+    """The run that `train` made of the dataset."""
+    from flows.origin import started_from
+    from flows.train import finished
+
+    return finished(started_from(recipe.train, init, dataset, site), dataset, site)
 
 
 def _do(

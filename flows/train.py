@@ -12,6 +12,7 @@ from diffusion.store.codecs import identity_for
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.works import recall, work_key
 from flows.console import progress, say, warn
+from flows.origin import origin_of, started_from
 from flows.precompute import precomputed
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once, worth_another_try
@@ -20,11 +21,14 @@ _CURVE_ROWS = 40
 
 
 @flow(name="train")
-def train(recipe: TrainRecipe, dataset: DatasetRef, name: str = "demo", site: Site | None = None) -> RunRef:
-    """Train on a dataset.  name: of the MLflow experiment.  site: None for the one the worker's environment describes."""
+def train(
+    recipe: TrainRecipe, dataset: DatasetRef, name: str = "demo", site: Site | None = None, init: str | None = None
+) -> RunRef:
+    """Train on a dataset.  name: of the MLflow experiment.  site: None for the one the worker's environment describes.
+    init: the registered model to start from, see `flows.origin`."""
     site = site or Site.from_environment()
     site.prepare()
-    return train_stage(recipe, dataset, name, site).ref
+    return train_stage(started_from(recipe, init, dataset, site), dataset, name, site).ref
 
 
 def _worth_another_try(task: Task, run: TaskRun, state: State) -> bool:
@@ -67,6 +71,7 @@ def train_stage(recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site)
                 threads=site.threads,
                 recompute=site.recompute,
                 reading=site.reading,
+                origin=origin_of(recipe, site),
                 on_metrics=on_metrics,
                 on_event=on_event,
                 max_failures=3,
@@ -107,6 +112,13 @@ def _tell(event: dict) -> None:
         say(f"  train     goes on from its checkpoint at {event['images_seen']:,} pictures")
         if changed:
             warn(f"train     {changed}: the same run, but not to the last bit")
+    elif event["event"] == "warm_started":
+        new, dropped = ", ".join(event["new"]), ", ".join(event["dropped"])
+        say(f"  train     starts from the weights of the model {event['model'][:16]}")
+        if new:
+            say(f"  train     new classes, drawn at first as without a class: {new}")
+        if dropped:
+            warn(f"train     classes of that model of which there are no pictures here are left behind: {dropped}")
     elif event["event"] == "worker_failed":
         warn(f"train     worker {event['rank']} failed: {event['error']}")
     elif event["event"] == "damaged_sample":

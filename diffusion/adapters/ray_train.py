@@ -27,12 +27,14 @@ from ray.exceptions import RayActorError
 from diffusion.adapters.ray_train_worker import Job, explain, lost_connection, work
 from diffusion.data.reading import Reading
 from diffusion.recipe import TrainRecipe, digest_of
+from diffusion.store.bundle import verify_bundle
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.storage import open_storage
 from diffusion.training import checkpoint
 from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
 from diffusion.training.step import NonFiniteLoss, check_sizes, end_of
+from diffusion.training.warm_start import check_origin
 
 _POLL_S = 0.5  # of the driver for metrics
 _RESTARTS = 3  # of the metrics actor, and of a controller that fails to start its workers
@@ -52,6 +54,7 @@ def train_run(
     threads: int = 1,
     recompute: bool = False,
     reading: Reading = Reading(),
+    origin: Path | None = None,
     on_metrics: Callable[[dict[str, float]], None] = ignore,
     on_event: Callable[[dict[str, Any]], None] = ignore,
     max_failures: int = 3,
@@ -61,12 +64,14 @@ def train_run(
     workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
     reading: how workers get at the shards; `reading.copies` is a folder of the node a worker runs on.
+    origin: folder of the bundle `recipe.init`, on storage that all workers share.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
-    on_event: likewise with {"event": "started" | "resumed" | "damaged_checkpoint" | "damaged_sidecar" | "damaged_sample" |
-    "checkpoint" | "worker_failed", ...}.
+    on_event: likewise with {"event": "warm_started" | "started" | "resumed" | "damaged_checkpoint" | "damaged_sidecar" |
+    "damaged_sample" | "checkpoint" | "worker_failed", ...}.
     max_failures: how often a dead or failing worker is replaced.
-    Raises ValueError for a batch that cannot be divided, for sizes that the network cannot read, and for a `run_dir` with
-    another run in it, NonFiniteLoss, and TrainingFailed for all else that ends a run early.
+    Raises ValueError for a batch that cannot be divided, for sizes that the network cannot read, for a model that it cannot
+    start from, and for a `run_dir` with another run in it, NonFiniteLoss, and TrainingFailed for all else that ends a run
+    early.
     """
     if recipe.batch_size % workers:
         raise ValueError(
@@ -74,11 +79,14 @@ def train_run(
             f" workers that divides it"
         )
     check_sizes(recipe, dataset)
+    if recipe.init:
+        check_origin(recipe, dataset.resolution, verify_bundle(origin, recipe.init)[0])
+        origin = Path(origin).resolve()
     if not ray.is_initialized():
         raise RuntimeError("Ray is not running here: call within `with local_ray(...)`, or after ray.init(address=...)")
     run_dir = Path(run_dir).resolve()  # Ray's workers run in another directory
     dataset = dataset.model_copy(update={"uri": open_storage(dataset.uri).uri})
-    job = Job(recipe, dataset, run_dir, threads, recompute, f"train-{uuid.uuid4().hex}", reading)
+    job = Job(recipe, dataset, run_dir, threads, recompute, f"train-{uuid.uuid4().hex}", reading, origin)
     with _only_driver(run_dir):
         run = _finished(job)
         if run is None:

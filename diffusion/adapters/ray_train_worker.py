@@ -22,6 +22,7 @@ from diffusion.data.reading_order import order_of
 from diffusion.data.sidecar import Sidecars
 from diffusion.data.stream import Batch, batches
 from diffusion.recipe import TrainRecipe
+from diffusion.store.bundle import load_model
 from diffusion.store.codecs import codec_named
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
@@ -30,6 +31,7 @@ from diffusion.training import checkpoint
 from diffusion.training.loop import ignore, train
 from diffusion.training.parallel import data_parallel, world_gather
 from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
+from diffusion.training.warm_start import warm_start
 
 Send = Callable[[dict[str, Any]], None]  # takes a record to the driver
 
@@ -45,6 +47,7 @@ class Job:
     recompute: bool
     relay: str  # name of the actor that takes records to the driver
     reading: Reading
+    origin: Path | None = None  # folder of the bundle recipe.init
 
     @property
     def checkpoints(self) -> Path:
@@ -88,6 +91,9 @@ def run_worker(job: Job, send: Send) -> None:
     changed = checkpoint.load(folder, state, facts) if folder else {}
     for reason in damaged:
         tell({"event": "damaged_checkpoint", "reason": reason, "instead": str(folder) if folder else None})
+    if folder is None and job.recipe.init:
+        carried = warm_start(state, job.dataset.classes, *load_model(job.origin, digest=job.recipe.init))
+        tell({"event": "warm_started", "model": job.recipe.init, **carried._asdict()})
     name = "resumed" if folder else "started"
     tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
     reader = reader_of(job, codec_named(state.codec, str(device)) if state.codec else None)

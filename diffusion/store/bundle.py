@@ -82,6 +82,9 @@ class BundleSpec(Frozen):
     sampling: SamplingRecipe = Field(description="How a picture is drawn when a request does not say")
     parameters: int = Field(ge=1, description="Numbers in the weights")
     images_seen: int = Field(ge=1)
+    init: Digest | None = Field(
+        None, exclude_if=unset, description="The model whose weights its run started from, if any"
+    )
     run_digest: Digest
     dataset_digest: Digest
     recipe_digest: Digest
@@ -186,6 +189,7 @@ def export_bundle(
         sampling=sampling,
         parameters=sum(weight.numel() for weight in model.weights.values()),
         images_seen=run.images_seen,
+        init=recipe.init,
         run_digest=run.digest,
         dataset_digest=run.dataset.digest,
         recipe_digest=run.recipe_digest,
