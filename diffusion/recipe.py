@@ -217,6 +217,12 @@ class TrainRecipe(Frozen):
     """The training run.  Batch size is here because it changes the numbers; the number of workers is not."""
 
     unet: UNetRecipe = UNetRecipe()
+    init: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        exclude_if=unset,
+        description="Digest of the model whose weights it starts from; none: from random ones. See `--init`",
+    )
     images: int = Field(33_000, ge=1, description="Images to see in all; the run's only clock counts to here")
     batch_size: int = Field(32, ge=1, description="Images per optimizer step, over all workers")
     micro_batch: int | None = Field(

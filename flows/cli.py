@@ -19,6 +19,7 @@ from flows.options import (
     Dataset,
     Debug,
     Home,
+    Init,
     Name,
     Port,
     Preset,
@@ -32,7 +33,7 @@ from flows.preflight import check, check_devices, check_encoders, check_serving
 from flows.site import Site
 
 if TYPE_CHECKING:
-    from diffusion.store.refs import DatasetRef
+    from diffusion.store.refs import DatasetRef, RunRef
 
 EMBEDDED = (
     "embedded"  # the word for the pictures that come with the program; `data.sources` loads more than a start needs
@@ -102,6 +103,7 @@ def train(
     settings: Settings = None,
     recipe_file: RecipeFile = None,
     name: Name = None,
+    init: Init = None,
     home: Home = None,
     workers: Workers = None,
     dry: Annotated[
@@ -118,7 +120,7 @@ def train(
         made = _dataset(recipe, dataset, source, site)
         with prefect_ready():
             from flows.train import train as flow
-        run = flow(recipe.train, made, recipe.name, site, recipe.evaluate)
+        run = flow(recipe.train, made, recipe.name, site, recipe.evaluate, init)
         say(f"  checkpoint {run.uri}\n  digest     {run.digest}")
 
     def look(recipe: Recipe, site: Site) -> None:
@@ -142,15 +144,14 @@ def evaluate(
     settings: Settings = None,
     recipe_file: RecipeFile = None,
     name: Name = None,
+    init: Init = None,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
     """Measure the trained run: Frechet distance, held-out loss, variational bound, a grid of samples."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        from flows.finished import run_of
-
-        run = run_of(recipe.train, _dataset(recipe, dataset, source, site), site)
+        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
         with prefect_ready():
             from flows.evaluate import evaluate as flow
         evaluation = flow(recipe.evaluate, run, recipe.name, site)
@@ -169,15 +170,16 @@ def register(
     settings: Settings = None,
     recipe_file: RecipeFile = None,
     name: Name = None,
+    init: Init = None,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
     """Make the evaluated model a version in MLflow's registry, and champion if it passes the gate."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        from flows.finished import evaluation_of, run_of
+        from flows.finished import evaluation_of
 
-        run = run_of(recipe.train, _dataset(recipe, dataset, source, site), site)
+        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
         evaluation = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
             from flows.register import register as flow
@@ -196,6 +198,7 @@ def distill(
     settings: Settings = None,
     recipe_file: RecipeFile = None,
     name: Name = None,
+    init: Init = None,
     home: Home = None,
     workers: Workers = None,
     debug: Debug = False,
@@ -203,11 +206,11 @@ def distill(
     """Teach a student to draw in few steps what the evaluated model draws in many; measure it, and register it."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        from flows.finished import evaluation_of, run_of
+        from flows.finished import evaluation_of
 
         check_devices(site, batch_size=recipe.train.batch_size)
         student_of(recipe, "0" * 64)  # before anything is started
-        run = run_of(recipe.train, _dataset(recipe, dataset, source, site), site)
+        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
         teacher = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
             from flows.distill import distill as flow
@@ -254,6 +257,7 @@ def run(
     settings: Settings = None,
     recipe_file: RecipeFile = None,
     name: Name = None,
+    init: Init = None,
     home: Home = None,
     workers: Workers = None,
     port: Port = None,
@@ -269,7 +273,7 @@ def run(
             check(recipe, source or EMBEDDED, until, site, given)
         with prefect_ready():
             from flows.pipeline import pipeline
-        line = pipeline(recipe, source or EMBEDDED, until, site, given)
+        line = pipeline(recipe, source or EMBEDDED, until, site, given, init)
         from flows.summary import summary
 
         stays = wait or site.ray is not None
@@ -322,6 +326,14 @@ def _dataset(recipe: Recipe, named: str | None, source: str | None, site: Site) 
 
     with waiting("reading the source" if named is None else "looking at the dataset"):
         return _given(named, source, site) or dataset_of(recipe.shard, source or EMBEDDED, site)
+
+
+def _trained(recipe: Recipe, dataset: "DatasetRef", init: str | None, site: Site) -> "RunRef":
+    """The run that `train` made of the dataset."""
+    from flows.finished import run_of
+    from flows.origin import started_from
+
+    return run_of(started_from(recipe.train, init, dataset, site), dataset, site)
 
 
 def _do(

@@ -14,6 +14,7 @@ from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.training.retention import Keep
 from flows.console import progress, say, warn
 from flows.finished import train_key
+from flows.origin import origin_of, started_from
 from flows.precompute import precomputed
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once, worth_another_try
@@ -28,12 +29,14 @@ def train(
     name: str = "demo",
     site: Site | None = None,
     evaluate: EvaluateRecipe = EvaluateRecipe(),
+    init: str | None = None,
 ) -> RunRef:
     """Train on a dataset.  name: of the MLflow experiment.  site: None for the one the worker's environment describes.
-    evaluate: what will be asked of the run, whose checkpoints therefore stay."""
+    evaluate: what will be asked of the run, whose checkpoints therefore stay.  init: the registered model to start from, see
+    `flows.origin`."""
     site = site or Site.from_environment()
     site.prepare()
-    return train_stage(recipe, dataset, name, site, evaluate).ref
+    return train_stage(started_from(recipe, init, dataset, site), dataset, name, site, evaluate).ref
 
 
 def _worth_another_try(task: Task, run: TaskRun, state: State) -> bool:
@@ -99,6 +102,7 @@ def _trained(
                 keep=keep,
                 copies=site.runs and f"{site.runs}/runs/{key[:16]}/checkpoints",
                 teacher=bundle_path(site.store, recipe.lesson.teacher) if recipe.lesson else None,
+                origin=origin_of(recipe, site),
                 on_metrics=on_metrics,
                 on_event=on_event,
                 max_failures=3,
@@ -124,6 +128,13 @@ def _tell(stage: str, event: dict) -> None:
         say(f"  {stage:<9} goes on from its checkpoint at {event['images_seen']:,} pictures")
         if changed:
             warn(f"{stage:<9} {changed}: the same run, but not to the last bit")
+    elif event["event"] == "warm_started":
+        new, dropped = ", ".join(event["new"]), ", ".join(event["dropped"])
+        say(f"  {stage:<9} starts from the weights of the model {event['model'][:16]}")
+        if new:
+            say(f"  {stage:<9} new classes, drawn at first as without a class: {new}")
+        if dropped:
+            warn(f"{stage:<9} classes of that model of which there are no pictures here are left behind: {dropped}")
     elif event["event"] == "worker_failed":
         warn(f"{stage:<9} worker {event['rank']} failed: {event['error']}")
     elif event["event"] == "damaged_sample":

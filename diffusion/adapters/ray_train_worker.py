@@ -22,7 +22,7 @@ from diffusion.data.reading_order import order_of
 from diffusion.data.sidecar import Sidecars
 from diffusion.data.stream import Batch, batches
 from diffusion.recipe import TrainRecipe
-from diffusion.store.bundle import load_teacher
+from diffusion.store.bundle import load_model, load_teacher
 from diffusion.store.codecs import codec_named
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
@@ -32,6 +32,7 @@ from diffusion.training.loop import ignore, train
 from diffusion.training.parallel import data_parallel, exact_parallel, world_gather
 from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
+from diffusion.training.warm_start import warm_start
 
 Send = Callable[[dict[str, Any]], None]  # takes a record to the driver
 
@@ -50,6 +51,7 @@ class Job:
     keep: Keep
     copies: str | None  # where checkpoints are copied to
     teacher: Path | None = None  # bundle of recipe.lesson's
+    origin: Path | None = None  # folder of the bundle recipe.init
 
     @property
     def checkpoints(self) -> Path:
@@ -99,6 +101,9 @@ def run_worker(job: Job, send: Send) -> None:
     changed = checkpoint.load(folder, state, facts) if folder else {}
     for reason in damaged:
         tell({"event": "damaged_checkpoint", "reason": reason, "instead": str(folder) if folder else None})
+    if folder is None and job.recipe.init:
+        carried = warm_start(state, job.dataset.classes, *load_model(job.origin, digest=job.recipe.init))
+        tell({"event": "warm_started", "model": job.recipe.init, **carried._asdict()})
     name = "resumed" if folder else "started"
     tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
     reader = reader_of(job, codec_named(state.codec, str(device)) if state.codec else None)
