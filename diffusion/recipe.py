@@ -518,7 +518,7 @@ def student_of(recipe: Recipe, teacher: str) -> Recipe:
     taught = {name: getattr(distill, name) for name in ("images", "lr", "warmup_images")}
     try:
         lesson = Lesson(teacher=teacher, by=by, student=student)
-        train = TrainRecipe.model_validate({**recipe.train.model_dump(), **taught, "lesson": lesson})
+        train = TrainRecipe.model_validate({**recipe.train.model_dump(), **taught, "lesson": lesson, "init": None})
     except ValidationError as error:
         raise ValueError(f"no student can be made: {first_mistake(error)}") from None
     measured = {"sampling": student, "guide_images": None, "guide_ema": None}
