@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from diffusion.recipe import Frozen, canonical_json, digest_of
+from diffusion.recipe import Frozen, canonical_json, digest_of, first_mistake
 from diffusion.store.publish import write_atomic
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
 from diffusion.store.storage import open_storage
@@ -76,7 +76,7 @@ def recall(store: Path, key: str, kind: type[Ref]) -> Ref | None:
         ref = kind.model_validate_json(canonical_json(work.ref))
     except ValueError as error:
         raise ValueError(
-            f"{path} is not the {kind.__name__} of the work {key[:12]}: {error}."
+            f"{path} is not the {kind.__name__} of the work {key[:12]}: {first_mistake(error)}."
             f" Delete this file and run the stage again."
         ) from error
     return None if _missing(ref) else ref
