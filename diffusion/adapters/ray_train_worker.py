@@ -93,6 +93,9 @@ def run_worker(job: Job, send: Send) -> None:
     reader = reader_of(job, codec_named(state.codec, str(device)) if state.codec else None)
     sidecars = find_captions(state, reader, tell)
     exact = job.recipe.micro_batch is not None
+    torch.backends.cudnn.deterministic = (
+        exact  # some of its faster kernels add in the order in which threads happen to run
+    )
     train(
         state,
         share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send),
