@@ -22,15 +22,17 @@ from diffusion.data.reading_order import order_of
 from diffusion.data.sidecar import Sidecars
 from diffusion.data.stream import Batch, batches
 from diffusion.recipe import TrainRecipe
+from diffusion.store.bundle import load_model, load_teacher
 from diffusion.store.codecs import codec_named
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
 from diffusion.text import looking_up, remembering
 from diffusion.training import checkpoint
 from diffusion.training.loop import ignore, train
-from diffusion.training.parallel import data_parallel, world_gather
+from diffusion.training.parallel import data_parallel, exact_parallel, world_gather
 from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
+from diffusion.training.warm_start import warm_start
 
 Send = Callable[[dict[str, Any]], None]  # takes a record to the driver
 
@@ -48,6 +50,8 @@ class Job:
     reading: Reading
     keep: Keep
     copies: str | None  # where checkpoints are copied to
+    teacher: Path | None = None  # bundle of recipe.lesson's
+    origin: Path | None = None  # folder of the bundle recipe.init
 
     @property
     def checkpoints(self) -> Path:
@@ -83,7 +87,13 @@ def run_worker(job: Job, send: Send) -> None:
     torch.set_num_threads(job.threads)
     device = ray.train.torch.get_device()
     gather = world_gather()
-    state = build_state(job.recipe, resolution=job.dataset.resolution, classes=len(job.dataset.classes), device=device)
+    state = build_state(
+        job.recipe,
+        resolution=job.dataset.resolution,
+        classes=len(job.dataset.classes),
+        device=device,
+        teacher=load_teacher(job.teacher, job.recipe, device) if job.teacher else None,
+    )
     state.net.net.recompute = job.recompute
     facts = checkpoint.facts_of(job.recipe, job.dataset, world=world, device=device, text=state.text, codec=state.codec)
     pids = gather(os.getpid())
@@ -91,16 +101,21 @@ def run_worker(job: Job, send: Send) -> None:
     changed = checkpoint.load(folder, state, facts) if folder else {}
     for reason in damaged:
         tell({"event": "damaged_checkpoint", "reason": reason, "instead": str(folder) if folder else None})
+    if folder is None and job.recipe.init:
+        carried = warm_start(state, job.dataset.classes, *load_model(job.origin, digest=job.recipe.init))
+        tell({"event": "warm_started", "model": job.recipe.init, **carried._asdict()})
     name = "resumed" if folder else "started"
     tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
     reader = reader_of(job, codec_named(state.codec, str(device)) if state.codec else None)
     sidecars = find_captions(state, reader, tell)
+    exact = job.recipe.micro_batch is not None
     with Saver(job.checkpoints, job.notes, facts, tell, keep=job.keep, copies=job.copies) as saver:
         train(
             state,
             saver.beside(share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send)),
             job.recipe,
-            model=data_parallel(state, job.dataset.resolution // job.recipe.codec_factor),
+            model=None if exact else data_parallel(state, job.dataset.resolution // job.recipe.codec_factor),
+            add_up=exact_parallel(state, job.recipe) if exact else None,
             on_metrics=tell,
             on_checkpoint=saver,
             gather=gather,

@@ -41,7 +41,12 @@ class Facts(Frozen):
     text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads the captions, if anything does")
     codec: CodecIdentity | None = Field(None, exclude_if=unset, description="What made its latents, if it learns any")
     images_seen: int = Field(ge=0)
-    world: int = Field(ge=1, description="Worker processes the batch was divided over")
+    world: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=unset,
+        description="Worker processes the batch was divided over; in the exact mode no matter",
+    )
     threads: int = Field(ge=1, description="Torch threads of each")
     device: str
     torch: str
@@ -67,7 +72,7 @@ def facts_of(
         text=text,
         codec=codec,
         images_seen=0,
-        world=world,
+        world=world if recipe.micro_batch is None else None,
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         torch=torch.__version__,

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from diffusion.adapters.ray_train import TrainingFailed, train_run
@@ -18,7 +19,8 @@ from diffusion.data.ingest import shard_dataset
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
 from diffusion.data.shards import read_index
-from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe, digest_of
+from diffusion.recipe import SamplingRecipe, ShardRecipe, TrainRecipe, UNetRecipe, digest_of
+from diffusion.store.bundle import export_bundle, load_model
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.text_encoders import text_encoder
 from diffusion.training import checkpoint
@@ -307,3 +309,21 @@ def test_a_damaged_picture_is_told_of_by_who_reads_it_and_too_many_stop_the_run(
     assert {(event["shard"], event["key"], event["pictures"]) for event in damaged} == {
         (sound.entries[1].tar, row["key"].decode(), 1) for row in index[:2]
     }
+
+
+def test_a_run_starts_from_a_model(undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path):
+    """With no learning rate to speak of it ends where it started; its model says what that was."""
+    uri, digest = export_bundle(undisturbed, 0.1, tmp_path, SamplingRecipe())
+    still = {"init": digest, "images": 24, "lr": 1e-12, "optimizer": "adamw", "seed": 1}
+    recipe = RECIPE.model_copy(update=still)
+    events: list[dict] = []
+    run = train_run(recipe, dataset, tmp_path / "run", workers=2, origin=Path(uri), on_event=events.append)
+    assert events[0] == {"event": "warm_started", "model": digest, "kept": dataset.classes, "new": (), "dropped": ()}
+    model = load_model(uri)[1]
+    reached = load_file(Path(run.uri) / "weights.safetensors")
+    assert all(torch.allclose(reached[name], weight, atol=1e-9) for name, weight in model.named_parameters())
+    made, _ = load_model(export_bundle(run, 0.1, tmp_path, SamplingRecipe())[0])
+    assert made.init == digest
+    wide = recipe.unet.model_copy(update={"channels": 32})
+    with pytest.raises(ValueError, match="channels=16"):
+        train_run(recipe.model_copy(update={"unet": wide}), dataset, tmp_path / "other", origin=Path(uri))
