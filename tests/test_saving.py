@@ -35,7 +35,7 @@ def held(monkeypatch) -> threading.Event:
     begin, publish = threading.Event(), checkpoint.publish
 
     def late(*arguments):
-        assert begin.wait(60)
+        assert begin.wait(10)
         return publish(*arguments)
 
     monkeypatch.setattr(checkpoint, "publish", late)
