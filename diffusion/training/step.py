@@ -256,7 +256,8 @@ def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: n
         cond["image"] = degraded(x0, operators_of(batch.index, side, seed=recipe.seed, tasks=tasks, device=device))
     if recipe.lesson:
         null = null_condition(state, batch, cond)
-        x, target = taught(state.net, state.teacher, noise, sigma, cond, null, recipe.lesson)
+        x = x0 + sigma.view(-1, 1, 1, 1) * noise
+        target = taught(state.teacher, x, sigma, cond, null, recipe.lesson)
         losses = weighted_error(model or state.net, weight_of(recipe), x, target, sigma, cond)
     else:
         losses = denoising_loss(model or state.net, weight_of(recipe), x0, noise, sigma, cond)
