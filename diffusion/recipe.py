@@ -381,7 +381,7 @@ class DistillRecipe(Frozen):
     """The few-step student of the trained model.  It starts from its teacher's average and asks it in every step."""
 
     steps: int = Field(0, ge=0, le=64, description="Steps, and evaluations, of a picture by the student; 0: no student")
-    images: int = Field(6_400, ge=1, description="Images to see in all")
+    images: int = Field(3_200, ge=1, description="Images to see in all")
     lr: Positive = Field(1e-3, description="Peak learning rate")
     warmup_images: int = Field(320, ge=0, description="Linear warm-up of the learning rate")
     teacher_steps: int = Field(16, ge=2, le=1_000, description="Of the teacher over the whole way, between the levels")
