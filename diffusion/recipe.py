@@ -217,8 +217,21 @@ class TrainRecipe(Frozen):
     """The training run.  Batch size is here because it changes the numbers; the number of workers is not."""
 
     unet: UNetRecipe = UNetRecipe()
+    init: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        exclude_if=unset,
+        description="Digest of the model whose weights it starts from; none: from random ones. See `--init`",
+    )
     images: int = Field(33_000, ge=1, description="Images to see in all; the run's only clock counts to here")
     batch_size: int = Field(32, ge=1, description="Images per optimizer step, over all workers")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=unset,
+        description="Images in memory at once; the gradients of a batch's are then summed in one order, to the same bits on"
+        " 1, 2, 4 ... workers; see docs/training.md",
+    )
     label_drop: Share = Field(0.1, description="Share of labels replaced by the null label, for guidance")
     text_encoder: Literal["none", "minilm", "clip", "t5"] = Field("none", description="What reads the captions, if any")
     text_tokens: int = Field(64, ge=3, description="Tokens read of a caption at most")
@@ -277,6 +290,11 @@ class TrainRecipe(Frozen):
             raise ValueError(
                 f"text_encoder={self.text_encoder} and unet.text_width={self.unet.text_width}: an encoder and the width of"
                 f" its tokens (minilm: 384) go together, so give both, or none and 0"
+            )
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}: choose a divisor; where the"
+                f" quotient is a power of two, so many workers can train, or any lower power of two"
             )
         shape = (self.codec_channels, self.codec_factor)
         if self.codec == "none" and shape != (3, 1):
@@ -499,7 +517,7 @@ def student_of(recipe: Recipe, teacher: str) -> Recipe:
     taught["checkpoint_images"] = min(recipe.train.checkpoint_images, -(-distill.images // 4))
     try:
         lesson = Lesson(teacher=teacher, by=by, student=student)
-        train = TrainRecipe.model_validate({**recipe.train.model_dump(), **taught, "lesson": lesson})
+        train = TrainRecipe.model_validate({**recipe.train.model_dump(), **taught, "lesson": lesson, "init": None})
     except ValidationError as error:
         raise ValueError(f"no student can be made: {first_mistake(error)}") from None
     measured = {"sampling": student, "guide_images": None, "guide_ema": None}

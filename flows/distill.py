@@ -33,6 +33,6 @@ def student_stages(
 ) -> tuple[Done[RunRef], Done[EvaluationRef], Done[ModelRef]]:
     """Train, measure and register the student of the evaluated model `teacher`, each once."""
     student = student_of(recipe, teacher.bundle_digest)
-    run = distill_stage(student.train, teacher.run.dataset, recipe.name, site)
+    run = distill_stage(student.train, teacher.run.dataset, recipe.name, site, student.evaluate)
     evaluation = evaluate_stage(student.evaluate, run.ref, recipe.name, site)
     return run, evaluation, register_stage(student, evaluation.ref, site)

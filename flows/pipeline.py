@@ -9,6 +9,7 @@ from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
 from flows.deploy import Endpoint, deploy_stage
 from flows.distill import student_stages
 from flows.evaluate import evaluate_stage
+from flows.origin import resolved, started_from
 from flows.preflight import Until, check
 from flows.register import check_champion, register_stage
 from flows.shard import shard_stage
@@ -38,18 +39,22 @@ def pipeline(
     until: Until = "deploy",
     site: Site | None = None,
     dataset: DatasetRef | None = None,
+    init: str | None = None,
 ) -> Line:
     """From pictures to an endpoint.
 
     source: a folder, a .zip, or "embedded".  until: the last stage.  site: None for the one the worker's environment
-    describes.  dataset: a published one to go on from, instead of the source.  What is finished already is not done again.
+    describes.  dataset: a published one to go on from, instead of the source.  init: the
+    registered model whose weights training starts from, see `flows.origin`.  What is finished already is not done again.
     """
     site = site or Site.from_environment()
     check(recipe, source, until, site, dataset)
     site.prepare()
+    init = init and resolved(init, site)  # an alias may move meanwhile
     sharded = () if dataset is not None else (shard_stage(recipe.shard, source, site),)
     dataset = dataset or sharded[0].ref
-    run = train_stage(recipe.train, dataset, recipe.name, site)
+    train = started_from(recipe.train, init, dataset, site)
+    run = train_stage(train, dataset, recipe.name, site, recipe.evaluate)
     evaluation = evaluate_stage(recipe.evaluate, run.ref, recipe.name, site)
     model = register_stage(recipe, evaluation.ref, site)
     done: tuple[Done, ...] = (*sharded, run, evaluation, model)

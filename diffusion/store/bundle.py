@@ -87,6 +87,9 @@ class BundleSpec(Frozen):
     sampling: SamplingRecipe = Field(description="How a picture is drawn when a request does not say")
     parameters: int = Field(ge=1, description="Numbers in the weights")
     images_seen: int = Field(ge=1)
+    init: Digest | None = Field(
+        None, exclude_if=unset, description="The model whose weights its run started from, if any"
+    )
     run_digest: Digest
     dataset_digest: Digest
     recipe_digest: Digest
@@ -196,6 +199,7 @@ def export_bundle(
         sampling=sampling,
         parameters=sum(weight.numel() for weight in model.weights.values()),
         images_seen=run.images_seen,
+        init=recipe.init,
         run_digest=run.digest,
         dataset_digest=run.dataset.digest,
         recipe_digest=run.recipe_digest,
@@ -254,15 +258,23 @@ def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: 
     Raises ValueError where that encoder or codec is not installed here, or another is.
     """
     spec, actual = _read_spec(Path(uri), digest)
-    denoisers = []
-    for name, expected in spec.weights.items():
-        path = Path(uri, name)
-        data = path.read_bytes()  # hashed and parsed from the same bytes: nothing can change between
-        _check_weights(path, expected, hashlib.sha256(data).hexdigest())
-        denoisers.append(_network(spec, data, source=str(path)).to(device).eval().requires_grad_(False))
+    denoisers = [_read_network(spec, Path(uri, name)).to(device) for name in spec.weights]
     encoder = encoder_named(spec.text, str(device)) if spec.text else None
     codec = codec_named(spec.codec, str(device)) if spec.codec else None
     return Bundle(spec, actual, denoisers[0], encoder, *denoisers[1:], codec=codec)
+
+
+def load_model(uri: str | Path, *, digest: str | None = None) -> tuple[BundleSpec, Denoiser]:
+    """Of a bundle, verified, the specification and the model alone, on the CPU: what reads its captions or makes its latents
+    need not be installed."""
+    spec, _ = _read_spec(Path(uri), digest)
+    return spec, _read_network(spec, Path(uri, WEIGHTS_NAME))
+
+
+def _read_network(spec: BundleSpec, path: Path) -> Denoiser:
+    data = path.read_bytes()  # hashed and parsed from the same bytes: nothing can change between
+    _check_weights(path, spec.weights[path.name], hashlib.sha256(data).hexdigest())
+    return _network(spec, data, source=str(path)).eval().requires_grad_(False)
 
 
 def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
