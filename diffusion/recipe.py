@@ -434,9 +434,7 @@ class DistillRecipe(Frozen):
     """The few-step student of the trained model.  It starts from its teacher's average and asks it in every step."""
 
     steps: int = Field(0, ge=0, le=64, description="Steps, and evaluations, of a picture by the student; 0: no student")
-    images: int = Field(
-        6_400, ge=1, description="Images to see in all: noise that teacher and student make pictures of"
-    )
+    images: int = Field(3_200, ge=1, description="Images to see in all")
     lr: Positive = Field(1e-3, description="Peak learning rate")
     warmup_images: int = Field(320, ge=0, description="Linear warm-up of the learning rate")
     teacher_steps: int = Field(16, ge=2, le=1_000, description="Of the teacher over the whole way, between the levels")
@@ -551,6 +549,7 @@ def student_of(recipe: Recipe, teacher: str) -> Recipe:
     )
     by = sampling.model_copy(update={"steps": distill.teacher_steps})
     taught = {name: getattr(distill, name) for name in ("images", "lr", "warmup_images")}
+    taught["checkpoint_images"] = min(recipe.train.checkpoint_images, -(-distill.images // 4))
     try:
         lesson = Lesson(teacher=teacher, by=by, student=student)
         train = TrainRecipe.model_validate({**recipe.train.model_dump(), **taught, "lesson": lesson, "init": None})
