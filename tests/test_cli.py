@@ -261,6 +261,35 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.Captu
     ]
 
 
+def test_a_silence_is_worth_a_line_after_ten_seconds_and_then_after_twice_as_long() -> None:
+    silence = console._Silence(100.0, every_s=10.0)
+    lines = [now for now in range(100, 200) if silence.due(float(now))]
+    assert lines == [110, 120, 140, 180]
+    silence.broken(200.0)
+    assert [now for now in range(200, 225) if silence.due(float(now))] == [210, 220]
+    silence.moving += 1
+    assert silence.due(1000.0) is None
+
+
+def test_a_program_that_says_nothing_for_a_while_says_that_it_lives() -> None:
+    program = """
+import time
+from flows.console import alive, moving, say
+with alive(every_s=0.1):
+    say("before")
+    with moving():
+        say("during")
+    time.sleep(0.5)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["before", "during"]
+    lines = done.stderr.splitlines()
+    assert lines
+    assert all(re.fullmatch(r"  still at work, \d+\.\d s after the line above", line) for line in lines)
+
+
 def test_durations_are_for_people() -> None:
     assert [console.seconds(s) for s in (0.04, 8.06, 59.9, 60, 307.9, 3_600)] == [
         "0.0 s",
