@@ -134,7 +134,7 @@ def alive(every_s: float = PLAIN_EVERY_S) -> Iterator[None]:
     def watch() -> None:
         while not ended.wait(every_s / 10):
             if length := silence.due(time.monotonic()):
-                _errors().print(f"  still at work, {seconds(length)} after the line above")
+                _errors().print(f"  still at work, nothing new for {seconds(length)}")
 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()

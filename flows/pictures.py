@@ -23,7 +23,7 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.flight import noise_of, under
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, parse, resolve
 from diffusion.spacing import sampling_sigmas
-from diffusion.store.bundle import Bundle, load_bundle
+from diffusion.store.bundle import Bundle, BundleSpec, load_bundle, read_spec
 from flows.console import progress, say, waiting
 from flows.preflight import check_empty
 from flows.site import Site
@@ -88,13 +88,19 @@ def parsed(**options: object) -> GenerateRequest:
     return parse(GenerateRequest, options | seed)
 
 
-def open_model(site: Site, name: str, which: str, bundle: Path | None) -> Model:
-    """The registered model `name`, or the one in the folder `bundle`."""
+def open_model(
+    site: Site, name: str, which: str, bundle: Path | None, check: Callable[[str, BundleSpec], object]
+) -> Model:
+    """The registered model `name`, or the one in the folder `bundle`.
+
+    check: asked with its name and facts before its weights are loaded, which takes a while; raises ValueError.
+    """
     if bundle is None:
         found = find_model(site.tracking(name), name, which, site.store)
         folder, digest, version = found.uri, found.digest, found.version
     else:
         folder, digest, name, version = str(bundle), None, bundle.name, ""
+    check(name, read_spec(Path(folder), digest)[0])
     with waiting("loading the model and proving that a picture does not depend on its batch"):
         loaded = load_bundle(folder, "cuda" if site.use_gpu else "cpu", digest=digest)
         engine = Engine(loaded, slots=_SLOTS)

@@ -205,7 +205,7 @@ def test_what_is_missing_or_wrong_is_told_at_once(command: tuple[str, ...], says
         timeout=100,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+    assert _told(done.stderr).startswith("error: ")
     assert says.format(tmp_path) in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "starting Prefect" not in done.stdout
@@ -215,13 +215,18 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path: Path, emoji_folder: Path, cap
     command = ("shard", "--dry-run", "--source", str(emoji_folder), "--home", str(tmp_path / "home"))
     assert diffusion(*command)[0] == 0
     out, err = capfd.readouterr()  # of the descriptors, which the program keeps libraries away from
-    assert err == ""
+    assert _told(err) == ""
     assert "nothing was published" in out
     assert list(tmp_path.iterdir()) == []
     code, _, err = diffusion(*command[:3], f"{tmp_path}/none", *command[4:])
     assert code == 2
-    assert err.startswith("error: ")
+    assert _told(err).startswith("error: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def _told(err: str) -> str:
+    """What a command says on standard error, however slow the machine is."""
+    return "".join(line for line in err.splitlines(keepends=True) if "still at work" not in line)
 
 
 def test_what_libraries_print_goes_to_the_log(tmp_path: Path) -> None:
@@ -287,7 +292,7 @@ with alive(every_s=0.1):
     assert done.stdout.split() == ["before", "during"]
     lines = done.stderr.splitlines()
     assert lines
-    assert all(re.fullmatch(r"  still at work, \d+\.\d s after the line above", line) for line in lines)
+    assert all(re.fullmatch(r"  still at work, nothing new for \d+\.\d s", line) for line in lines)
 
 
 def test_durations_are_for_people() -> None:

@@ -218,7 +218,7 @@ def verify_bundle(uri: str | Path, digest: str | None = None) -> tuple[BundleSpe
 
     digest: the one it must have, if known.  Raises ValueError saying which file is missing or wrong.
     """
-    spec, actual = _read_spec(Path(uri), digest)
+    spec, actual = read_spec(Path(uri), digest)
     for name, expected in spec.weights.items():
         _check_weights(Path(uri, name), expected, sha256_file(Path(uri, name)))
     return spec, actual
@@ -230,7 +230,7 @@ def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: 
 
     Raises ValueError where that encoder or codec is not installed here, or another is.
     """
-    spec, actual = _read_spec(Path(uri), digest)
+    spec, actual = read_spec(Path(uri), digest)
     denoisers = []
     for name, expected in spec.weights.items():
         path = Path(uri, name)
@@ -242,7 +242,10 @@ def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: 
     return Bundle(spec, actual, denoisers[0], encoder, *denoisers[1:], codec=codec)
 
 
-def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
+def read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
+    """The facts of the bundle in a folder, without its weights, and its digest.  Raises ValueError where it is not the
+    expected one.
+    """
     path = folder / SPEC_NAME
     _check_there(folder, SPEC_NAME)
     data = path.read_bytes()
