@@ -38,6 +38,14 @@ Dataset = Annotated[
         "--dataset", metavar="REF", help="A published dataset, instead of --source; see `diffusion data list`."
     ),
 ]
+Init = Annotated[
+    str | None,
+    typer.Option(
+        "--init",
+        metavar="MODEL",
+        help="Registered model whose weights training starts from: NAME, NAME@ALIAS or NAME@VERSION. [random weights]",
+    ),
+]
 Home = Annotated[Path | None, typer.Option("--home", help="The only folder written to [DIFFUSION_HOME or .diffusion].")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Training workers [one per GPU, or 2 on a CPU].")]
 Port = Annotated[int | None, typer.Option("--port", help="Port of the endpoint [DIFFUSION_PORT or 7777].")]

@@ -1,4 +1,4 @@
-"""The line: shard -> train -> evaluate -> register -> deploy."""
+"""The line: shard -> train -> evaluate -> register -> (distill -> evaluate -> register) -> deploy."""
 
 import time
 
@@ -7,7 +7,9 @@ from prefect import flow
 from diffusion.recipe import Frozen, Recipe
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
 from flows.deploy import Endpoint, deploy_stage
+from flows.distill import student_stages
 from flows.evaluate import evaluate_stage
+from flows.origin import resolved, started_from
 from flows.preflight import Until, check
 from flows.register import check_champion, register_stage
 from flows.shard import shard_stage
@@ -17,11 +19,13 @@ from flows.train import train_stage
 
 
 class Line(Frozen):
-    """What the line made.  seconds: per stage; reused: the stages that took no work."""
+    """What the line made.  student: the measure of one, where the recipe asks for it; `model` is then the student's.
+    seconds: per stage; reused: the stages that took no work."""
 
     dataset: DatasetRef
     run: RunRef
     evaluation: EvaluationRef
+    student: EvaluationRef | None = None
     model: ModelRef
     endpoint: Endpoint | None
     seconds: dict[str, float]
@@ -35,22 +39,32 @@ def pipeline(
     until: Until = "deploy",
     site: Site | None = None,
     dataset: DatasetRef | None = None,
+    init: str | None = None,
 ) -> Line:
     """From pictures to an endpoint.
 
     source: a folder, a .zip, or "embedded".  until: the last stage.  site: None for the one the worker's environment
-    describes.  dataset: a published one to go on from, instead of the source.  What is finished already is not done again.
+    describes.  dataset: a published one to go on from, instead of the source.  init: the
+    registered model whose weights training starts from, see `flows.origin`.  What is finished already is not done again.
     """
     site = site or Site.from_environment()
     check(recipe, source, until, site, dataset)
     site.prepare()
+    init = init and resolved(init, site)  # an alias may move meanwhile
     sharded = () if dataset is not None else (shard_stage(recipe.shard, source, site),)
     dataset = dataset or sharded[0].ref
-    run = train_stage(recipe.train, dataset, recipe.name, site)
+    train = started_from(recipe.train, init, dataset, site)
+    run = train_stage(train, dataset, recipe.name, site, recipe.evaluate)
     evaluation = evaluate_stage(recipe.evaluate, run.ref, recipe.name, site)
     model = register_stage(recipe, evaluation.ref, site)
     done: tuple[Done, ...] = (*sharded, run, evaluation, model)
-    times = {stage.stage: stage.seconds for stage in done}
+    if recipe.distill.steps:
+        done += (taught := student_stages(recipe, evaluation.ref, site))
+        model = taught[-1]
+    times: dict[str, float] = {}
+    for stage in done:  # a student is evaluated and registered after its teacher
+        times[stage.stage] = times.get(stage.stage, 0.0) + stage.seconds
+    worked = {stage.stage for stage in done if not stage.reused}
     endpoint = None
     if until == "deploy":
         started = time.monotonic()
@@ -62,8 +76,9 @@ def pipeline(
         dataset=dataset,
         run=run.ref,
         evaluation=evaluation.ref,
+        student=taught[1].ref if recipe.distill.steps else None,
         model=model.ref,
         endpoint=endpoint,
         seconds=times,
-        reused=tuple(stage.stage for stage in done if stage.reused),
+        reused=tuple(dict.fromkeys(stage.stage for stage in done if stage.stage not in worked)),
     )

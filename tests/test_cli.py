@@ -167,6 +167,12 @@ def test_an_empty_source_is_no_source(command: str, tmp_path: Path) -> None:
             ("shard", "--dry-run", *CODEC, "--set", "train.codec_factor=8", "--set", "train.unet.attention=[]"),
             "set DIFFUSION_CODEC_AUTOENCODER_KL to a folder",
         ),
+        (
+            ("train", *CODEC, "--set", "train.codec_factor=8", "--set", "train.unet.attention=[]"),
+            "set DIFFUSION_CODEC_AUTOENCODER_KL to a folder",
+        ),
+        (("train",), "run `diffusion shard` with the same options"),
+        (("evaluate", "--dataset", "latest"), "no dataset"),
         (("sample", "--bundle", "{}/none"), "{}/none is no bundle"),
         (("sample", "--bundle", "{}/none", "--sampler", "euler"), "sampler='euler'"),
         (("sample", "--bundle", "{}/none", "--out", "/dev/null"), "/dev/null cannot be written"),
@@ -186,6 +192,7 @@ def test_what_is_missing_or_wrong_is_told_at_once(command: tuple[str, ...], says
     assert done.stderr.startswith("error: ")
     assert says.format(tmp_path) in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    assert "starting Prefect" not in done.stdout
 
 
 def test_a_dry_run_leaves_nothing_behind(tmp_path: Path, emoji_folder: Path, capfd: pytest.CaptureFixture) -> None:

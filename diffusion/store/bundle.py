@@ -20,9 +20,11 @@ from diffusion.ema import Snapshot
 from diffusion.recipe import (
     Frozen,
     GuidanceKind,
+    Lesson,
     PredictionName,
     SamplingRecipe,
     TaskName,
+    TrainRecipe,
     UNetRecipe,
     canonical_json,
     first_mistake,
@@ -79,9 +81,15 @@ class BundleSpec(Frozen):
         None, exclude_if=unset, description="Absent: the run kept that average"
     )
     guide: Guide | None = Field(None, exclude_if=unset, description="A worse model, for autoguidance")
+    lesson: Lesson | None = Field(
+        None, exclude_if=unset, description="Of a few-step student: by whom it was taught, and for which steps"
+    )
     sampling: SamplingRecipe = Field(description="How a picture is drawn when a request does not say")
     parameters: int = Field(ge=1, description="Numbers in the weights")
     images_seen: int = Field(ge=1)
+    init: Digest | None = Field(
+        None, exclude_if=unset, description="The model whose weights its run started from, if any"
+    )
     run_digest: Digest
     dataset_digest: Digest
     recipe_digest: Digest
@@ -98,6 +106,10 @@ class BundleSpec(Frozen):
             self.codec.side(self.resolution)
         if self.sampling.guidance_kind not in self.guidance_kinds:
             raise ValueError("sampling.guidance_kind=autoguidance, and there is no guide: evaluate with guide_images")
+        if self.lesson and self.sampling != self.lesson.student:
+            raise ValueError(
+                "a student answers at the noise levels it was taught for alone: evaluate it as its lesson.student draws"
+            )
         return self
 
     @property
@@ -180,12 +192,14 @@ def export_bundle(
         sigma_data=recipe.sigma_data,
         prediction=recipe.prediction,
         precision=recipe.precision,
+        lesson=recipe.lesson,
         ema=ema_sigma_rel,
         reconstruction=model.reconstruction,
         guide=second,
         sampling=sampling,
         parameters=sum(weight.numel() for weight in model.weights.values()),
         images_seen=run.images_seen,
+        init=recipe.init,
         run_digest=run.digest,
         dataset_digest=run.dataset.digest,
         recipe_digest=run.recipe_digest,
@@ -213,6 +227,19 @@ def publish_bundle(folder: Path, store_root: Path) -> tuple[str, str]:
     return str(final), digest
 
 
+def load_teacher(folder: str | Path, recipe: TrainRecipe, device: str | torch.device = "cpu") -> Denoiser:
+    """The denoiser that recipe.lesson names, out of the bundle in `folder`.  Raises ValueError for any other."""
+    bundle = load_bundle(folder, device, digest=recipe.lesson.teacher)
+    for name in ("unet", "sigma_data", "prediction"):
+        own, asked = getattr(bundle.spec, name), getattr(recipe, name)
+        if own != asked:
+            raise ValueError(
+                f"train.{name}={asked}, and the teacher {bundle.digest[:12]} has {own}: a student is of its teacher's"
+                " network, so give the recipe by which that was trained"
+            )
+    return bundle.denoiser
+
+
 def verify_bundle(uri: str | Path, digest: str | None = None) -> tuple[BundleSpec, str]:
     """Check bundle.json and the weights against their digests without loading them.  Returns (spec, digest).
 
@@ -231,15 +258,23 @@ def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: 
     Raises ValueError where that encoder or codec is not installed here, or another is.
     """
     spec, actual = _read_spec(Path(uri), digest)
-    denoisers = []
-    for name, expected in spec.weights.items():
-        path = Path(uri, name)
-        data = path.read_bytes()  # hashed and parsed from the same bytes: nothing can change between
-        _check_weights(path, expected, hashlib.sha256(data).hexdigest())
-        denoisers.append(_network(spec, data, source=str(path)).to(device).eval().requires_grad_(False))
+    denoisers = [_read_network(spec, Path(uri, name)).to(device) for name in spec.weights]
     encoder = encoder_named(spec.text, str(device)) if spec.text else None
     codec = codec_named(spec.codec, str(device)) if spec.codec else None
     return Bundle(spec, actual, denoisers[0], encoder, *denoisers[1:], codec=codec)
+
+
+def load_model(uri: str | Path, *, digest: str | None = None) -> tuple[BundleSpec, Denoiser]:
+    """Of a bundle, verified, the specification and the model alone, on the CPU: what reads its captions or makes its latents
+    need not be installed."""
+    spec, _ = _read_spec(Path(uri), digest)
+    return spec, _read_network(spec, Path(uri, WEIGHTS_NAME))
+
+
+def _read_network(spec: BundleSpec, path: Path) -> Denoiser:
+    data = path.read_bytes()  # hashed and parsed from the same bytes: nothing can change between
+    _check_weights(path, spec.weights[path.name], hashlib.sha256(data).hexdigest())
+    return _network(spec, data, source=str(path)).eval().requires_grad_(False)
 
 
 def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:

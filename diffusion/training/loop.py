@@ -91,7 +91,9 @@ def train(
             on_metrics(window.summary(state.images_seen, end, recipe, gather))
             window = _Window()
         if to_save:
+            stopping = time.perf_counter()
             on_checkpoint(state)
+            window.stopped_s += time.perf_counter() - stopping
 
 
 def _reached(before: int, now: int, every: int) -> bool:
@@ -104,16 +106,18 @@ class _Window:
     """The steps since the last metrics record."""
 
     results: list[StepResult] = field(default_factory=list)
-    waited_s: float = 0.0
+    waited_s: float = 0.0  # for batches
+    stopped_s: float = 0.0  # by a checkpoint
     started: float = field(default_factory=time.perf_counter)
 
     def summary(self, images_seen: int, end: int, recipe: TrainRecipe, gather: Gather) -> dict[str, float]:
-        """Means over the window and over all processes; `wait_share` is the slowest process's."""
+        """Means over the window and over all processes; `wait_share` and `checkpoint_share` are the slowest process's.  A
+        checkpoint counts in the window that begins with it, so the run's last counts in none."""
         losses = torch.cat([result.losses for result in self.results])
         level = torch.cat([result.level for result in self.results])
         norms = torch.stack([result.grad_norm for result in self.results]).tolist()
         of_level = [losses[level == i].tolist() for i in range(LEVELS)]
-        mine = [*(sum(map(_whole, own)) for own in of_level), *map(len, of_level), self.waited_s]
+        mine = [*(sum(map(_whole, own)) for own in of_level), *map(len, of_level), self.waited_s, self.stopped_s]
         shares = gather(mine)
         total = [sum(column) for column in zip(*shares, strict=True)]
         sums, counts = [whole / _UNITS for whole in total[:LEVELS]], total[LEVELS : 2 * LEVELS]
@@ -128,7 +132,8 @@ class _Window:
             "lr": self.results[-1].lr,
             "images_per_s": images_per_s,
             "eta_s": (end - images_seen) / images_per_s,
-            "wait_share": max(share[-1] for share in shares) / elapsed_s,
+            "wait_share": max(share[-2] for share in shares) / elapsed_s,
+            "checkpoint_share": max(share[-1] for share in shares) / elapsed_s,
         }
 
 

@@ -18,8 +18,9 @@ from diffusion.data.images import to_model
 from diffusion.degradation import degraded, image_channels, operators_of
 from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.density import density_of, stratified
+from diffusion.distill import taught
 from diffusion.ema import PowerEMA
-from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of
+from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of, weighted_error
 from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe, checkpoints_of
 from diffusion.store.codecs import identity_for
@@ -54,6 +55,7 @@ class TrainState:
     encoder: TextEncoder | None = None  # of train.text_encoder; frozen, so of a checkpoint its identity alone
     uncertainty: Uncertainty | None = None  # of train.weight=uncertainty; never averaged, never served
     codec: CodecIdentity | None = None  # of train.codec: what made the latents that it learns to draw
+    teacher: Denoiser | None = None  # of train.lesson; frozen, so of a checkpoint its digest alone
 
     @property
     def text(self) -> TextIdentity | None:
@@ -165,8 +167,18 @@ def check_sizes(recipe: TrainRecipe, dataset: DatasetRef) -> None:
         )
 
 
-def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: torch.device | str) -> TrainState:
-    """The state at images_seen = 0, a function of the recipe alone.  resolution: of the pictures."""
+def build_state(
+    recipe: TrainRecipe,
+    *,
+    resolution: int,
+    classes: int,
+    device: torch.device | str,
+    teacher: Denoiser | None = None,
+) -> TrainState:
+    """The state at images_seen = 0, a function of the recipe alone.  resolution: of the pictures.  teacher: the denoiser of
+    the bundle recipe.lesson.teacher, from whose weights a student starts.
+    """
+    assert (teacher is None) == (recipe.lesson is None)
     codec = identity_for(recipe)
     net = denoiser_of(
         recipe.unet,
@@ -180,6 +192,8 @@ def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: t
         seed=recipe.seed,
     ).to(device)
     net.train()
+    if teacher is not None:
+        net.load_state_dict(teacher.state_dict())
     uncertainty = Uncertainty().to(device) if recipe.weight == "uncertainty" else None
     learned = nn.ModuleList([net, uncertainty]) if uncertainty else net
     return TrainState(
@@ -189,6 +203,7 @@ def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: t
         encoder=encoder_of(recipe, str(device)),
         uncertainty=uncertainty,
         codec=codec,
+        teacher=teacher,
     )
 
 
@@ -234,6 +249,14 @@ def caption_condition(captions: list[str], wordless: Tensor, encoder: TextEncode
     return {name: value.to(wordless.device) for name, value in encoder(shown)._asdict().items()}
 
 
+def null_condition(state: TrainState, batch: Batch, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What guidance leads a teacher away from: neither a class nor a caption, for each row of `cond`."""
+    null = {"label": torch.full_like(cond["label"], state.net.null_label)}
+    if state.encoder:
+        null |= caption_condition(batch.captions, torch.ones_like(cond["label"], dtype=torch.bool), state.encoder)
+    return null
+
+
 def train_step(
     state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: nn.Module | None = None, add_up: AddUp | None = None
 ) -> StepResult:
@@ -276,7 +299,12 @@ def learn(state: TrainState, batch: Batch, recipe: TrainRecipe, model: nn.Module
     if recipe.degradations:
         side, tasks = x0.shape[-1], recipe.degradations
         cond["image"] = degraded(x0, operators_of(batch.index, side, seed=recipe.seed, tasks=tasks, device=device))
-    losses = denoising_loss(model, weight_of(recipe), x0, noise, sigma, cond)
+    if recipe.lesson:
+        null = null_condition(state, batch, cond)
+        x, target = taught(state.net, state.teacher, noise, sigma, cond, null, recipe.lesson)
+        losses = weighted_error(model, weight_of(recipe), x, target, sigma, cond)
+    else:
+        losses = denoising_loss(model, weight_of(recipe), x0, noise, sigma, cond)
     loss = (uncertain(losses, state.uncertainty(sigma)) if state.uncertainty else losses).mean()
     state.optimizer.zero_grad()
     # an infinite loss can have a finite gradient; this factor makes sure that all processes learn of it

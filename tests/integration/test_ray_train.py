@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from diffusion.adapters.ray_train import TrainingFailed, train_run
 from diffusion.data import manifest
@@ -17,10 +19,12 @@ from diffusion.data.ingest import shard_dataset
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
 from diffusion.data.shards import read_index
-from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe, digest_of
+from diffusion.recipe import SamplingRecipe, ShardRecipe, TrainRecipe, UNetRecipe, digest_of
+from diffusion.store.bundle import export_bundle, load_model
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.text_encoders import text_encoder
 from diffusion.training import checkpoint
+from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss
 from tests.test_loop import CLOCKS
 from tests.words import reading
@@ -213,18 +217,31 @@ def test_a_finished_run_is_not_trained_again(undisturbed: RunRef, dataset: Datas
     assert time.monotonic() - before < 5
 
 
-def test_a_damaged_last_checkpoint_is_made_again_from_the_one_before(
+def test_what_stays_is_copied_and_a_damaged_last_checkpoint_is_made_again_from_the_one_before(
     undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path
 ):
-    run = train_run(RECIPE, dataset, tmp_path, workers=2, recompute=True)  # which changes no bit
+    copies, keep = str(tmp_path / "copies"), Keep(last=2, moments=(96,))
+    kept = [f"{moment:012d}" for moment in (96, 384, 480)]
+    run_dir, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    run = train_run(
+        RECIPE, dataset, run_dir, workers=2, recompute=True, keep=keep, copies=copies
+    )  # recomputing changes no bit
+    for place in (Path(copies), run_dir / "checkpoints"):
+        assert sorted(path.name for path in place.iterdir()) == kept
     weights = Path(run.uri, "weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-4])
     events: list[dict] = []
-    again = train_run(RECIPE, dataset, tmp_path, workers=2, on_event=events.append)
+    again = train_run(RECIPE, dataset, run_dir, workers=2, on_event=events.append)
     assert [event["event"] for event in events] == ["damaged_checkpoint", "resumed", "checkpoint"]
     assert str(weights) in events[0]["reason"]
     assert again == run
     assert bits(again) == bits(undisturbed)
+    events.clear()  # where there is nothing, the end is fetched, and what an evaluation asks for
+    fetched = train_run(RECIPE, dataset, elsewhere, workers=2, keep=keep, copies=copies, on_event=events.append)
+    assert [event["event"] for event in events] == ["fetched_checkpoint"]
+    assert sorted(path.name for path in (elsewhere / "checkpoints").iterdir()) == [kept[0], kept[-1]]
+    assert fetched.digest == run.digest
+    assert bits(fetched) == bits(undisturbed)
 
 
 def test_what_cannot_be_is_refused_before_any_worker_starts(undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path):
@@ -293,3 +310,21 @@ def test_a_damaged_picture_is_told_of_by_who_reads_it_and_too_many_stop_the_run(
     assert {(event["shard"], event["key"], event["pictures"]) for event in damaged} == {
         (sound.entries[1].tar, row["key"].decode(), 1) for row in index[:2]
     }
+
+
+def test_a_run_starts_from_a_model(undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path):
+    """With no learning rate to speak of it ends where it started; its model says what that was."""
+    uri, digest = export_bundle(undisturbed, 0.1, tmp_path, SamplingRecipe())
+    still = {"init": digest, "images": 24, "lr": 1e-12, "optimizer": "adamw", "seed": 1}
+    recipe = RECIPE.model_copy(update=still)
+    events: list[dict] = []
+    run = train_run(recipe, dataset, tmp_path / "run", workers=2, origin=Path(uri), on_event=events.append)
+    assert events[0] == {"event": "warm_started", "model": digest, "kept": dataset.classes, "new": (), "dropped": ()}
+    model = load_model(uri)[1]
+    reached = load_file(Path(run.uri) / "weights.safetensors")
+    assert all(torch.allclose(reached[name], weight, atol=1e-9) for name, weight in model.named_parameters())
+    made, _ = load_model(export_bundle(run, 0.1, tmp_path, SamplingRecipe())[0])
+    assert made.init == digest
+    wide = recipe.unet.model_copy(update={"channels": 32})
+    with pytest.raises(ValueError, match="channels=16"):
+        train_run(recipe.model_copy(update={"unet": wide}), dataset, tmp_path / "other", origin=Path(uri))

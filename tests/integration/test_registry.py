@@ -21,6 +21,8 @@ from diffusion.evaluation.report import load_report
 from diffusion.recipe import GateRecipe
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.bundle import verify_bundle
+from flows.origin import resolved
+from flows.site import Site
 from tests.registered_run import FIRST, endpoint_png, evaluated, sampling
 
 REFUSED = Verdict(passed=False, reasons=("Frechet distance 13 against the champion's 12: not lower",))
@@ -53,6 +55,16 @@ def test_a_version_carries_its_lineage(champion, evaluation, run, client):
         "there was no champion to compare it with",
     ):
         assert text in version.description
+
+
+def test_training_starts_from_the_version_that_a_name_means(home, champion):
+    site = Site(home=home)
+    for init in ("smoke", "smoke@champion", f"smoke@{champion.version}", champion.digest):
+        assert resolved(init, site) == champion.digest
+    with pytest.raises(ValueError, match="no alias or version 'tomorrow'"):
+        resolved("smoke@tomorrow", site)
+    with pytest.raises(ValueError, match="no model 'smok' is registered; there are: smoke"):
+        resolved("smok", site)
 
 
 def test_the_evaluation_is_a_run_below_the_training_run_and_logged_once(
