@@ -4,10 +4,6 @@ The student is a denoiser like any other, asked by `ddim` at a few noise levels 
 step, x_s = T + (s / sigma) (x - T), to where the teacher's deterministic equation, guidance included, leads from x in
 several.  So there is no new sampler, and guidance costs the student nothing.  [Salimans & Ho 2022, Sec. 3, of a step of two;
 Meng et al. 2023, Sec. 3, of guidance; Heek et al. 2024, of few segments]
-
-Where we differ: the student starts each lesson where its own steps from pure noise have led it [DMD2: Yin et al. 2024,
-Sec. 4.5], not at a noised picture.  A guided teacher's pictures are not distributed as the data are, and neither are what
-is on the way to them; so the student learns at the places it will be asked at, its own mistakes included.
 """
 
 import math
@@ -55,28 +51,18 @@ def answer_of(end: Tensor, x: Tensor, sigma: float, following: float) -> Tensor:
     return (end - ratio * x) / (1 - ratio)
 
 
-@torch.no_grad()
-def taught(
-    student: Denoise, teacher: Denoise, noise: Tensor, sigma: Tensor, cond: Cond, null: Cond, lesson: Lesson
-) -> tuple[Tensor, Tensor]:
-    """What each picture is asked, and the answer: x at its level, where the student's own steps lead from the pure noise,
-    and T, which leads from there to the end of the teacher's steps.
+def taught(teacher: Denoise, x: Tensor, sigma: Tensor, cond: Cond, null: Cond, lesson: Lesson) -> Tensor:
+    """What a student is to answer at x (B, C, H, W): T, which leads to where the teacher leads.  (B, C, H, W)
 
-    noise (B, C, H, W), unit Gaussian; sigma (B,), each one of `student_levels`; cond, null: with the class, and without.
-    Returns (x, T), (B, C, H, W) each.
+    sigma (B,), each one of `student_levels`; cond, null: a row for each, with the class, and without.
     """
-    levels, ways = student_levels(lesson), segments(lesson)
-    x, target = noise * levels[0], torch.empty_like(noise)
-    for i, (level, following) in enumerate(pairwise(levels.tolist())):
-        here = (sigma == levels[i].to(sigma)).nonzero().squeeze(1)
-        if len(here):
-            end = _led(teacher, x[here], ways[i], _rows(cond, here), _rows(null, here), lesson)
-            target[here] = answer_of(end, x[here], level, following)
-        below = (sigma < levels[i].to(sigma)).nonzero().squeeze(1)
-        if len(below):
-            step = conditioned(SAMPLERS["ddim"](x[below], levels[i : i + 2]), _rows(cond, below))
-            x[below] = run(step, student)
-    return x, target
+    levels, target = student_levels(lesson).to(sigma), torch.empty_like(x)
+    for way, (level, following) in zip(segments(lesson), pairwise(levels), strict=True):
+        rows = (sigma == level).nonzero().squeeze(1)
+        if len(rows):
+            end = _led(teacher, x[rows], way, _rows(cond, rows), _rows(null, rows), lesson)
+            target[rows] = answer_of(end, x[rows], float(level), float(following))
+    return target
 
 
 def _led(teacher: Denoise, x: Tensor, sigmas: Tensor, cond: Cond, null: Cond, lesson: Lesson) -> Tensor:

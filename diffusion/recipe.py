@@ -24,10 +24,45 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def first_mistake(error: ValidationError) -> str:
-    """What pydantic found first, in a line: where, and what is wrong with it."""
+def first_mistake(error: ValueError) -> str:
+    """What is wrong, in a line; of what pydantic found the first, and where."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {mistake(first)}"
+
+
+_MISTAKES = {  # of pydantic, whose own words are for programmers
+    "int_type|int_parsing|int_parsing_size|int_from_float": "it is no whole number",
+    "float_type|float_parsing": "it is no number",
+    "finite_number": "it is no finite number",
+    "bool_type|bool_parsing": "it is neither true nor false",
+    "string_type|string_unicode": "it is no text",
+    "list_type|tuple_type": "it is no list",
+    "dict_type|model_type|model_attributes_type": "it is no object with names and values",
+    "greater_than_equal": "it must be at least {ge}",
+    "greater_than": "it must be above {gt}",
+    "less_than_equal": "it must be at most {le}",
+    "less_than": "it must be below {lt}",
+    "multiple_of": "it must be a multiple of {multiple_of}",
+    "literal_error": "it must be {expected}",
+    "string_pattern_mismatch": "it must match {pattern}",
+    "string_too_short": "it must have at least {min_length} characters",
+    "string_too_long": "it must have at most {max_length} characters",
+    "too_short": "it must have at least {min_length} items",
+    "too_long": "it must have at most {max_length} items",
+    "missing": "it is missing",
+    "extra_forbidden": "it is not known",
+    "json_invalid": "it is no JSON ({error})",
+}
+
+
+def mistake(found: dict) -> str:
+    """One of pydantic's `errors()`, in words for people."""
+    for kinds, words in _MISTAKES.items():
+        if found["type"] in kinds.split("|"):
+            return words.format(**found.get("ctx", {}))
+    return found["msg"].removeprefix("Value error, ")
 
 
 def unset(value: object) -> bool:
@@ -399,9 +434,7 @@ class DistillRecipe(Frozen):
     """The few-step student of the trained model.  It starts from its teacher's average and asks it in every step."""
 
     steps: int = Field(0, ge=0, le=64, description="Steps, and evaluations, of a picture by the student; 0: no student")
-    images: int = Field(
-        6_400, ge=1, description="Images to see in all: noise that teacher and student make pictures of"
-    )
+    images: int = Field(3_200, ge=1, description="Images to see in all")
     lr: Positive = Field(1e-3, description="Peak learning rate")
     warmup_images: int = Field(320, ge=0, description="Linear warm-up of the learning rate")
     teacher_steps: int = Field(16, ge=2, le=1_000, description="Of the teacher over the whole way, between the levels")
@@ -516,6 +549,7 @@ def student_of(recipe: Recipe, teacher: str) -> Recipe:
     )
     by = sampling.model_copy(update={"steps": distill.teacher_steps})
     taught = {name: getattr(distill, name) for name in ("images", "lr", "warmup_images")}
+    taught["checkpoint_images"] = min(recipe.train.checkpoint_images, -(-distill.images // 4))
     try:
         lesson = Lesson(teacher=teacher, by=by, student=student)
         train = TrainRecipe.model_validate({**recipe.train.model_dump(), **taught, "lesson": lesson, "init": None})

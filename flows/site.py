@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from diffusion.adapters.ray_cluster import local_ray, ray_environment
 from diffusion.data.damage import MAX_DAMAGED
 from diffusion.data.reading import Reading
-from diffusion.recipe import Frozen
+from diffusion.recipe import Frozen, mistake
 from diffusion.store.storage import open_storage
 from flows.console import waiting
 
@@ -86,7 +86,7 @@ class Site(Frozen):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            field, what = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+            field, what = str(first["loc"][0]), mistake(first)
             raise ValueError(
                 f"{field}={values.get(field)}: {what}. It is: {cls.model_fields[field].description}"
                 f" ({PREFIX}{field.upper()})"

@@ -72,10 +72,16 @@ COND, NULL = {"label": LABEL}, {"label": torch.full_like(LABEL, 2)}
 
 
 def operands() -> tuple[Tensor, Tensor]:
-    """Noise, and two pictures at each level."""
+    """Unit noise, and the levels, two rows at each."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(8, *SHAPE, dtype=torch.float64, generator=generator)
     return noise, student_levels(LESSON)[:-1].repeat(2)
+
+
+def noised() -> tuple[Tensor, Tensor]:
+    """x of the pictures' class at these levels."""
+    noise, sigma = operands()
+    return CENTRES[LABEL] + sigma.view(-1, 1, 1, 1) * noise, sigma
 
 
 def solution(x: Tensor, sigma: float, following: float, centre: Tensor) -> Tensor:
@@ -100,11 +106,11 @@ def exact_student(guidance: float) -> Denoiser:
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_a_lesson_is_the_solution_of_the_teachers_guided_equation_to_second_order(guidance):
-    noise, sigma = operands()
+    x, sigma = noised()
     exact, teacher = exact_student(guidance), labelled(CENTRES, STD)
 
     def error(steps: int, sampler: str) -> float:
-        x, target = taught(exact, teacher, noise, sigma, COND, NULL, lesson_of(steps, guidance, sampler))
+        target = taught(teacher, x, sigma, COND, NULL, lesson_of(steps, guidance, sampler))
         return (target - exact(x, sigma, LABEL)).abs().max().item()
 
     assert error(400, "dpmpp_2m") < 2e-4
@@ -127,22 +133,16 @@ def test_a_student_that_has_learned_its_lesson_draws_what_its_teacher_draws():
     torch.testing.assert_close(drawn, many, atol=2e-3, rtol=0)
 
 
-def test_each_lesson_begins_where_the_students_own_steps_lead():
-    noise, sigma = operands()
-    levels = student_levels(LESSON)
-    student, teacher = exact_student(1.3), labelled(CENTRES, STD)
-    x, target = taught(student, teacher, noise, sigma, COND, NULL, LESSON)
-    for i in range(len(noise)):  # each alone, slowly
-        here, label = levels.tolist().index(sigma[i].item()), LABEL[i : i + 1]
-        at = noise[i : i + 1] * levels[0]
-        for high, low in pairwise(levels[: here + 1].tolist()):
-            denoised = student(at, torch.tensor([high]), label)
-            at = denoised + (low / high) * (at - denoised)
-        torch.testing.assert_close(x[i : i + 1], at, atol=1e-9, rtol=1e-9)
-        way = SAMPLERS["dpmpp_2m"](at, segments(LESSON)[here])
-        end = run(classifier_free(way, {"label": label}, {"label": NULL["label"][:1]}, 2.5), teacher)
-        high, low = levels[here : here + 2].tolist()
-        torch.testing.assert_close(target[i : i + 1] + (low / high) * (at - target[i : i + 1]), end)
+def test_a_row_learns_what_it_would_alone_and_one_step_of_it_ends_where_the_teachers_steps_do():
+    x, sigma = noised()
+    levels, teacher = student_levels(LESSON).tolist(), labelled(CENTRES, STD)
+    target = taught(teacher, x, sigma, COND, NULL, LESSON)
+    for i, place in enumerate(levels.index(level) for level in sigma.tolist()):
+        row = slice(i, i + 1)
+        way = SAMPLERS["dpmpp_2m"](x[row], segments(LESSON)[place])
+        end = run(classifier_free(way, {"label": LABEL[row]}, {"label": NULL["label"][row]}, 2.5), teacher)
+        step = ddim(x[row], torch.tensor(levels[place : place + 2]))
+        torch.testing.assert_close(run(step, lambda *_, row=row: target[row]), end)
 
 
 def test_the_teachers_steps_go_from_each_level_of_the_student_to_the_next_along_its_own():

@@ -67,7 +67,8 @@ def train_run(
 ) -> RunRef:
     """Train to the end of the recipe in the Ray that is running, going on from the newest valid checkpoint in `run_dir`.
 
-    workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.
+    workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.  In the exact mode
+    each has one thread: their number shows in the bits, and sites divide their cores among the workers.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
     reading: how workers get at the shards; `reading.copies` is a folder of the node a worker runs on.
     keep: which checkpoints stay.
@@ -92,6 +93,7 @@ def train_run(
         raise RuntimeError("Ray is not running here: call within `with local_ray(...)`, or after ray.init(address=...)")
     run_dir = Path(run_dir).resolve()  # Ray's workers run in another directory
     dataset = dataset.model_copy(update={"uri": open_storage(dataset.uri).uri})
+    threads = threads if recipe.micro_batch is None else 1
     copies = copies and open_storage(copies).uri
     relay = f"train-{uuid.uuid4().hex}"
     job = Job(recipe, dataset, run_dir, threads, recompute, relay, reading, keep, copies, teacher, origin)

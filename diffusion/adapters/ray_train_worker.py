@@ -109,6 +109,8 @@ def run_worker(job: Job, send: Send) -> None:
     reader = reader_of(job, codec_named(state.codec, str(device)) if state.codec else None)
     sidecars = find_captions(state, reader, tell)
     exact = job.recipe.micro_batch is not None
+    # some of its faster kernels add in the order in which threads happen to run
+    torch.backends.cudnn.deterministic = exact
     with Saver(job.checkpoints, job.notes, facts, tell, keep=job.keep, copies=job.copies) as saver:
         train(
             state,

@@ -301,7 +301,8 @@ def learn(state: TrainState, batch: Batch, recipe: TrainRecipe, model: nn.Module
         cond["image"] = degraded(x0, operators_of(batch.index, side, seed=recipe.seed, tasks=tasks, device=device))
     if recipe.lesson:
         null = null_condition(state, batch, cond)
-        x, target = taught(state.net, state.teacher, noise, sigma, cond, null, recipe.lesson)
+        x = x0 + sigma.view(-1, 1, 1, 1) * noise
+        target = taught(state.teacher, x, sigma, cond, null, recipe.lesson)
         losses = weighted_error(model, weight_of(recipe), x, target, sigma, cond)
     else:
         losses = denoising_loss(model, weight_of(recipe), x0, noise, sigma, cond)
