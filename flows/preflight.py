@@ -24,9 +24,12 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
     from diffusion.evaluation.features import find_weights
     from diffusion.spacing import sampling_sigmas
     from diffusion.store.averages import check_averages, wanted_by
+    from diffusion.store.storage import open_storage
     from diffusion.training.step import check_sizes
 
     check_home(site)
+    if site.runs:
+        next(open_storage(site.runs).walk(), None)  # it can be asked: training would, after the shards are made
     if dataset is None and recipe.shard.holdout == 0:
         raise ValueError(
             "shard.holdout=0 leaves no pictures to judge the model by, so it could not be registered: hold some out, as in"
