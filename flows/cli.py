@@ -114,7 +114,7 @@ def train(
         check_devices(site, batch_size=recipe.train.batch_size)
         with prefect_ready():
             from flows.train import train as flow
-        run = flow(recipe.train, given or _made(recipe, source, site), recipe.name, site, init)
+        run = flow(recipe.train, given or _made(recipe, source, site), recipe.name, site, init, recipe.evaluate)
         say(f"  checkpoint {run.uri}\n  digest     {run.digest}")
 
     _do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers)

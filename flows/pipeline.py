@@ -51,7 +51,7 @@ def pipeline(
     sharded = () if dataset is not None else (shard_stage(recipe.shard, source, site),)
     dataset = dataset or sharded[0].ref
     train = started_from(recipe.train, init, dataset, site)
-    run = train_stage(train, dataset, recipe.name, site)
+    run = train_stage(train, dataset, recipe.name, site, recipe.evaluate)
     evaluation = evaluate_stage(recipe.evaluate, run.ref, recipe.name, site)
     model = register_stage(recipe, evaluation.ref, site)
     done: tuple[Done, ...] = (*sharded, run, evaluation, model)

@@ -28,6 +28,7 @@ from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
 from diffusion.text import looking_up, remembering
 from diffusion.training import checkpoint
+from diffusion.training.figures import Figures, peak_of
 from diffusion.training.loop import ignore, train
 from diffusion.training.parallel import data_parallel, world_gather
 from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
@@ -98,12 +99,14 @@ def run_worker(job: Job, send: Send) -> None:
     tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
     reader = reader_of(job, codec_named(state.codec, str(device)) if state.codec else None)
     sidecars = find_captions(state, reader, tell)
+    peak = peak_of(job.recipe, device, gather)
+    figures = Figures(job.recipe, job.dataset.resolution, peak=peak, device=device, gather=gather)
     train(
         state,
-        share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send),
+        figures.counted(share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send)),
         job.recipe,
         model=data_parallel(state, job.dataset.resolution // job.recipe.codec_factor),
-        on_metrics=tell,
+        on_metrics=figures.telling(tell),
         on_checkpoint=saver(job, facts, tell),
         gather=gather,
     )
