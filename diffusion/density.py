@@ -6,6 +6,7 @@ from functools import lru_cache, partial
 from torch import Tensor
 
 from diffusion import schedule
+from diffusion.distill import student_levels
 from diffusion.random import Stream, uniform
 from diffusion.recipe import TrainRecipe
 
@@ -15,6 +16,11 @@ Density = Callable[[Tensor], Tensor]  # u in (0, 1), any shape -> sigma, increas
 def log_uniform_sigma(u: Tensor, *, low: float, high: float) -> Tensor:
     """ln sigma uniform between ln low and ln high.  u in (0, 1), any shape."""
     return (low * (high / low) ** u.double()).to(u.dtype)
+
+
+def one_of(u: Tensor, *, levels: Tensor) -> Tensor:
+    """One of the levels (n,), increasing, each as likely as any other.  u in (0, 1), any shape."""
+    return levels.to(u.device)[(u * len(levels)).long().clamp_(max=len(levels) - 1)]
 
 
 def stratified(seed: int, index: Tensor, batch_size: int, stream: Stream = Stream.SIGMA) -> Tensor:
@@ -34,7 +40,9 @@ def stratified(seed: int, index: Tensor, batch_size: int, stream: Stream = Strea
 
 @lru_cache(maxsize=4)  # every step asks, and a chain's table takes as long as the rest of drawing
 def density_of(recipe: TrainRecipe) -> Density:
-    """The density of a recipe."""
+    """The density of a recipe; a student's is on the levels at which it will be asked."""
+    if recipe.lesson:
+        return partial(one_of, levels=student_levels(recipe.lesson)[:-1].flip(0))
     if recipe.noise == "log_uniform":
         return partial(log_uniform_sigma, low=recipe.noise_min, high=recipe.noise_max)
     if recipe.noise == "uniform_t":

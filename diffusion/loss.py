@@ -25,8 +25,14 @@ def denoising_loss(
 
     [EDM, Eq. 2]
     """
-    denoised = denoise(x0 + sigma.view(-1, 1, 1, 1) * noise, sigma, **cond)
-    return weight(sigma) * (denoised - x0).square().mean(dim=(1, 2, 3))
+    return weighted_error(denoise, weight, x0 + sigma.view(-1, 1, 1, 1) * noise, x0, sigma, cond)
+
+
+def weighted_error(
+    denoise: Denoise, weight: Weight, x: Tensor, target: Tensor, sigma: Tensor, cond: Mapping[str, Tensor]
+) -> Tensor:
+    """w(sigma) mean ||D(x; sigma) - target||^2 for each picture.  x, target (B, C, H, W); sigma (B,).  Returns (B,)."""
+    return weight(sigma) * (denoise(x, sigma, **cond) - target).square().mean(dim=(1, 2, 3))
 
 
 def edm_weight(sigma: Tensor, *, sigma_data: float) -> Tensor:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 SamplerName = Literal["heun", "ddim", "dpmpp_2m", "unipc", "ddpm", "ddpm_beta", "dpmpp_2m_sde", "heun_churn"]
+DETERMINISTIC: tuple[SamplerName, ...] = ("heun", "ddim", "dpmpp_2m", "unipc")
 PredictionName = Literal["edm", "epsilon", "v", "x0"]
 ChainName = Literal["linear", "cosine", "source-text"]
 GuidanceKind = Literal["classifier_free", "autoguidance"]
@@ -23,10 +24,45 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def first_mistake(error: ValidationError) -> str:
-    """What pydantic found first, in a line: where, and what is wrong with it."""
+def first_mistake(error: ValueError) -> str:
+    """What is wrong, in a line; of what pydantic found the first, and where."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {mistake(first)}"
+
+
+_MISTAKES = {  # of pydantic, whose own words are for programmers
+    "int_type|int_parsing|int_parsing_size|int_from_float": "it is no whole number",
+    "float_type|float_parsing": "it is no number",
+    "finite_number": "it is no finite number",
+    "bool_type|bool_parsing": "it is neither true nor false",
+    "string_type|string_unicode": "it is no text",
+    "list_type|tuple_type": "it is no list",
+    "dict_type|model_type|model_attributes_type": "it is no object with names and values",
+    "greater_than_equal": "it must be at least {ge}",
+    "greater_than": "it must be above {gt}",
+    "less_than_equal": "it must be at most {le}",
+    "less_than": "it must be below {lt}",
+    "multiple_of": "it must be a multiple of {multiple_of}",
+    "literal_error": "it must be {expected}",
+    "string_pattern_mismatch": "it must match {pattern}",
+    "string_too_short": "it must have at least {min_length} characters",
+    "string_too_long": "it must have at most {max_length} characters",
+    "too_short": "it must have at least {min_length} items",
+    "too_long": "it must have at most {max_length} items",
+    "missing": "it is missing",
+    "extra_forbidden": "it is not known",
+    "json_invalid": "it is no JSON ({error})",
+}
+
+
+def mistake(found: dict) -> str:
+    """One of pydantic's `errors()`, in words for people."""
+    for kinds, words in _MISTAKES.items():
+        if found["type"] in kinds.split("|"):
+            return words.format(**found.get("ctx", {}))
+    return found["msg"].removeprefix("Value error, ")
 
 
 def unset(value: object) -> bool:
@@ -150,6 +186,68 @@ class UNetRecipe(Frozen):
         return self
 
 
+class SamplingRecipe(Frozen):
+    """How a picture is drawn when a request does not say."""
+
+    sampler: SamplerName = "dpmpp_2m"
+    steps: int = Field(24, ge=2, le=1_000)
+    guidance: Annotated[float, Field(ge=0, le=20)] = Field(2.5, description="1 = none; D = worse + g (D - worse)")
+    guidance_kind: GuidanceKind = Field(
+        "classifier_free",
+        exclude_if=usual("classifier_free"),
+        description="The worse answer is the null label's, or that of the model evaluate.guide_images  [Karras et al. 2024]",
+    )
+    guidance_interval: tuple[float, float] = Field((0.0, 1e6), description="sigma range in which guidance acts")
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, exclude_if=usual(0.0), description="Share in which contrast is as without guidance  [Lin et al. 2024: phi]"
+    )
+    spacing: Literal["karras", "exponential", "trailing", "leading", "linspace"] = Field(
+        "karras", description="Of the noise levels; exponential: even in log-SNR; the last three: steps t of a chain"
+    )
+    sigma_min: Positive = Field(0.1, description="karras, exponential: the last level above 0")
+    sigma_max: Positive = Field(80.0, description="karras, exponential: the first level")
+    rho: Positive = Field(7.0, description="karras: larger puts more levels where noise is low  [EDM, Eq. 5]")
+    chain: ChainName = Field("linear", description="trailing, leading, linspace: beta schedule")
+    chain_steps: int = Field(1_000, ge=2, le=100_000, description="trailing, leading, linspace: its length T")
+
+    @model_validator(mode="after")
+    def _checks(self) -> "SamplingRecipe":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min} must be below sigma_max={self.sigma_max}")
+        if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval={self.guidance_interval}: lowest sigma first, and none below 0")
+        return self
+
+
+class Lesson(Frozen):
+    """What makes a run a student's: from each noise level of its few to the next, it learns to go in one step where its
+    teacher goes in several, guidance included."""
+
+    teacher: str = Field(pattern=r"^[0-9a-f]{64}$", description="Digest of the teacher's bundle")
+    by: SamplingRecipe = Field(description="How the teacher draws")
+    student: SamplingRecipe = Field(description="How the student will draw: at these levels alone")
+
+    @model_validator(mode="after")
+    def _checks(self) -> "Lesson":
+        if self.by.sampler not in DETERMINISTIC:
+            raise ValueError(
+                f"the teacher draws with {self.by.sampler}, which adds noise in every step, so that there is no one result"
+                f" to learn: distil with evaluate.sampling.sampler one of {', '.join(DETERMINISTIC)}"
+            )
+        if self.by.guidance_kind != "classifier_free":
+            raise ValueError(
+                "the teacher is guided by a worse model, and only classifier-free guidance is distilled: set"
+                " evaluate.sampling.guidance_kind=classifier_free"
+            )
+        if (self.student.sampler, self.student.guidance) != ("ddim", 1):
+            raise ValueError(
+                f"a student draws with sampler ddim and guidance 1, not {self.student.sampler} and"
+                f" {self.student.guidance:g}: its answers lead in one such step to the next level, and its"
+                " teacher's guidance is in them"
+            )
+        return self
+
+
 class TrainRecipe(Frozen):
     """The training run.  Batch size is here because it changes the numbers; the number of workers is not."""
 
@@ -162,6 +260,13 @@ class TrainRecipe(Frozen):
     )
     images: int = Field(33_000, ge=1, description="Images to see in all; the run's only clock counts to here")
     batch_size: int = Field(32, ge=1, description="Images per optimizer step, over all workers")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=unset,
+        description="Images in memory at once; the gradients of a batch's are then summed in one order, to the same bits on"
+        " 1, 2, 4 ... workers; see docs/training.md",
+    )
     label_drop: Share = Field(0.1, description="Share of labels replaced by the null label, for guidance")
     text_encoder: Literal["none", "minilm", "clip", "t5"] = Field("none", description="What reads the captions, if any")
     text_tokens: int = Field(64, ge=3, description="Tokens read of a caption at most")
@@ -209,6 +314,7 @@ class TrainRecipe(Frozen):
     streams: int = Field(8, ge=1, description="Canonical streams of the sample order")
     window: int = Field(1_024, ge=1, description="Samples are shuffled within windows of this size")
     seed: int = Field(0, ge=0, lt=2**32)
+    lesson: Lesson | None = Field(None, exclude_if=unset, description="Of a student's run: `student_of` writes it")
 
     @model_validator(mode="after")
     def _checks(self) -> "TrainRecipe":
@@ -219,6 +325,11 @@ class TrainRecipe(Frozen):
             raise ValueError(
                 f"text_encoder={self.text_encoder} and unet.text_width={self.unet.text_width}: an encoder and the width of"
                 f" its tokens (minilm: 384) go together, so give both, or none and 0"
+            )
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}: choose a divisor; where the"
+                f" quotient is a power of two, so many workers can train, or any lower power of two"
             )
         shape = (self.codec_channels, self.codec_factor)
         if self.codec == "none" and shape != (3, 1):
@@ -245,6 +356,11 @@ class TrainRecipe(Frozen):
             raise ValueError(f"degradations={self.degradations}: name each task once, they come equally often")
         if self.noise_min >= self.noise_max:
             raise ValueError(f"noise_min={self.noise_min} must be below noise_max={self.noise_max}")
+        if self.lesson and self.degradations:
+            raise ValueError(
+                f"degradations={self.degradations}: a network that restores is not distilled, its steps lead to a picture"
+                f" that agrees with a measurement; set distill.steps=0"
+            )
         return self
 
 
@@ -254,39 +370,6 @@ def checkpoints_of(recipe: TrainRecipe) -> tuple[int, ...]:
     batch, every = recipe.batch_size, recipe.checkpoint_images
     end = math.ceil(recipe.images / batch) * batch
     return tuple(sorted({math.ceil(images / batch) * batch for images in range(every, end + 1, every)} | {end}))
-
-
-class SamplingRecipe(Frozen):
-    """How a picture is drawn when a request does not say."""
-
-    sampler: SamplerName = "dpmpp_2m"
-    steps: int = Field(24, ge=2, le=1_000)
-    guidance: Annotated[float, Field(ge=0, le=20)] = Field(2.5, description="1 = none; D = worse + g (D - worse)")
-    guidance_kind: GuidanceKind = Field(
-        "classifier_free",
-        exclude_if=usual("classifier_free"),
-        description="The worse answer is the null label's, or that of the model evaluate.guide_images  [Karras et al. 2024]",
-    )
-    guidance_interval: tuple[float, float] = Field((0.0, 1e6), description="sigma range in which guidance acts")
-    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, exclude_if=usual(0.0), description="Share in which contrast is as without guidance  [Lin et al. 2024: phi]"
-    )
-    spacing: Literal["karras", "exponential", "trailing", "leading", "linspace"] = Field(
-        "karras", description="Of the noise levels; exponential: even in log-SNR; the last three: steps t of a chain"
-    )
-    sigma_min: Positive = Field(0.1, description="karras, exponential: the last level above 0")
-    sigma_max: Positive = Field(80.0, description="karras, exponential: the first level")
-    rho: Positive = Field(7.0, description="karras: larger puts more levels where noise is low  [EDM, Eq. 5]")
-    chain: ChainName = Field("linear", description="trailing, leading, linspace: beta schedule")
-    chain_steps: int = Field(1_000, ge=2, le=100_000, description="trailing, leading, linspace: its length T")
-
-    @model_validator(mode="after")
-    def _checks(self) -> "SamplingRecipe":
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min={self.sigma_min} must be below sigma_max={self.sigma_max}")
-        if not 0 <= self.guidance_interval[0] <= self.guidance_interval[1]:
-            raise ValueError(f"guidance_interval={self.guidance_interval}: lowest sigma first, and none below 0")
-        return self
 
 
 class EvaluateRecipe(Frozen):
@@ -347,12 +430,34 @@ class EvaluateRecipe(Frozen):
         return self
 
 
+class DistillRecipe(Frozen):
+    """The few-step student of the trained model.  It starts from its teacher's average and asks it in every step."""
+
+    steps: int = Field(0, ge=0, le=64, description="Steps, and evaluations, of a picture by the student; 0: no student")
+    images: int = Field(3_200, ge=1, description="Images to see in all")
+    lr: Positive = Field(1e-3, description="Peak learning rate")
+    warmup_images: int = Field(320, ge=0, description="Linear warm-up of the learning rate")
+    teacher_steps: int = Field(16, ge=2, le=1_000, description="Of the teacher over the whole way, between the levels")
+    sigma_min: Positive = Field(0.5, description="The student's last level above 0; even in log-SNR from the highest")
+
+    @model_validator(mode="after")
+    def _checks(self) -> "DistillRecipe":
+        if self.steps == 1:
+            raise ValueError("steps=1: a student has at least 2 steps; 0 makes none")
+        return self
+
+
 class GateRecipe(Frozen):
     """What a model must show before the alias `champion` moves."""
 
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(0.9, description="Of the interval that decides")
     max_loss: Positive = Field(1.0, description="Held-out loss at every level; 1 is a network that always answers 0")
     max_frechet: Positive | None = Field(None, description="Upper limit of the Frechet distance, if any")
+    max_student_excess: Annotated[float, Field(ge=0)] = Field(
+        0.15,
+        exclude_if=usual(0.15),
+        description="A student takes the place of its teacher where its Frechet distance is higher by this share at most",
+    )
 
 
 class ServeRecipe(Frozen):
@@ -366,12 +471,13 @@ class ServeRecipe(Frozen):
 
 
 class Recipe(Frozen):
-    """A whole line: shard -> train -> evaluate -> register -> deploy."""
+    """A whole line: shard -> train -> evaluate -> distill, where there is to be a student -> register -> deploy."""
 
     name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Name of the registered model")
     shard: ShardRecipe = ShardRecipe()
     train: TrainRecipe = TrainRecipe()
     evaluate: EvaluateRecipe = EvaluateRecipe()
+    distill: DistillRecipe = Field(DistillRecipe(), exclude_if=usual(DistillRecipe()))
     gate: GateRecipe = GateRecipe()
     serve: ServeRecipe = ServeRecipe()
 
@@ -423,3 +529,37 @@ class Recipe(Frozen):
                 f"train.codec={train.codec} and shard.bucket_aspect={aspect:g}: latents are made of square pictures"
                 " alone, so leave one of the two out"
             )
+
+
+def student_of(recipe: Recipe, teacher: str) -> Recipe:
+    """The line whose training makes the student of a model of `recipe`.  teacher: digest of that model's bundle.
+
+    Raises ValueError where recipe.distill asks for none, or it cannot be made.
+    """
+    distill, sampling = recipe.distill, recipe.evaluate.sampling
+    if distill.steps == 0:
+        raise ValueError("distill.steps=0: say how few steps the student takes, as in `--set distill.steps=4`")
+    student = SamplingRecipe(
+        sampler="ddim",
+        steps=distill.steps,
+        guidance=1,
+        spacing="exponential",
+        sigma_min=distill.sigma_min,
+        sigma_max=sampling.sigma_max,
+    )
+    by = sampling.model_copy(update={"steps": distill.teacher_steps})
+    taught = {name: getattr(distill, name) for name in ("images", "lr", "warmup_images")}
+    taught["checkpoint_images"] = min(recipe.train.checkpoint_images, -(-distill.images // 4))
+    try:
+        lesson = Lesson(teacher=teacher, by=by, student=student)
+        train = TrainRecipe.model_validate({**recipe.train.model_dump(), **taught, "lesson": lesson, "init": None})
+    except ValidationError as error:
+        raise ValueError(f"no student can be made: {first_mistake(error)}") from None
+    measured = {"sampling": student, "guide_images": None, "guide_ema": None}
+    return recipe.model_copy(
+        update={
+            "train": train,
+            "evaluate": recipe.evaluate.model_copy(update=measured),
+            "distill": DistillRecipe(),
+        }
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffusion.recipe import Recipe
+from diffusion.recipe import Recipe, student_of
 from flows import cli_data, cli_pictures, cli_quarantine, recipes
 from flows.console import say, waiting
 from flows.foreground import guarded, leaving, looking, prefect_ready, reported, stay
@@ -29,7 +29,7 @@ from flows.options import (
     Which,
     Workers,
 )
-from flows.preflight import check, check_devices, check_serving
+from flows.preflight import check, check_devices, check_encoders, check_serving
 from flows.site import Site
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def shard(
         from diffusion.data.sources import open_source
 
         where = source or EMBEDDED
-        open_source(where, columns=recipe.shard.columns)
+        with waiting("reading the source"):
+            check_encoders(recipe.train)
+            open_source(where, columns=recipe.shard.columns)
         with prefect_ready():
             from flows.shard import shard as flow
         made = flow(recipe.shard, where, site, recipe.train, fresh)
@@ -82,11 +84,10 @@ def shard(
         cli_data.sharded(opened(made.uri))
 
     def look(recipe: Recipe, site: Site) -> None:
-        from flows.dry_run import dry_run
-        from flows.preflight import check_encoders
+        from flows.dry_run import dry_shard
 
         check_encoders(recipe.train)
-        dry_run(recipe.shard, source or EMBEDDED, site, fresh)
+        dry_shard(recipe.shard, source or EMBEDDED, site, fresh)
 
     if dry:
         _do(look, debug, preset, recipe_file, settings, None, run=looking, home=home)
@@ -105,19 +106,34 @@ def train(
     init: Init = None,
     home: Home = None,
     workers: Workers = None,
+    dry: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what it would take on so many workers, there or not, and start nothing."),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train on the shards of the source.  Interrupted, it goes on from its last checkpoint when called again."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        given = _given(dataset, source, site)
         check_devices(site, batch_size=recipe.train.batch_size)
+        check_encoders(recipe.train)
+        made = _dataset(recipe, dataset, source, site)
         with prefect_ready():
             from flows.train import train as flow
-        run = flow(recipe.train, given or _made(recipe, source, site), recipe.name, site, init, recipe.evaluate)
+        run = flow(recipe.train, made, recipe.name, site, recipe.evaluate, init)
         say(f"  checkpoint {run.uri}\n  digest     {run.digest}")
 
-    _do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers)
+    def look(recipe: Recipe, site: Site) -> None:
+        from flows.dry_run import dry_train
+        from flows.finished import newest_dataset
+
+        made = _given(dataset, source, site) or newest_dataset(recipe.shard, source or EMBEDDED, site)
+        dry_train(recipe, made, site)
+
+    if dry:
+        _do(look, debug, preset, recipe_file, settings, name, run=looking, home=home, workers=workers)
+    else:
+        _do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers)
 
 
 @app.command()
@@ -135,10 +151,9 @@ def evaluate(
     """Measure the trained run: Frechet distance, held-out loss, variational bound, a grid of samples."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        given = _given(dataset, source, site)
+        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
         with prefect_ready():
             from flows.evaluate import evaluate as flow
-        run = _trained(recipe, given or _made(recipe, source, site), init, site)
         evaluation = flow(recipe.evaluate, run, recipe.name, site)
         from flows.summary import measured
 
@@ -162,17 +177,50 @@ def register(
     """Make the evaluated model a version in MLflow's registry, and champion if it passes the gate."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        given = _given(dataset, source, site)
+        from flows.finished import evaluation_of
+
+        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
+        evaluation = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
-            from flows import evaluate as evaluations
             from flows.register import register as flow
-        run = _trained(recipe, given or _made(recipe, source, site), init, site)
-        evaluation = evaluations.finished(recipe.evaluate, run, site)
         from flows.summary import registered
 
         registered(flow(recipe, evaluation, site))
 
     _do(work, debug, preset, recipe_file, settings, name, home=home)
+
+
+@app.command()
+def distill(
+    preset: Preset = "few-steps",
+    source: Source = None,
+    dataset: Dataset = None,
+    settings: Settings = None,
+    recipe_file: RecipeFile = None,
+    name: Name = None,
+    init: Init = None,
+    home: Home = None,
+    workers: Workers = None,
+    debug: Debug = False,
+) -> None:
+    """Teach a student to draw in few steps what the evaluated model draws in many; measure it, and register it."""
+
+    def work(recipe: Recipe, site: Site) -> None:
+        from flows.finished import evaluation_of
+
+        check_devices(site, batch_size=recipe.train.batch_size)
+        student_of(recipe, "0" * 64)  # before anything is started
+        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
+        teacher = evaluation_of(recipe.evaluate, run, site)
+        with prefect_ready():
+            from flows.distill import distill as flow
+        taught = flow(recipe, teacher, site)
+        from flows.summary import measured, registered
+
+        measured(taught.evaluation)
+        registered(taught.model)
+
+    _do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers)
 
 
 @app.command()
@@ -272,19 +320,20 @@ def _given(dataset: str | None, source: str | None, site: Site) -> "DatasetRef |
     return find(cli_data.data_root(site), dataset).whole()
 
 
-def _made(recipe: Recipe, source: str | None, site: Site) -> "DatasetRef":
-    """The dataset that `shard` made of the source."""
-    from flows.shard import finished
+def _dataset(recipe: Recipe, named: str | None, source: str | None, site: Site) -> "DatasetRef":
+    """The published dataset that is named, or the one that `shard` made of the source."""
+    from flows.finished import dataset_of
 
-    return finished(recipe.shard, source or EMBEDDED, site)
+    with waiting("reading the source" if named is None else "looking at the dataset"):
+        return _given(named, source, site) or dataset_of(recipe.shard, source or EMBEDDED, site)
 
 
 def _trained(recipe: Recipe, dataset: "DatasetRef", init: str | None, site: Site) -> "RunRef":
     """The run that `train` made of the dataset."""
+    from flows.finished import run_of
     from flows.origin import started_from
-    from flows.train import finished
 
-    return finished(started_from(recipe.train, init, dataset, site), dataset, site)
+    return run_of(started_from(recipe.train, init, dataset, site), dataset, site)
 
 
 def _do(

@@ -1,19 +1,22 @@
-"""`diffusion shard --dry-run`: what sharding would do, in words."""
+"""`--dry-run` of a command: what it would do, in words.  Nothing is written and nothing started."""
 
-from diffusion.data.dry_run import DryRun
-from diffusion.data.dry_run import dry_run as look
+from diffusion.data import manifest
+from diffusion.data.dry_run import DryRun, dry_run
 from diffusion.data.pictures.buckets import shown
 from diffusion.data.report import amount, few
-from diffusion.recipe import ShardRecipe
+from diffusion.recipe import Recipe, ShardRecipe
+from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import open_storage
+from diffusion.training.plan import Plan, Ranks, plan_of, ranks_of
+from diffusion.training.step import check_sizes
 from flows.console import progress, say, seconds
 from flows.site import Site
 
 
-def dry_run(recipe: ShardRecipe, source: str, site: Site, fresh: bool) -> None:
+def dry_shard(recipe: ShardRecipe, source: str, site: Site, fresh: bool) -> None:
     """Say what sharding the source would do.  Writes nothing.  Raises BadSource."""
     with progress("dry run", "pictures") as update:
-        found = look(source, recipe, open_storage(site.data_root), fresh=fresh, progress=update)
+        found = dry_run(source, recipe, open_storage(site.data_root), fresh=fresh, progress=update)
     for title, text in told(found, recipe).items():
         say(f"  {title:<10} {text}")
     for kind, examples in found.sampled.examples.items():
@@ -68,4 +71,50 @@ def told(found: DryRun, recipe: ShardRecipe) -> dict[str, str]:
                 f"likely: {rejected / sampled.files:.1%} of the sample cannot be used, shard.max_rejected allows"
                 f" {recipe.max_rejected:.1%}"
             )
+    return lines
+
+
+def dry_train(recipe: Recipe, dataset: DatasetRef | None, site: Site) -> None:
+    """Say what training would take on the site's workers, whether they are there or not.  dataset: None where it is yet to
+    be made.  Raises ValueError where it could not be done."""
+    train, world = recipe.train, site.train_workers
+    if dataset is not None:
+        check_sizes(train, dataset)
+    side = (dataset.resolution if dataset else recipe.shard.resolution) // train.codec_factor
+    classes = len(dataset.classes) if dataset else 1
+    with progress("dry run", "networks"):
+        plan = plan_of(train, side=side, classes=classes, world=world, recompute=site.recompute)
+    ranks = ranks_of(manifest.load(dataset.uri), train, world) if dataset else None
+    for title, text in plan_told(plan, ranks, dataset).items():
+        say(f"  {title:<10} {text}")
+    say("  nothing was trained")
+
+
+def plan_told(plan: Plan, ranks: Ranks | None, dataset: DatasetRef | None) -> dict[str, str]:
+    """Title -> text.  ranks: of the dataset, which is None where it is yet to be made."""
+    each = " on each" if plan.world > 1 else ""
+    where = f"{' x '.join(map(str, plan.shape))} on {f'each of {plan.world} workers' if each else 'one worker'}"
+    parts = ", ".join(f"{name} {amount(size)}" for name, size in plan.memory._asdict().items())
+    lines = {
+        "network": f"{plan.parameters:,} parameters",
+        "batch": f"{plan.world * plan.share:,} pictures, {where}",
+        "steps": f"{plan.steps:,}, of {plan.flops / 1e9:,.3g} GFLOP{each}",
+        "memory": f"about {amount(plan.memory.total)}{each}: {parts}; libraries come on top",
+        "written": f"{plan.checkpoints} checkpoints with {amount(plan.checkpoint_bytes)} each",
+    }
+    if plan.world > 1:
+        updates = f", and {amount(plan.update_bytes)} of weights" if plan.update_bytes else ""
+        lines["exchanged"] = f"{amount(plan.gradient_bytes)} of gradients in each step{updates}"
+    if ranks is None or dataset is None:
+        lines["shards"] = "none yet: `diffusion shard` makes them of the source"
+        return lines
+    epochs = plan.steps * plan.world * plan.share / dataset.images
+    lines["data"] = f"{dataset.images:,} pictures, each seen {epochs:.3g} times"
+    first = "epoch" if ranks.pictures >= dataset.images - plan.world * plan.share else f"{ranks.pictures:,} pictures"
+    low, high = min(ranks.shards), max(ranks.shards)
+    opened = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    lines["shards"] = (
+        f"a worker reads {opened} of {ranks.all:,} in the first {first}, up to {amount(max(ranks.bytes))}; its part of a"
+        f" batch lies in {ranks.at_once:,} at most"
+    )
     return lines

@@ -25,6 +25,7 @@ from flows.pictures import (
     open_model,
     parsed,
     read,
+    refuse_student,
     settled,
     written,
 )
@@ -64,6 +65,7 @@ def edit(
         raise ValueError(f"--n {asked.n} with {given}: inversion draws nothing at random, so there is one result")
     hole = None if mask is None else mask_image(mask, image)
     model = open_model(site, name, which, bundle)
+    refuse_student(model, "editing")
     request, size = settled(model.at_size(asked, image), model), model.size_for(image)
     if inverts and SAMPLERS[request.sampler].stochastic:
         known = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.stochastic)

@@ -7,9 +7,9 @@ from diffusion.adapters.mlflow_runs import log_evaluation
 from diffusion.adapters.ray_evaluate import evaluate_run
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.refs import EvaluationRef, RunRef
-from diffusion.store.works import recall, work_key
 from flows.artifact import with_pictures
 from flows.console import progress
+from flows.finished import evaluate_key
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once
 
@@ -38,22 +38,8 @@ def evaluate_stage(recipe: EvaluateRecipe, run: RunRef, name: str, site: Site) -
         log_evaluation(site.tracking(name), evaluation, recipe)
         return evaluation
 
-    done = once("evaluate", _key(recipe, run), EvaluationRef, site, make)
+    done = once("evaluate", evaluate_key(recipe, run), EvaluationRef, site, make)
     create_markdown_artifact(
         with_pictures(done.ref.uri, "report.md"), key="evaluation", description=f"Report {done.ref.digest}"
     )
     return done
-
-
-def finished(recipe: EvaluateRecipe, run: RunRef, site: Site) -> EvaluationRef:
-    """The evaluation that `evaluate` made of this run.  Raises ValueError where it has not."""
-    ref = recall(site.store, _key(recipe, run), EvaluationRef)
-    if ref is None:
-        raise ValueError(
-            "the run is not evaluated with this recipe yet: run `diffusion evaluate` with the same options"
-        )
-    return ref
-
-
-def _key(recipe: EvaluateRecipe, run: RunRef) -> str:
-    return work_key("evaluate", recipe, (run.digest,))

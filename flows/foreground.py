@@ -19,6 +19,7 @@ from pathlib import Path
 import typer
 
 from diffusion.adapters.ray_cluster import end_processes
+from diffusion.recipe import first_mistake
 from diffusion.store.publish import DiskFull
 from diffusion.store.storage import StorageUnavailable
 from flows.console import error, quiet, say, waiting, warned
@@ -159,7 +160,7 @@ def reported(*, debug: bool, log: Path | None = None) -> Iterator[None]:
 def _told(problem: BaseException, log: Path | None, in_words: bool) -> str:
     """A problem, for people.  in_words: its message says all, and what to do."""
     if in_words:
-        return str(problem)
+        return first_mistake(problem) if isinstance(problem, ValueError) else str(problem)
     details = "" if log is None else f"\nDetails: {log}"
     if log and (left := shutil.disk_usage(log.parent).free) < _NEARLY_FULL_BYTES:
         details += (

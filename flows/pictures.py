@@ -102,6 +102,16 @@ def open_model(site: Site, name: str, which: str, bundle: Path | None) -> Model:
     return Model(engine, name, version)
 
 
+def refuse_student(model: Model, what: str) -> None:
+    """Raises ValueError for a few-step student, which answers at the levels of its own steps alone.  what: is asked."""
+    if lesson := model.bundle.spec.lesson:
+        raise ValueError(
+            f"{model.name} {model.version and f'version {model.version} '}is a few-step student, which draws and no more:"
+            f" {what} asks at other noise levels than those it was taught for. Give its teacher, `--model VERSION` of bundle"
+            f" {lesson.teacher[:16]}"
+        )
+
+
 def read(path: Path) -> Image.Image:
     """A picture file, upright.  Raises ValueError saying what is wrong with it."""
     if not path.is_file():

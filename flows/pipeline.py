@@ -1,4 +1,4 @@
-"""The line: shard -> train -> evaluate -> register -> deploy."""
+"""The line: shard -> train -> evaluate -> register -> (distill -> evaluate -> register) -> deploy."""
 
 import time
 
@@ -7,6 +7,7 @@ from prefect import flow
 from diffusion.recipe import Frozen, Recipe
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
 from flows.deploy import Endpoint, deploy_stage
+from flows.distill import student_stages
 from flows.evaluate import evaluate_stage
 from flows.origin import resolved, started_from
 from flows.preflight import Until, check
@@ -18,11 +19,13 @@ from flows.train import train_stage
 
 
 class Line(Frozen):
-    """What the line made.  seconds: per stage; reused: the stages that took no work."""
+    """What the line made.  student: the measure of one, where the recipe asks for it; `model` is then the student's.
+    seconds: per stage; reused: the stages that took no work."""
 
     dataset: DatasetRef
     run: RunRef
     evaluation: EvaluationRef
+    student: EvaluationRef | None = None
     model: ModelRef
     endpoint: Endpoint | None
     seconds: dict[str, float]
@@ -55,7 +58,13 @@ def pipeline(
     evaluation = evaluate_stage(recipe.evaluate, run.ref, recipe.name, site)
     model = register_stage(recipe, evaluation.ref, site)
     done: tuple[Done, ...] = (*sharded, run, evaluation, model)
-    times = {stage.stage: stage.seconds for stage in done}
+    if recipe.distill.steps:
+        done += (taught := student_stages(recipe, evaluation.ref, site))
+        model = taught[-1]
+    times: dict[str, float] = {}
+    for stage in done:  # a student is evaluated and registered after its teacher
+        times[stage.stage] = times.get(stage.stage, 0.0) + stage.seconds
+    worked = {stage.stage for stage in done if not stage.reused}
     endpoint = None
     if until == "deploy":
         started = time.monotonic()
@@ -67,8 +76,9 @@ def pipeline(
         dataset=dataset,
         run=run.ref,
         evaluation=evaluation.ref,
+        student=taught[1].ref if recipe.distill.steps else None,
         model=model.ref,
         endpoint=endpoint,
         seconds=times,
-        reused=tuple(stage.stage for stage in done if stage.reused),
+        reused=tuple(dict.fromkeys(stage.stage for stage in done if stage.stage not in worked)),
     )

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Literal, get_args
 
-from diffusion.recipe import Recipe, TrainRecipe, checkpoints_of
+from diffusion.recipe import Recipe, TrainRecipe, checkpoints_of, student_of
 from diffusion.store.refs import DatasetRef
 from flows.site import Site, ray_is_kept
 
@@ -47,6 +47,8 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
     find_weights(recipe.evaluate.extractor)
     sampling_sigmas(recipe.evaluate.sampling, recipe.evaluate.sampling.steps)
     check_encoders(recipe.train)
+    if recipe.distill.steps:
+        student_of(recipe, "0" * 64)  # its teacher, which is not there yet, alone is left out
     check_devices(site, batch_size=recipe.train.batch_size)
     if until == "deploy":
         check_serving(site)

@@ -13,7 +13,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from diffusion.presets import PRESETS
-from diffusion.recipe import Recipe, digest_of
+from diffusion.recipe import Recipe, digest_of, mistake
+
+_WRITTEN = ("lesson",)  # fields that a stage writes, and nobody sets
 
 
 def merged(preset: str, *, file: Path | None = None, settings: Iterable[str] = (), name: str | None = None) -> Recipe:
@@ -49,7 +51,7 @@ def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[st
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from keys(field.annotation, f"{prefix}{name}.")
-        else:
+        elif name not in _WRITTEN:
             yield prefix + name, field
 
 
@@ -97,7 +99,7 @@ def _tables(model: BaseModel, path: str, lines: list[str], describe: bool) -> No
     if path and len(inner) < len(type(model).model_fields):
         lines += ["", f"[{path}]"]
     for name, field in type(model).model_fields.items():
-        if name in inner:
+        if name in inner or name in _WRITTEN:
             continue
         value = getattr(model, name)
         if describe:
@@ -160,7 +162,7 @@ def _put(values: dict, key: str, value: Any) -> None:
         raise ValueError(f"no key {key!r} in a recipe{hint} Allowed: {', '.join(inside or beside)}")
     *path, last = key.split(".")
     for part in path:
-        values = values[part]
+        values = values.setdefault(part, {})  # one that is not written at its usual values
     values[last] = value
 
 
@@ -168,8 +170,7 @@ def _explained(problem: dict, given: dict[str, str]) -> str:
     known = dict(keys())
     path = [str(part) for part in problem["loc"]]
     key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), None)
-    message = problem["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
-    message = message.replace("Tuple", "List").replace("tuple", "list")
+    message = mistake(problem)
     if key is None:  # a rule about several keys: its message begins with the first one's name
         return ".".join([*path, message])
     about = known[key].description

@@ -28,6 +28,7 @@ from flows.pictures import (
     open_model,
     parsed,
     read,
+    refuse_student,
     settled,
     written,
 )
@@ -70,6 +71,7 @@ def restore(
     asked, image = parsed(**options), read(picture)
     hole = None if mask is None else mask_image(mask, image)
     model = open_model(site, name, which, bundle)
+    refuse_student(model, "restoration")
     if model.bundle.codec:
         raise ValueError(
             f"{model.name} draws latents, and restoration puts what is known of the pixels into every answer: give a model"

@@ -63,15 +63,3 @@ def shard_stage(recipe: ShardRecipe, source: str, site: Site, fresh: bool = Fals
     page = with_pictures(done.ref.uri, PAGE)
     create_markdown_artifact(page, key="dataset", description=f"Dataset {done.ref.digest}")
     return done
-
-
-def finished(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef:
-    """The newest dataset of this source as it is now.  Raises ValueError where there is none."""
-    opened = open_source(source, columns=recipe.columns)
-    ref = newest(open_storage(site.data_root), opened.uri, recipe, opened.fingerprint)
-    if ref is None:
-        raise ValueError(
-            f"source {source} is not sharded with this recipe yet, or has changed since: run `diffusion shard` with the same"
-            " options"
-        )
-    return ref

@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from diffusion.adapters.ray_cluster import local_ray, ray_environment
 from diffusion.data.damage import MAX_DAMAGED
 from diffusion.data.reading import Reading
-from diffusion.recipe import Frozen
+from diffusion.recipe import Frozen, mistake
 from diffusion.store.storage import open_storage
 from flows.console import waiting
 
@@ -31,6 +31,12 @@ class Site(Frozen):
     data: str | None = Field(
         None, description="Folder or s3://bucket/prefix that datasets are published to; none: in the home"
     )
+    runs: str | None = Field(
+        None,
+        description="Folder or s3://bucket/prefix that checkpoints are copied to as well; none: they are in the home",
+    )
+    keep_last: int | None = Field(None, ge=2, description="Newest checkpoints of a run that stay; none: all stay")
+    keep_images: int | None = Field(None, ge=1, description="With keep_last: one in so many images stays, too")
     workers: int | None = Field(None, ge=1, description="Training workers; none: one per GPU, or 2 on a CPU")
     gpu: bool | None = Field(None, description="Train and serve on GPUs; none: where there are any")
     recompute: bool = Field(False, description="Train in less memory and a third more time, to the same bits")
@@ -53,10 +59,17 @@ class Site(Frozen):
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
 
-    @field_validator("data")
+    @field_validator("data", "runs")
     @classmethod
-    def _whole(cls, data: str | None) -> str | None:
-        return data and open_storage(data).uri
+    def _whole(cls, place: str | None) -> str | None:
+        return place and open_storage(place).uri
+
+    @field_validator("keep_images")
+    @classmethod
+    def _beside_the_last(cls, images: int | None, info: ValidationInfo) -> int | None:
+        if images is not None and info.data.get("keep_last") is None:
+            raise ValueError("all checkpoints stay without DIFFUSION_KEEP_LAST: say how many of the newest do")
+        return images
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: object) -> "Site":
@@ -76,7 +89,7 @@ class Site(Frozen):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            field, what = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+            field, what = str(first["loc"][0]), mistake(first)
             raise ValueError(
                 f"{field}={values.get(field)}: {what}. It is: {cls.model_fields[field].description}"
                 f" ({PREFIX}{field.upper()})"

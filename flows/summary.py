@@ -23,6 +23,9 @@ def summary(line: "Line", site: Site, *, answers: bool) -> None:
     taken = ", ".join(f"{s} {'reused' if s in line.reused else seconds(t)}" for s, t in line.seconds.items())
     say(f"  {seconds(sum(line.seconds.values()))}  ({taken})", title=line.model.name)
     measured(line.evaluation)
+    if line.student is not None:
+        say("  student")
+        measured(line.student)
     registered(line.model)
     uri = shlex.quote(site.mlflow_uri)
     program = Path(sys.executable).parent / "mlflow"

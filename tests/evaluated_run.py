@@ -8,6 +8,7 @@ from diffusion.data.ingest import shard_dataset
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading_order import order_of
 from diffusion.data.stream import read_batch
+from diffusion.denoiser import Denoiser
 from diffusion.recipe import Recipe, checkpoints_of, digest_of
 from diffusion.store.codecs import codec_named
 from diffusion.store.refs import RunRef
@@ -16,13 +17,16 @@ from diffusion.training import checkpoint
 from diffusion.training.step import build_state, train_step
 
 
-def make_run(source: Path, recipe: Recipe, root: Path, *, poison: bool = False) -> RunRef:
+def make_run(
+    source: Path, recipe: Recipe, root: Path, *, poison: bool = False, teacher: Denoiser | None = None
+) -> RunRef:
     """Shard `source` below `root`, train two steps, save the recipe's checkpoints and the last.
 
-    poison: spoil the average's weights, as a diverged run's.
+    poison: spoil the average's weights, as a diverged run's.  teacher: of a recipe with a lesson.
     """
     dataset, train = shard_dataset(source, recipe.shard, root), recipe.train
-    state = build_state(train, resolution=dataset.resolution, classes=len(dataset.classes), device="cpu")
+    shape = {"resolution": dataset.resolution, "classes": len(dataset.classes)}
+    state = build_state(train, **shape, device="cpu", teacher=teacher)
     codec = codec_named(state.codec) if state.codec else None
     reader = ShardReader(dataset.uri, digest=dataset.digest, codec=codec)
     order = order_of(reader.manifest, "train", train)

@@ -37,7 +37,7 @@ RECIPE = TrainRecipe(
     streams=2,
 )
 RESTORING = RECIPE.model_copy(update={"degradations": TASKS})
-CLOCKS = ("images_per_s", "eta_s", "wait_share")  # the metrics that are not functions of the recipe
+CLOCKS = ("images_per_s", "eta_s", "wait_share", "checkpoint_share")  # the metrics that are not functions of the recipe
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,9 @@ from flows.site import Site, keeping_ray, ray_is_kept
 FIELDS = {
     "home": "/somewhere",
     "data": "/pictures/root",
+    "runs": "s3://bucket/models",
+    "keep_last": "3",
+    "keep_images": "50000",
     "workers": "3",
     "gpu": "false",
     "recompute": "true",
@@ -41,6 +44,8 @@ def test_each_field_is_a_variable() -> None:
     assert set(FIELDS) == set(Site.model_fields)
     site = Site.from_environment({f"DIFFUSION_{name.upper()}": value for name, value in FIELDS.items()})
     assert site.model_dump(mode="json") == FIELDS | {
+        "keep_last": 3,
+        "keep_images": 50_000,
         "workers": 3,
         "gpu": False,
         "recompute": True,
@@ -64,6 +69,7 @@ def test_given_values_win_over_the_environment() -> None:
         ("PORT", "70000", "65535"),
         ("WORKERS", "0", "workers=0"),
         ("WORKRES", "2", "DIFFUSION_WORKERS"),
+        ("KEEP_IMAGES", "500", "^keep_images=500: all checkpoints stay without DIFFUSION_KEEP_LAST"),
         ("DATA", "gs://b/x", "^data=gs://b/x: gs://b/x: 'gs' is no kind of storage"),
     ],
 )

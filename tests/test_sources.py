@@ -187,6 +187,31 @@ def test_links_out_of_the_source_are_refused_and_links_within_are_read(tmp_path)
         open_source(folder)
 
 
+@pytest.mark.parametrize("swapped", ["file", "folder"])
+def test_a_link_that_comes_after_the_listing_is_not_followed(tmp_path, swapped):
+    folder = fill(tmp_path / "s", {"a/1.png": b"mine", "c/1.png": b"other"})
+    secret = fill(tmp_path / "secret", {"1.png": b"secret"})
+    for link in ("a/2.png", "c/3.png"):
+        (folder / link).symlink_to(folder / "a" / "1.png")
+    source = open_source(folder)
+    assert {item.name: read(source, item.name) for item in source.items()} == {
+        "a/1.png": b"mine",
+        "a/2.png": b"mine",
+        "c/1.png": b"other",
+        "c/3.png": b"mine",
+    }
+    if swapped == "file":
+        (folder / "a" / "1.png").unlink()
+        (folder / "a" / "1.png").symlink_to(secret / "1.png")
+    else:
+        (folder / "a").rename(tmp_path / "elsewhere")
+        (folder / "a").symlink_to(secret)
+    for name in ("a/1.png", "a/2.png", "c/3.png"):
+        with pytest.raises(BadPicture, match="it has become a link since it was listed"):
+            read(source, name)
+    assert read(source, "c/1.png") == b"other"
+
+
 def test_links_and_doubles_in_archives_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
         entry = zipfile.ZipInfo("a/1.png")

@@ -30,6 +30,7 @@ from diffusion.data.sources import (
     read_item,
 )
 from diffusion.recipe import Columns
+from diffusion.store import s3
 from diffusion.store.storage import LocalFolder, StorageUnavailable
 from tests.made_sources import fill, items, lines, picture, read, said, zipped
 
@@ -113,7 +114,16 @@ def test_a_table_reaches_nothing_through_links_out_of_its_folder(pictures, tmp_p
     (pictures / "out").symlink_to(outside)
     (pictures / "y").symlink_to("x")
     (pictures / "link.png").symlink_to(outside / "secret.png")
-    assert len(open_source(write(pictures / "t.csv", [{"path": "y/1.png"}]))) == 1
+    (pictures / "within.png").symlink_to("x/1.png")
+    source = open_source(write(pictures / "t.csv", [{"path": "y/1.png"}, {"path": "within.png", "label": "x"}]))
+    places = [item.place for item in source.items()]
+    assert [read_item(source.uri, place) for place in places] == [(pictures / "x/1.png").read_bytes()] * 2
+    moved = (pictures / "x/1.png").rename(pictures / "x/moved.png")
+    (pictures / "x/1.png").symlink_to(outside / "secret.png")  # after the listing
+    for place in places:
+        with pytest.raises(BadPicture, match="it has become a link since it was listed"):
+            read_item(source.uri, place)
+    moved.rename(pictures / "x/1.png")
     for name, message in (("out/secret.png", "a link there leads out"), ("link.png", "is a link out of the source")):
         with pytest.raises(BadSource, match=message):
             open_source(write(pictures / "t.csv", [{"path": name}]))
@@ -427,12 +437,10 @@ def bucket(tmp_path, monkeypatch) -> Path:
     """The folder of s3://bucket."""
     buckets: dict[str, Bucket] = {}
 
-    def storage_at(uri: str):
-        if not uri.startswith("s3://"):
-            return LocalFolder(Path(uri))
+    def prefix(uri: str, **_: object) -> Bucket:
         return buckets.setdefault(uri, Bucket(uri, tmp_path / uri.removeprefix("s3://")))
 
-    monkeypatch.setattr(places, "open_storage", storage_at)
+    monkeypatch.setattr(s3, "S3Prefix", prefix)
     places.storage_at.cache_clear()
     yield tmp_path / "bucket"
     places.storage_at.cache_clear()

@@ -108,17 +108,3 @@ print("done")
     lines = said(start(home, program)).splitlines()
     assert lines[-1] == "done"
     assert "! ConnectionError (no answer after 3 tries): trying again in a moment" in lines
-
-
-def test_an_earlier_stage_that_is_missing_is_asked_for_by_name(home: Path) -> None:
-    program = """
-import sys
-from diffusion.presets import PRESETS
-from flows import shard
-from flows.site import Site
-try:
-    shard.finished(PRESETS["smoke"]().shard, "embedded", Site(home=sys.argv[1]))
-except ValueError as error:
-    print(error)
-"""
-    assert "run `diffusion shard`" in said(start(home, program))

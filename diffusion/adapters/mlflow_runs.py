@@ -217,12 +217,19 @@ def log_evaluation(tracking: Tracking, evaluation: EvaluationRef, recipe: BaseMo
 
 
 def log_validation(tracking: Tracking, run_id: str, found: EvaluationRef, metrics: dict[str, float]) -> None:
-    """Log what a checkpoint was found to be worth to the run that trains it, at the checkpoint's moment, and its grid."""
-    from mlflow.entities import Metric
+    """Log what a checkpoint was found to be worth to the run that trains it, at the checkpoint's moment, and its grid.
 
-    client, now, step = connect(tracking), int(time.time() * 1_000), found.run.images_seen
-    client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
-    client.log_artifact(run_id, f"{found.uri}/grid.png", f"validation/{step:012d}")
+    Where MLflow fails, it is not told: training goes on."""
+    from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
+
+    now, step = int(time.time() * 1_000), found.run.images_seen
+    try:
+        client = connect(tracking)
+        client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
+        client.log_artifact(run_id, f"{found.uri}/grid.png", f"validation/{step:012d}")
+    except (MlflowException, ConnectionError) as error:
+        _logger.warning("MLflow took no validation (%s); it is in %s", error, found.uri)
 
 
 def log_metrics(client: "MlflowClient", run_id: str, evaluation: EvaluationRef, model_id: str | None = None) -> None:

@@ -1,7 +1,7 @@
 """Training on N workers with Ray Train: a thin wrapper over `training.loop.train`, which works without it.
 
 The run's folder is on storage that all workers share:
-    checkpoints/<images_seen>/   published by `training.checkpoint`; the only state a run resumes from
+    checkpoints/<images_seen>/   published by `training.saving`; the only state a run resumes from
     metrics.jsonl                the history, written by the driver
     ray/                         Ray Train's own notes while it runs
 Checkpoints count from the moment they are renamed into place, whether or not Ray Train has heard of them, so a killed
@@ -29,10 +29,13 @@ from diffusion.data.reading import Reading
 from diffusion.recipe import TrainRecipe, digest_of
 from diffusion.store.bundle import verify_bundle
 from diffusion.store.refs import DatasetRef, RunRef
-from diffusion.store.storage import open_storage
+from diffusion.store.storage import Storage, open_storage
 from diffusion.training import checkpoint
+from diffusion.training.copies import bring, bring_newest, copies_in, send_missing
+from diffusion.training.exact import check_workers
 from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
+from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss, check_sizes, end_of
 from diffusion.training.warm_start import check_origin
 
@@ -54,6 +57,9 @@ def train_run(
     threads: int = 1,
     recompute: bool = False,
     reading: Reading = Reading(),
+    keep: Keep = Keep(),
+    copies: str | None = None,
+    teacher: Path | None = None,
     origin: Path | None = None,
     on_metrics: Callable[[dict[str, float]], None] = ignore,
     on_event: Callable[[dict[str, Any]], None] = ignore,
@@ -61,23 +67,24 @@ def train_run(
 ) -> RunRef:
     """Train to the end of the recipe in the Ray that is running, going on from the newest valid checkpoint in `run_dir`.
 
-    workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.
+    workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.  In the exact mode
+    each has one thread: their number shows in the bits, and sites divide their cores among the workers.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
     reading: how workers get at the shards; `reading.copies` is a folder of the node a worker runs on.
-    origin: folder of the bundle `recipe.init`, on storage that all workers share.
+    keep: which checkpoints stay.
+    copies: folder or s3://bucket/prefix that checkpoints are copied to while the run trains.  Where `run_dir` lacks the
+    newest of them, or one that `keep` names by its moment, it is brought from there.
+    teacher: folder of the bundle recipe.lesson.teacher, of a student's run.
+    origin: folder of the bundle recipe.init, on storage that all workers share.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
     on_event: likewise with {"event": "warm_started" | "started" | "resumed" | "damaged_checkpoint" | "damaged_sidecar" |
-    "damaged_sample" | "checkpoint" | "worker_failed", ...}.
+    "damaged_sample" | "checkpoint" | "checkpoint_not_copied" | "fetched_checkpoint" | "worker_failed", ...}.
     max_failures: how often a dead or failing worker is replaced.
     Raises ValueError for a batch that cannot be divided, for sizes that the network cannot read, for a model that it cannot
-    start from, and for a `run_dir` with another run in it, NonFiniteLoss, and TrainingFailed for all else that ends a run
-    early.
+    start from, and for a `run_dir` with another run in it, NonFiniteLoss, StorageUnavailable where the copies cannot be
+    reached, and TrainingFailed for all else that ends a run early.
     """
-    if recipe.batch_size % workers:
-        raise ValueError(
-            f"batch_size={recipe.batch_size} cannot be divided over {workers} workers equally: choose a number of"
-            f" workers that divides it"
-        )
+    check_workers(recipe, workers)
     check_sizes(recipe, dataset)
     if recipe.init:
         check_origin(recipe, dataset.resolution, verify_bundle(origin, recipe.init)[0])
@@ -86,8 +93,19 @@ def train_run(
         raise RuntimeError("Ray is not running here: call within `with local_ray(...)`, or after ray.init(address=...)")
     run_dir = Path(run_dir).resolve()  # Ray's workers run in another directory
     dataset = dataset.model_copy(update={"uri": open_storage(dataset.uri).uri})
-    job = Job(recipe, dataset, run_dir, threads, recompute, f"train-{uuid.uuid4().hex}", reading, origin)
+    threads = threads if recipe.micro_batch is None else 1
+    copies = copies and open_storage(copies).uri
+    relay = f"train-{uuid.uuid4().hex}"
+    job = Job(recipe, dataset, run_dir, threads, recompute, relay, reading, keep, copies, teacher, origin)
     with _only_driver(run_dir):
+        journal = Journal(job.run_dir / "metrics.jsonl")
+
+        def tell(event: dict[str, Any]) -> None:
+            journal.event(event)
+            on_event(event)
+
+        if copies:
+            bring_newest(job.checkpoints, open_storage(copies), tell)
         run = _finished(job)
         if run is None:
             trainer = trainer_of(job, work, workers=workers, use_gpu=use_gpu, max_failures=max_failures)
@@ -95,6 +113,8 @@ def train_run(
             if non_finite:
                 raise NonFiniteLoss(*non_finite)
             run = _finished(job)
+        if run and copies:
+            _settle(job, open_storage(copies))
     if run is None:
         raise TrainingFailed(f"{run_dir}: training ended without a valid last checkpoint; start it again to go on")
     return run
@@ -131,6 +151,14 @@ def _finished(job: Job) -> RunRef | None:
         dataset=job.dataset,
         images_seen=saved.images_seen,
     )
+
+
+def _settle(job: Job, copies: Storage) -> None:
+    """Of a finished run: copy what has no copy yet, and bring what is to stay and is not here."""
+    send_missing(job.checkpoints, copies)
+    for name in copies_in(copies):
+        if int(name) in job.keep.moments:
+            bring(name, copies, job.checkpoints)
 
 
 def trainer_of(

@@ -1,8 +1,7 @@
 """What each Ray Train worker does: resume or start, train, save.  The driver's side is `adapters.ray_train`."""
 
-import json
 import os
-import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from diffusion.adapters.ray_train_saver import Saver
 from diffusion.codec import Codec
 from diffusion.data.damage import Damage
 from diffusion.data.precomputed import DamagedSidecar
@@ -22,7 +22,7 @@ from diffusion.data.reading_order import order_of
 from diffusion.data.sidecar import Sidecars
 from diffusion.data.stream import Batch, batches
 from diffusion.recipe import TrainRecipe
-from diffusion.store.bundle import load_model
+from diffusion.store.bundle import load_model, load_teacher
 from diffusion.store.codecs import codec_named
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
@@ -30,7 +30,8 @@ from diffusion.text import looking_up, remembering
 from diffusion.training import checkpoint
 from diffusion.training.figures import Figures, peak_of
 from diffusion.training.loop import ignore, train
-from diffusion.training.parallel import data_parallel, world_gather
+from diffusion.training.parallel import data_parallel, exact_parallel, world_gather
+from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
 from diffusion.training.warm_start import warm_start
 
@@ -48,6 +49,9 @@ class Job:
     recompute: bool
     relay: str  # name of the actor that takes records to the driver
     reading: Reading
+    keep: Keep
+    copies: str | None  # where checkpoints are copied to
+    teacher: Path | None = None  # bundle of recipe.lesson's
     origin: Path | None = None  # folder of the bundle recipe.init
 
     @property
@@ -84,7 +88,13 @@ def run_worker(job: Job, send: Send) -> None:
     torch.set_num_threads(job.threads)
     device = ray.train.torch.get_device()
     gather = world_gather()
-    state = build_state(job.recipe, resolution=job.dataset.resolution, classes=len(job.dataset.classes), device=device)
+    state = build_state(
+        job.recipe,
+        resolution=job.dataset.resolution,
+        classes=len(job.dataset.classes),
+        device=device,
+        teacher=load_teacher(job.teacher, job.recipe, device) if job.teacher else None,
+    )
     state.net.net.recompute = job.recompute
     facts = checkpoint.facts_of(job.recipe, job.dataset, world=world, device=device, text=state.text, codec=state.codec)
     pids = gather(os.getpid())
@@ -99,17 +109,22 @@ def run_worker(job: Job, send: Send) -> None:
     tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
     reader = reader_of(job, codec_named(state.codec, str(device)) if state.codec else None)
     sidecars = find_captions(state, reader, tell)
+    exact = job.recipe.micro_batch is not None
+    # some of its faster kernels add in the order in which threads happen to run
+    torch.backends.cudnn.deterministic = exact
     peak = peak_of(job.recipe, device, gather)
     figures = Figures(job.recipe, job.dataset.resolution, peak=peak, device=device, gather=gather)
-    train(
-        state,
-        figures.counted(share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send)),
-        job.recipe,
-        model=data_parallel(state, job.dataset.resolution // job.recipe.codec_factor),
-        on_metrics=figures.telling(tell),
-        on_checkpoint=saver(job, facts, tell),
-        gather=gather,
-    )
+    with Saver(job.checkpoints, job.notes, facts, tell, keep=job.keep, copies=job.copies) as saver:
+        train(
+            state,
+            figures.counted(saver.beside(share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send))),
+            job.recipe,
+            model=None if exact else data_parallel(state, job.dataset.resolution // job.recipe.codec_factor),
+            add_up=exact_parallel(state, job.recipe) if exact else None,
+            on_metrics=figures.telling(tell),
+            on_checkpoint=saver,
+            gather=gather,
+        )
 
 
 def reader_of(job: Job, codec: Codec | None = None) -> ShardReader:
@@ -171,34 +186,16 @@ def share_of(
     return sidecars.beside(share, order, reader.shards_of) if sidecars else share
 
 
-def saver(job: Job, facts: checkpoint.Facts, tell: Send) -> Callable[[TrainState], None]:
-    """The hook that publishes a checkpoint, from rank 0, and reports it, from every rank."""
-    rank = ray.train.get_context().get_world_rank()
-
-    def on_checkpoint(state: TrainState) -> None:
-        target = checkpoint.folder_of(job.checkpoints, state.images_seen)
-        if rank == 0:
-            digest = checkpoint.save(state, target, facts)
-            tell({"event": "checkpoint", "images_seen": state.images_seen, "uri": str(target), "digest": digest})
-        with tempfile.TemporaryDirectory(dir=job.notes) as pointer:
-            Path(pointer, "pointer.json").write_text(json.dumps({"uri": str(target)}))
-            ray.train.report(
-                {"images_seen": state.images_seen},
-                checkpoint=ray.train.Checkpoint.from_directory(pointer) if rank == 0 else None,
-                checkpoint_dir_name=target.name,
-            )
-
-    return on_checkpoint
-
-
 def sender(relay: Any) -> Send:
-    """Send without waiting; but if the record before did not arrive, nobody listens any more: fail."""
+    """Send without waiting, from any thread; but if the record before did not arrive, nobody listens any more: fail."""
     sent: list[ray.ObjectRef] = []
+    one_at_a_time = threading.Lock()
 
     def send(record: dict[str, Any]) -> None:
-        if sent:
-            ray.get(sent.pop())
-        sent.append(relay.put.remote(record))
+        with one_at_a_time:
+            if sent:
+                ray.get(sent.pop())
+            sent.append(relay.put.remote(record))
 
     return send
 

@@ -21,13 +21,15 @@ def verdict(challenger: Report, champion: Report | None, gate: GateRecipe) -> Ve
     distance at most gate.max_frechet where that is set.  Beside a champion it must also be better beyond doubt: on equal
     metric identities, its Frechet distance lower by more than t * sqrt(se^2 + se_champion^2), where t is Student's for a
     two-sided interval of gate.confidence: so that the interval of the difference lies below 0 as a whole.
+
+    A student is compared with its teacher, though they draw otherwise, that being its purpose: its distance must beyond
+    doubt be below 1 + gate.max_student_excess times the teacher's.
     """
     if faults := faults_of(challenger, gate):
         return Verdict(passed=False, reasons=faults)
-    sane = (
-        f"sane: every number is finite, the held-out loss at most {max(level.loss for level in challenger.held_out):.3g}"
-        f" (limit {gate.max_loss:g}), Frechet distance {challenger.frechet.value:.4g}"
-    )
+    largest = max((level.loss for level in challenger.held_out), default=None)
+    losses = "" if largest is None else f" the held-out loss at most {largest:.3g} (limit {gate.max_loss:g}),"
+    sane = f"sane: every number is finite,{losses} Frechet distance {challenger.frechet.value:.4g}"
     if champion is None:
         return Verdict(passed=True, reasons=(sane, "there was no champion to compare it with"))
     if challenger.bundle_digest == champion.bundle_digest:
@@ -35,12 +37,15 @@ def verdict(challenger: Report, champion: Report | None, gate: GateRecipe) -> Ve
     if champion.frechet is None:
         unknown = "the champion has no Frechet distance to be compared with: evaluate and register its run again"
         return Verdict(passed=False, reasons=(unknown,))
-    if unlike := differences(challenger, champion):
+    taught = challenger.teacher == champion.bundle_digest
+    if unlike := differences(challenger, champion, ignored="sampling." if taught else None):
         again = (
             "numbers of unlike identity are not compared: evaluate and register the champion's run again with the"
             " present recipe, or this one with the champion's"
         )
         return Verdict(passed=False, reasons=(*unlike, again))
+    if taught:
+        return _compare_with_teacher(challenger.frechet, champion.frechet, gate, sane)
     return _compare(challenger.frechet, champion.frechet, gate, sane)
 
 
@@ -51,7 +56,7 @@ def faults_of(report: Report, gate: GateRecipe) -> tuple[str, ...]:
         faults.append("its Frechet distance was not measured")
     elif gate.max_frechet is not None and report.frechet.value > gate.max_frechet:
         faults.append(f"its Frechet distance {report.frechet.value:.4g} is above gate.max_frechet={gate.max_frechet:g}")
-    if not report.held_out:
+    if not report.held_out and report.teacher is None:
         faults.append("its held-out loss was not measured: shard with shard.holdout above 0")
     for level in report.held_out:
         if level.loss is None:
@@ -64,22 +69,21 @@ def faults_of(report: Report, gate: GateRecipe) -> tuple[str, ...]:
     return tuple(faults)
 
 
-def differences(a: Report, b: Report) -> tuple[str, ...]:
-    """What keeps the Frechet distances of two reports from being compared, one line for each differing field."""
+def differences(a: Report, b: Report, *, ignored: str | None = None) -> tuple[str, ...]:
+    """What keeps the Frechet distances of two reports from being compared, one line for each differing field.  ignored: how
+    the names of those begin that may differ."""
     assert a.frechet is not None
     assert b.frechet is not None
     here, there = _flat(a.frechet.identity.model_dump()), _flat(b.frechet.identity.model_dump())
     return tuple(
         f"{name} is {here.get(name)} here and {there.get(name)} in the champion's report"
         for name in sorted(here.keys() | there.keys())
-        if here.get(name) != there.get(name)
+        if here.get(name) != there.get(name) and not (ignored and name.startswith(ignored))
     )
 
 
 def _compare(challenger: Frechet, champion: Frechet, gate: GateRecipe, sane: str) -> Verdict:
-    error = math.hypot(challenger.standard_error, champion.standard_error)
-    degrees = min(challenger.blocks, champion.blocks) - 1
-    margin = t_quantile((1 + gate.confidence) / 2, degrees) * error
+    margin = _margin(challenger, champion, gate)
     gain = champion.value - challenger.value
     passed = gain > margin
     numbers = (
@@ -88,6 +92,25 @@ def _compare(challenger: Frechet, champion: Frechet, gate: GateRecipe, sane: str
         f" {margin:.3g} (the half-width of the difference's {gate.confidence:.0%} interval)"
     )
     return Verdict(passed=passed, reasons=(sane, numbers) if passed else (numbers,))
+
+
+def _compare_with_teacher(student: Frechet, teacher: Frechet, gate: GateRecipe, sane: str) -> Verdict:
+    allowed = 1 + gate.max_student_excess
+    margin = _margin(student, teacher, gate, times=allowed)
+    passed = student.value + margin < allowed * teacher.value
+    numbers = (
+        f"Frechet distance {student.value:.4g} in {student.identity.sampling.steps} steps against"
+        f" {teacher.value:.4g} of the champion, its teacher, in {teacher.identity.sampling.steps}:"
+        f" {'' if passed else 'not '}below {allowed:g} times that by more than {margin:.3g} (the half-width of the"
+        f" difference's {gate.confidence:.0%} interval)"
+    )
+    return Verdict(passed=passed, reasons=(sane, numbers) if passed else (numbers,))
+
+
+def _margin(a: Frechet, b: Frechet, gate: GateRecipe, times: float = 1.0) -> float:
+    """Half the width of the interval of a - times b."""
+    error = math.hypot(a.standard_error, times * b.standard_error)
+    return t_quantile((1 + gate.confidence) / 2, min(a.blocks, b.blocks) - 1) * error
 
 
 def _flat(value: dict, prefix: str = "") -> dict[str, object]:

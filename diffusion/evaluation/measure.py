@@ -79,7 +79,9 @@ def evaluate(
     known = recall(store_root, identity)
     # of latents it would say nothing of pictures
     todo = () if known is not None else compared
-    tasks = plan.tasks(drawn, recipe, real=todo, holdout=data.holdout, bound=spec.codec is None)
+    # a student's answers are where its teacher's steps lead, not what is denoised: no loss or bound is of them
+    holdout = 0 if spec.lesson else data.holdout
+    tasks = plan.tasks(drawn, recipe, real=todo, holdout=holdout, bound=spec.codec is None)
     results = _collect(each(setup, tasks), tasks, progress)
     if known is None:
         known = _gathered([results[task.number] for task in tasks if task.kind == "real"], "features")
@@ -102,6 +104,7 @@ def evaluate(
         guide=spec.guide,
         text=spec.text,
         codec=spec.codec,
+        teacher=spec.lesson.teacher if spec.lesson else None,
         frechet=None if problems else _distance(setup, drawing, real_features, captions=spec.text is not None),
         floor=_floor(recipe, real_features, real_labels),
         held_out=tuple(losses),

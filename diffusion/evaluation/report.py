@@ -25,6 +25,7 @@ from diffusion.store.refs import EvaluationRef, RunRef
 from diffusion.text import TextIdentity
 
 FILE = "report.json"
+_STUDENT = "the model is a student, which answers where its teacher's steps lead and not what is denoised"
 
 
 class FrechetIdentity(Frozen):
@@ -124,6 +125,7 @@ class Report(Frozen):
     guide: Guide | None = Field(None, exclude_if=unset)
     text: TextIdentity | None = Field(None, exclude_if=unset)  # what read the captions, if anything did
     codec: CodecIdentity | None = Field(None, exclude_if=unset)  # what made pictures of latents, if anything did
+    teacher: str | None = Field(None, exclude_if=unset, description="Of a few-step student: its teacher's bundle")
     frechet: Frechet | None
     floor: FloorFacts | None
     held_out: tuple[HeldOutLoss, ...]
@@ -236,6 +238,8 @@ def _summary(report: Report) -> str:
             f" Its guide is the same run at {guide.checkpoint.images_seen:,} images,"
             f" {average(guide.ema, guide.reconstruction)}."
         )
+    if report.teacher:
+        said += f" It is a few-step student of model {report.teacher[:12]}."
     return said
 
 
@@ -291,7 +295,8 @@ def _distance(report: Report) -> list[str]:
 
 def _losses(report: Report) -> list[str]:
     if not report.held_out:
-        return ["## Held-out loss", "Not measured: the dataset has no held-out pictures."]
+        why = _STUDENT if report.teacher else "the dataset has no held-out pictures"
+        return ["## Held-out loss", f"Not measured: {why}."]
     rows = ["| sigma | loss | standard error | network that answers 0 |", "|---|---|---|---|"]
     rows += [
         f"| {level.sigma:g} | {_shown(level.loss)} | {_shown(level.standard_error, 2)} | {_shown(level.zero)} |"
@@ -312,6 +317,8 @@ def _bound(report: Report) -> list[str]:
         why = "evaluate.bound_steps is 0" if report.held_out else "the dataset has no held-out pictures"
         if report.codec:
             why = "the model draws latents, and a bound on these cannot be compared with one on pictures"
+        if report.teacher:
+            why = _STUDENT
         return ["## Variational bound", f"Not measured: {why}."]
     chain, interval = found.identity, f"{_shown(found.low)} to {_shown(found.high)}"
     rows = [

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AliasChoices, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from diffusion.data.pictures.buckets import Size, shown
-from diffusion.recipe import Frozen, GuidanceKind, SamplerName, ServeRecipe
+from diffusion.recipe import Frozen, GuidanceKind, SamplerName, ServeRecipe, mistake
 from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import BundleSpec
 
@@ -131,7 +131,7 @@ def parse(model: type[Model], data: Mapping[str, Any], limits: ServeRecipe | Non
         )
     allowed = _allowed(model, name, limits)
     told = f"; allowed: {_in_words(allowed)}" if allowed else ""
-    raise RequestError(f"{name}={_shown(first['input'])}: {first['msg']}{told}", param=name, allowed=allowed)
+    raise RequestError(f"{name}={_shown(first['input'])}: {mistake(first)}{told}", param=name, allowed=allowed)
 
 
 def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | None = None) -> ResolvedRequest:
@@ -172,6 +172,8 @@ def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | No
             param="guidance",
             allowed=[None, 1],
         )
+    if spec.lesson:
+        _check_student(request, spec)
     size = _size(request.size, spec)
     steps = request.steps or spec.sampling.steps
     if limits is not None:
@@ -198,6 +200,21 @@ def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | No
         guidance=1.0 if nothing else guidance,
         guidance_kind=kind,
     )
+
+
+def _check_student(request: GenerateRequest, spec: BundleSpec) -> None:
+    """A student answers at the noise levels it was taught for, with its teacher's guidance in its answers, and for no other
+    way of drawing: what it would draw then is not what its report is of."""
+    own = spec.sampling
+    for name in ("sampler", "steps", "guidance"):
+        asked, taught = getattr(request, name), getattr(own, name)
+        if asked not in (None, taught):
+            raise RequestError(
+                f"{name}={_shown(asked)}: this model is a few-step student, which draws with {name}={taught} alone; leave"
+                f" {name} out, or ask its teacher",
+                param=name,
+                allowed=[None, taught],
+            )
 
 
 def _size(asked: str | None, spec: BundleSpec) -> Size:

@@ -79,6 +79,14 @@ def wanted_by(recipe: EvaluateRecipe, run_images: int) -> tuple[Snapshot, Snapsh
     return Snapshot(run_images, recipe.ema), guide
 
 
+def moments_read(evaluate: EvaluateRecipe, train: TrainRecipe) -> tuple[int, ...]:
+    """images_seen of the checkpoints that an evaluation of a run reads, ascending.  [see read_average]"""
+    moments = checkpoints_of(train)
+    wanted = [average for average in wanted_by(evaluate, moments[-1]) if average]
+    made = [average.images_seen for average in wanted if average.sigma_rel not in train.ema]  # of all until then
+    return tuple(m for m in moments if m in {average.images_seen for average in wanted} or m <= max(made, default=0))
+
+
 def check_averages(recipe: TrainRecipe, wanted: Snapshot) -> tuple[list[Snapshot], np.ndarray, float]:
     """What an average that a run of this recipe does not keep is put together from: (averages, coefficients, error).
 
@@ -126,7 +134,8 @@ def read_manifest(run: RunRef, images_seen: int) -> tuple[Path, Manifest]:
         raise ValueError(
             f"{folder} is no checkpoint: it has no {path.name}; there are those at {', '.join(map(str, moments)) or 'no'}"
             f" images. A guide is one of these, and an average of a width that the run did not keep needs every one: put"
-            f" the missing one back, or delete those after it and run `diffusion train` again."
+            f" the missing one back, or delete those after it and run `diffusion train` again. (DIFFUSION_KEEP_LAST deletes"
+            f" those that the evaluation asked for when the run was trained does not read.)"
         )
     data = path.read_bytes() if folder != last else read_checked(path, run.digest, _DAMAGED)
     try:

@@ -20,9 +20,11 @@ from diffusion.ema import Snapshot
 from diffusion.recipe import (
     Frozen,
     GuidanceKind,
+    Lesson,
     PredictionName,
     SamplingRecipe,
     TaskName,
+    TrainRecipe,
     UNetRecipe,
     canonical_json,
     first_mistake,
@@ -79,6 +81,9 @@ class BundleSpec(Frozen):
         None, exclude_if=unset, description="Absent: the run kept that average"
     )
     guide: Guide | None = Field(None, exclude_if=unset, description="A worse model, for autoguidance")
+    lesson: Lesson | None = Field(
+        None, exclude_if=unset, description="Of a few-step student: by whom it was taught, and for which steps"
+    )
     sampling: SamplingRecipe = Field(description="How a picture is drawn when a request does not say")
     parameters: int = Field(ge=1, description="Numbers in the weights")
     images_seen: int = Field(ge=1)
@@ -101,6 +106,10 @@ class BundleSpec(Frozen):
             self.codec.side(self.resolution)
         if self.sampling.guidance_kind not in self.guidance_kinds:
             raise ValueError("sampling.guidance_kind=autoguidance, and there is no guide: evaluate with guide_images")
+        if self.lesson and self.sampling != self.lesson.student:
+            raise ValueError(
+                "a student answers at the noise levels it was taught for alone: evaluate it as its lesson.student draws"
+            )
         return self
 
     @property
@@ -183,6 +192,7 @@ def export_bundle(
         sigma_data=recipe.sigma_data,
         prediction=recipe.prediction,
         precision=recipe.precision,
+        lesson=recipe.lesson,
         ema=ema_sigma_rel,
         reconstruction=model.reconstruction,
         guide=second,
@@ -215,6 +225,19 @@ def publish_bundle(folder: Path, store_root: Path) -> tuple[str, str]:
     except FileExistsError:
         verify_bundle(final, digest)
     return str(final), digest
+
+
+def load_teacher(folder: str | Path, recipe: TrainRecipe, device: str | torch.device = "cpu") -> Denoiser:
+    """The denoiser that recipe.lesson names, out of the bundle in `folder`.  Raises ValueError for any other."""
+    bundle = load_bundle(folder, device, digest=recipe.lesson.teacher)
+    for name in ("unet", "sigma_data", "prediction"):
+        own, asked = getattr(bundle.spec, name), getattr(recipe, name)
+        if own != asked:
+            raise ValueError(
+                f"train.{name}={asked}, and the teacher {bundle.digest[:12]} has {own}: a student is of its teacher's"
+                " network, so give the recipe by which that was trained"
+            )
+    return bundle.denoiser
 
 
 def verify_bundle(uri: str | Path, digest: str | None = None) -> tuple[BundleSpec, str]:

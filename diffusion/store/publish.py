@@ -167,6 +167,14 @@ def publishing(final: Path) -> Iterator[Path]:
         publish(folder, final)
 
 
+def withdraw(folder: Path) -> None:
+    """Delete what was published, if it is there: its name is gone at once, and never stands for a part of it."""
+    with staging(folder.parent) as aside:
+        with suppress(FileNotFoundError):
+            folder.rename(aside / folder.name)
+        fsync_path(folder.parent)
+
+
 def _taken(final: Path) -> str:
     return f"{final} is published already and is never overwritten: use it, or remove the folder to make it again"
 

@@ -41,12 +41,20 @@ class S3Prefix:
     """The objects of a bucket whose keys begin with a prefix.  Safe to use from threads, after a fork, and pickled.
 
     part_bytes: objects larger than this are read and written in parts of this size (S3 wants 5 MiB or more), four at once.
+    check: gives a name back, or refuses it; `any_name` where other people have named the objects.
     """
 
-    def __init__(self, uri: str, *, patience: Patience = Patience(), part_bytes: int = 2**24) -> None:
+    def __init__(
+        self,
+        uri: str,
+        *,
+        patience: Patience = Patience(),
+        part_bytes: int = 2**24,
+        check: Callable[[str], str] = check_name,
+    ) -> None:
         self.bucket, self.prefix = _parsed(uri)
         self.uri = f"{S3_SCHEME}{self.bucket}/{self.prefix}".rstrip("/")
-        self.patience, self.part_bytes = patience, part_bytes
+        self.patience, self.part_bytes, self._check = patience, part_bytes, check
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         if size == 0:
@@ -76,14 +84,14 @@ class S3Prefix:
                         f"{self.uri} lists {name!r} after {last!r}: an order by name is needed, which S3's directory"
                         " buckets do not give. Use a general purpose bucket"
                     )
-                last = check_name(name)
+                last = self._check(name)
                 yield Found(name, entry["Size"], entry["ETag"].strip('"'))
             if not page.get("IsTruncated"):
                 return
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def put(self, name: str, data: bytes | Path) -> None:
-        check_name(name)
+        self._check(name)
         if isinstance(data, bytes):
             self._put(name, len(data), lambda start, size: data[start : start + size])
             return
@@ -116,7 +124,7 @@ class S3Prefix:
         return f"{self.uri}/{name}".rstrip("/")
 
     def _key(self, name: str) -> str:
-        return self.prefix + check_name(name)
+        return self.prefix + self._check(name)
 
     def _ask(self, name: str, function: str, **arguments: object) -> dict:
         """One function of boto3's client, asked again while it fails in passing."""
@@ -194,6 +202,11 @@ class S3Prefix:
             return
         body = part(0, total)
         self._ask(name, "put_object", Key=self._key(name), Body=body, ContentMD5=_md5(body))
+
+
+def any_name(name: str) -> str:
+    """`name`: as a key of S3 it leads nowhere else, whatever it is."""
+    return name
 
 
 class _Upload:

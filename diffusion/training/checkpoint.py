@@ -8,7 +8,7 @@ loss that learns one), `optimizer.safetensors` (`<parameter>.exp_avg`, ...), `st
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
@@ -41,7 +41,12 @@ class Facts(Frozen):
     text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads the captions, if anything does")
     codec: CodecIdentity | None = Field(None, exclude_if=unset, description="What made its latents, if it learns any")
     images_seen: int = Field(ge=0)
-    world: int = Field(ge=1, description="Worker processes the batch was divided over")
+    world: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=unset,
+        description="Worker processes the batch was divided over; in the exact mode no matter",
+    )
     threads: int = Field(ge=1, description="Torch threads of each")
     device: str
     torch: str
@@ -67,7 +72,7 @@ def facts_of(
         text=text,
         codec=codec,
         images_seen=0,
-        world=world,
+        world=world if recipe.micro_batch is None else None,
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         torch=torch.__version__,
@@ -84,41 +89,89 @@ def folder_of(checkpoints: Path, images_seen: int) -> Path:
     return Path(checkpoints) / f"{images_seen:0{_NAME_DIGITS}d}"
 
 
+class Snapshot(NamedTuple):
+    """What a checkpoint keeps of a state at one moment."""
+
+    images_seen: int
+    files: dict[str, dict[str, Tensor]]  # file name -> name -> tensor
+    ema: dict[str, str]  # relative width as Python writes it -> file name
+
+
+def snapshot_of(state: TrainState) -> Snapshot:
+    """The live tensors of a state: the next step changes them."""
+    ema = {sigma_rel: ema_name(sigma_rel) for sigma_rel in state.ema.averages}
+    files = {WEIGHTS_NAME: state.net.state_dict()}
+    files |= {name: state.ema.state_dict(sigma_rel) for sigma_rel, name in ema.items()}
+    if state.uncertainty:
+        files[UNCERTAINTY_NAME] = state.uncertainty.state_dict()
+    files[OPTIMIZER_NAME] = optimizer_tensors(state)
+    return Snapshot(state.images_seen, files, {repr(sigma_rel): name for sigma_rel, name in ema.items()})
+
+
+@torch.no_grad()
+def copied(live: Snapshot, room: Snapshot | None = None) -> Snapshot:
+    """The same in the host's memory, where no step changes it.  room: an earlier copy, whose memory is used again.
+
+    From a GPU the bytes come to pinned memory in the order of its current stream, and this does not wait for them: they
+    are there when an event recorded after it is, and the steps that follow do not disturb them (untested on a GPU).
+    """
+    files = {}
+    for file, tensors in live.files.items():
+        old = room.files.get(file, {}) if room else {}
+        files[file] = {name: _room_for(tensor, old.get(name)) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            files[file][name].copy_(tensor, non_blocking=True)
+    return live._replace(files=files)
+
+
+def _room_for(tensor: Tensor, old: Tensor | None) -> Tensor:
+    # laid out as the original, so that it is copied as it lies
+    if old is not None and (old.shape, old.stride(), old.dtype) == (tensor.shape, tensor.stride(), tensor.dtype):
+        return old
+    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+
+
 def save(state: TrainState, folder: Path, facts: Facts) -> str:
-    """Publish the state as `folder`.  Returns the checkpoint's digest.
+    """Publish the state as `folder`.  Returns the checkpoint's digest.  Its training waits: `training.saving` does not."""
+    return publish(snapshot_of(state), folder, facts)
+
+
+def publish(snapshot: Snapshot, folder: Path, facts: Facts) -> str:
+    """Publish what a checkpoint keeps as `folder`.  Returns the checkpoint's digest.
 
     Where a valid checkpoint of that name exists, its digest is returned: a replayed run makes the same one.  A damaged
     one is set aside as `<name>.damaged-<n>`.
     """
     folder = Path(folder)
-    if folder.exists():
-        try:
-            return digest_of(verify(folder))
-        except DamagedCheckpoint:
-            _set_aside(folder)
-    facts = facts.model_copy(update={"images_seen": state.images_seen})
+    make_way(folder)
+    facts = facts.model_copy(update={"images_seen": snapshot.images_seen})
     try:
-        return _publish(state, folder, facts)
-    except FileExistsError:  # a worker of a driver that was killed is still there, and was faster
+        return _publish(snapshot, folder, facts)
+    except FileExistsError:  # it was there, or a worker of a driver that was killed is still there and was faster
         return digest_of(verify(folder))
 
 
-def _publish(state: TrainState, folder: Path, facts: Facts) -> str:
+def make_way(folder: Path) -> None:
+    """Set a damaged checkpoint aside, so that its name can be used for a good one."""
+    if folder.exists():
+        try:
+            verify(folder)
+        except DamagedCheckpoint:
+            _set_aside(folder)
+
+
+def _publish(snapshot: Snapshot, folder: Path, facts: Facts) -> str:
     with publishing(folder) as temporary:
-        _write(state.net.state_dict(), temporary / WEIGHTS_NAME)
-        for sigma_rel in state.ema.averages:
-            _write(state.ema.state_dict(sigma_rel), temporary / ema_name(sigma_rel))
-        if state.uncertainty:
-            _write(state.uncertainty.state_dict(), temporary / UNCERTAINTY_NAME)
-        _write(optimizer_tensors(state), temporary / OPTIMIZER_NAME)
+        for name, tensors in snapshot.files.items():
+            _write(tensors, temporary / name)
         (temporary / STATE_NAME).write_bytes(canonical_json(facts))
         names = sorted(path.name for path in temporary.iterdir())
         manifest = Manifest(
-            images_seen=state.images_seen,
+            images_seen=snapshot.images_seen,
             recipe_digest=digest_of(facts.recipe),
             dataset_digest=facts.dataset.digest,
             weights=WEIGHTS_NAME,
-            ema={repr(sigma_rel): ema_name(sigma_rel) for sigma_rel in state.ema.averages},
+            ema=snapshot.ema,
             files={
                 name: File(bytes=(temporary / name).stat().st_size, sha256=sha256_file(temporary / name))
                 for name in names
@@ -130,16 +183,9 @@ def _publish(state: TrainState, folder: Path, facts: Facts) -> str:
 
 def verify(folder: Path) -> Manifest:
     """Check every file of a checkpoint against its manifest.  Raises DamagedCheckpoint naming the file."""
-    path = Path(folder) / MANIFEST_NAME
-    try:
-        data = path.read_bytes()
-        manifest = Manifest.model_validate_json(data)
-    except (OSError, ValidationError) as error:
-        raise DamagedCheckpoint(f"{path} cannot be read ({type(error).__name__}): the checkpoint is damaged") from error
-    if hashlib.sha256(data).hexdigest() != digest_of(manifest):
-        raise DamagedCheckpoint(f"{path} is not in canonical form: it was edited after it was published")
+    manifest = read_manifest(folder)
     for name, file in manifest.files.items():
-        part = path.with_name(name)
+        part = Path(folder) / name
         actual = sha256_file(part) if part.is_file() else "nothing"
         if actual != file.sha256:
             raise DamagedCheckpoint(
@@ -149,10 +195,28 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint; the files it lists are not read.  Raises DamagedCheckpoint."""
+    path = Path(folder) / MANIFEST_NAME
+    try:
+        data = path.read_bytes()
+        manifest = Manifest.model_validate_json(data)
+    except (OSError, ValidationError) as error:
+        raise DamagedCheckpoint(f"{path} cannot be read ({type(error).__name__}): the checkpoint is damaged") from error
+    if hashlib.sha256(data).hexdigest() != digest_of(manifest):
+        raise DamagedCheckpoint(f"{path} is not in canonical form: it was edited after it was published")
+    return manifest
+
+
+def folders_in(checkpoints: Path) -> list[Path]:
+    """Every checkpoint below `checkpoints`, valid or not, oldest first."""
+    return sorted(Path(checkpoints).glob("[0-9]" * _NAME_DIGITS))
+
+
 def latest(checkpoints: Path) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint below `checkpoints`, or None, and why each newer one cannot be used."""
     damaged = []
-    for folder in sorted(Path(checkpoints).glob("[0-9]" * _NAME_DIGITS), reverse=True):
+    for folder in reversed(folders_in(checkpoints)):
         try:
             verify(folder)
         except DamagedCheckpoint as error:

@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diffusion.recipe import TrainRecipe
+from diffusion.training.exact import AddUp, check_workers, tree_sum
 from diffusion.training.loop import Gather, alone
 from diffusion.training.optimizer import Division
 from diffusion.training.step import TrainState, device_of
@@ -71,3 +73,31 @@ def data_parallel(state: TrainState, resolution: int) -> nn.Module:
     output.backward()
     state.optimizer.zero_grad()
     return model
+
+
+def exact_parallel(state: TrainState, recipe: TrainRecipe) -> AddUp | None:
+    """What adds the gradients of the processes up in the exact mode, or None of a single process.  From here on
+    state.optimizer divides its work among them too.
+
+    Each process sums its slice of the gradients of all, in the order of ranks, and hands the sum out: 2 (W - 1) / W of the
+    gradient's bytes go out and come in, as with a ring.
+    Raises ValueError where so many processes cannot sum in the order in which one does.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    world = dist.get_world_size()
+    check_workers(recipe, world)
+    state.optimizer.division = Division(dist.get_rank(), world, exchange)
+
+    def add_up(tensors: list[torch.Tensor]) -> None:
+        sizes = [tensor.numel() for tensor in tensors]
+        padding = tensors[0].new_zeros(-sum(sizes) % world)
+        flat = torch.cat([*(tensor.reshape(-1) for tensor in tensors), padding])
+        slices = torch.empty_like(flat)
+        dist.all_to_all_single(slices, flat)
+        (mine,) = tree_sum([part] for part in slices.chunk(world))
+        dist.all_gather_into_tensor(flat, mine)
+        for tensor, values in zip(tensors, flat[: sum(sizes)].split(sizes), strict=True):
+            tensor.copy_(values.view_as(tensor))
+
+    return add_up

@@ -6,6 +6,7 @@ interrupted.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -17,14 +18,16 @@ from diffusion.data.images import to_model
 from diffusion.degradation import degraded, image_channels, operators_of
 from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.density import density_of, stratified
+from diffusion.distill import taught
 from diffusion.ema import PowerEMA
-from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of
+from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of, weighted_error
 from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe, checkpoints_of
 from diffusion.store.codecs import identity_for
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import encoder_of
 from diffusion.text import TextEncoder, TextIdentity
+from diffusion.training.exact import AddUp, tree_sum
 from diffusion.training.optimizer import Optimizers, optimizer_of
 
 LEVELS = 4  # noise levels are reported in the quartiles of their distribution, lowest first
@@ -52,6 +55,7 @@ class TrainState:
     encoder: TextEncoder | None = None  # of train.text_encoder; frozen, so of a checkpoint its identity alone
     uncertainty: Uncertainty | None = None  # of train.weight=uncertainty; never averaged, never served
     codec: CodecIdentity | None = None  # of train.codec: what made the latents that it learns to draw
+    teacher: Denoiser | None = None  # of train.lesson; frozen, so of a checkpoint its digest alone
 
     @property
     def text(self) -> TextIdentity | None:
@@ -72,6 +76,25 @@ class StepResult(NamedTuple):
     level: Tensor  # (b,) int64 in [0, LEVELS)
     grad_norm: Tensor  # () of the global batch, before clipping
     lr: float
+
+
+class Part(NamedTuple):
+    """Some pictures of a batch, which is one itself."""
+
+    images: Tensor
+    label: Tensor
+    captions: list[str]
+    keys: list[str]
+    index: Tensor
+    latents: Tensor | None
+
+
+class Learned(NamedTuple):
+    """What a gradient was made of."""
+
+    losses: Tensor  # (b,) as of StepResult
+    sigma: Tensor
+    level: Tensor
 
 
 class Corrupted(NamedTuple):
@@ -144,8 +167,18 @@ def check_sizes(recipe: TrainRecipe, dataset: DatasetRef) -> None:
         )
 
 
-def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: torch.device | str) -> TrainState:
-    """The state at images_seen = 0, a function of the recipe alone.  resolution: of the pictures."""
+def build_state(
+    recipe: TrainRecipe,
+    *,
+    resolution: int,
+    classes: int,
+    device: torch.device | str,
+    teacher: Denoiser | None = None,
+) -> TrainState:
+    """The state at images_seen = 0, a function of the recipe alone.  resolution: of the pictures.  teacher: the denoiser of
+    the bundle recipe.lesson.teacher, from whose weights a student starts.
+    """
+    assert (teacher is None) == (recipe.lesson is None)
     codec = identity_for(recipe)
     net = denoiser_of(
         recipe.unet,
@@ -159,6 +192,8 @@ def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: t
         seed=recipe.seed,
     ).to(device)
     net.train()
+    if teacher is not None:
+        net.load_state_dict(teacher.state_dict())
     uncertainty = Uncertainty().to(device) if recipe.weight == "uncertainty" else None
     learned = nn.ModuleList([net, uncertainty]) if uncertainty else net
     return TrainState(
@@ -168,6 +203,7 @@ def build_state(recipe: TrainRecipe, *, resolution: int, classes: int, device: t
         encoder=encoder_of(recipe, str(device)),
         uncertainty=uncertainty,
         codec=codec,
+        teacher=teacher,
     )
 
 
@@ -213,14 +249,46 @@ def caption_condition(captions: list[str], wordless: Tensor, encoder: TextEncode
     return {name: value.to(wordless.device) for name, value in encoder(shown)._asdict().items()}
 
 
-def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: nn.Module | None = None) -> StepResult:
+def null_condition(state: TrainState, batch: Batch, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What guidance leads a teacher away from: neither a class nor a caption, for each row of `cond`."""
+    null = {"label": torch.full_like(cond["label"], state.net.null_label)}
+    if state.encoder:
+        null |= caption_condition(batch.captions, torch.ones_like(cond["label"], dtype=torch.bool), state.encoder)
+    return null
+
+
+def train_step(
+    state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: nn.Module | None = None, add_up: AddUp | None = None
+) -> StepResult:
     """One step on this process's share of the global batch: loss, gradient, clip, AdamW, averages, clock.
 
     model: state.net wrapped for data parallelism, which averages the gradients over equal shares; state.net if None.
+    add_up: of the exact mode (recipe.micro_batch), instead of such a model; None if this is the only process.
     A loss that is not finite anywhere makes the gradient norm not finite everywhere.  The weights are not updated then:
     on the CPU NonFiniteLoss is raised at once; elsewhere reading the norm would stall the device, so the caller passes
     the result to `raise_if_not_finite` when it is at hand.
     """
+    if recipe.micro_batch is None:
+        learned = learn(state, batch, recipe, model or state.net)
+    else:
+        learned = learn_in_parts(state, batch, recipe, add_up)
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters().values(), recipe.clip_norm, foreach=True)
+    # the middle of the step: neither the first nor the last step has rate 0
+    lr = lr_at(recipe, state.images_seen + recipe.batch_size / 2)
+    result = StepResult(*learned, norm, lr)
+    on_cpu = norm.device.type == "cpu"
+    if on_cpu:
+        raise_if_not_finite(result, batch, state.images_seen)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    state.optimizer.step(skip=None if on_cpu else ~norm.isfinite())
+    state.images_seen += recipe.batch_size
+    state.ema.update(state.net, state.images_seen, recipe.batch_size)
+    return result
+
+
+def learn(state: TrainState, batch: Batch, recipe: TrainRecipe, model: nn.Module) -> Learned:
+    """Leave the gradient of the batch's mean loss in the parameters."""
     device = device_of(state)
     if recipe.unet.dropout:  # drawn by torch's own generator, which is not part of the state
         torch.manual_seed((recipe.seed << 32) ^ int(batch.index[0]))
@@ -231,24 +299,50 @@ def train_step(state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: n
     if recipe.degradations:
         side, tasks = x0.shape[-1], recipe.degradations
         cond["image"] = degraded(x0, operators_of(batch.index, side, seed=recipe.seed, tasks=tasks, device=device))
-    losses = denoising_loss(model or state.net, weight_of(recipe), x0, noise, sigma, cond)
+    if recipe.lesson:
+        null = null_condition(state, batch, cond)
+        x = x0 + sigma.view(-1, 1, 1, 1) * noise
+        target = taught(state.teacher, x, sigma, cond, null, recipe.lesson)
+        losses = weighted_error(model, weight_of(recipe), x, target, sigma, cond)
+    else:
+        losses = denoising_loss(model, weight_of(recipe), x0, noise, sigma, cond)
     loss = (uncertain(losses, state.uncertainty(sigma)) if state.uncertainty else losses).mean()
     state.optimizer.zero_grad()
     # an infinite loss can have a finite gradient; this factor makes sure that all processes learn of it
     (loss * torch.where(loss.isfinite(), 1.0, math.nan)).backward()
-    norm = torch.nn.utils.clip_grad_norm_(state.parameters().values(), recipe.clip_norm, foreach=True)
-    # the middle of the step: neither the first nor the last step has rate 0
-    lr = lr_at(recipe, state.images_seen + recipe.batch_size / 2)
-    result = StepResult(losses.detach(), sigma, level, norm, lr)
-    on_cpu = device.type == "cpu"
-    if on_cpu:
-        raise_if_not_finite(result, batch, state.images_seen)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    state.optimizer.step(skip=None if on_cpu else ~norm.isfinite())
-    state.images_seen += recipe.batch_size
-    state.ema.update(state.net, state.images_seen, recipe.batch_size)
-    return result
+    return Learned(losses.detach(), sigma, level)
+
+
+def learn_in_parts(state: TrainState, batch: Batch, recipe: TrainRecipe, add_up: AddUp | None) -> Learned:
+    """Leave the gradient of the global batch's mean loss in the parameters, the same bits whatever this process's share.
+
+    All that is computed of a micro-batch has its shapes and none of the share's, since results depend on shapes.
+    """
+    parameters = list(state.parameters().values())
+    learned = []
+
+    def gradients() -> Iterator[list[Tensor]]:
+        for part in parts_of(batch, recipe.micro_batch):
+            learned.append(learn(state, part, recipe, state.net))
+            yield [parameter.grad for parameter in parameters]
+
+    total = tree_sum(gradients())
+    if add_up:
+        add_up(total)
+    torch._foreach_mul_(total, recipe.micro_batch / recipe.batch_size)
+    for parameter, gradient in zip(parameters, total, strict=True):
+        parameter.grad = gradient
+    return Learned(*(torch.cat(parts) for parts in zip(*learned, strict=True)))
+
+
+def parts_of(batch: Batch, size: int) -> Iterator[Part]:
+    """A batch as parts of `size` pictures."""
+    for start in range(0, len(batch.keys), size):
+        rows = slice(start, start + size)
+        latents = None if batch.latents is None else batch.latents[rows]
+        yield Part(
+            batch.images[rows], batch.label[rows], batch.captions[rows], batch.keys[rows], batch.index[rows], latents
+        )
 
 
 def device_of(state: TrainState) -> torch.device:

@@ -7,7 +7,8 @@ full  `training.loop.train` as a run has it: reader with read-ahead, averages, m
       and checkpoints that are hashed, flushed to disk, published and reported to Ray Train
 
 Each full turn ends with a checkpoint; its time is counted in the proportion a run has them (one per
-`checkpoint_images`).  The first turns, which fill the reader's cache, do not count.
+`checkpoint_images`), and whole, as though no step went on beside it: `bench_checkpoint` has what stops the step.  The
+first turns, which fill the reader's cache, do not count.
 """
 
 import argparse
@@ -25,7 +26,8 @@ import torch
 
 from diffusion.adapters.ray_cluster import local_ray
 from diffusion.adapters.ray_train import fit, trainer_of
-from diffusion.adapters.ray_train_worker import Job, reader_of, saver, sender, share_of
+from diffusion.adapters.ray_train_saver import Saver
+from diffusion.adapters.ray_train_worker import Job, reader_of, sender, share_of
 from diffusion.data.ingest import shard_dataset
 from diffusion.data.reading import Reading
 from diffusion.ema import PowerEMA
@@ -33,6 +35,7 @@ from diffusion.presets import PRESETS
 from diffusion.training import checkpoint
 from diffusion.training.loop import ignore, metrics_images_of, train
 from diffusion.training.parallel import data_parallel, world_gather
+from diffusion.training.retention import Keep
 from diffusion.training.step import TrainState, build_state, train_step
 
 LIMIT = 0.95  # of the bare step's images/s
@@ -52,13 +55,14 @@ def measure(config: dict) -> list[tuple[float, ...]]:
     model = data_parallel(state, job.dataset.resolution)
     reader = reader_of(job)
     in_memory = next(share_of(job, recipe, 0, reader))
-    save = saver(job, checkpoint.facts_of(recipe, job.dataset, world=world, device=device), tell)
+    facts = checkpoint.facts_of(recipe, job.dataset, world=world, device=device)
     checkpoint_s = 0.0
 
     def timed_save(state: TrainState) -> None:
         nonlocal checkpoint_s
         started = now(gather)
-        save(state)
+        with Saver(job.checkpoints, job.notes, facts, tell, keep=job.keep, copies=job.copies) as saver:
+            saver(state)
         checkpoint_s = now(gather) - started
 
     def bare() -> float:
@@ -119,7 +123,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, local_ray(Path(folder, "ray"), cpus=4):
         dataset = shard_dataset("embedded", recipe.shard, folder)
         job = Job(
-            train_recipe, dataset, Path(folder, "run"), options.threads, False, f"bench-{uuid.uuid4().hex}", Reading()
+            train_recipe,
+            dataset,
+            Path(folder, "run"),
+            options.threads,
+            False,
+            f"bench-{uuid.uuid4().hex}",
+            Reading(),
+            Keep(),
+            copies=None,
         )
         trainer = trainer_of(
             job,

@@ -191,11 +191,14 @@ def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) 
     assert json.loads((place.home / "store" / "bundles" / alone.bundle_digest[:16] / "bundle.json").read_text())
 
 
-def test_an_interrupted_training_goes_on_where_it_was(place: Place, emoji_folder: Path) -> None:
+def test_an_interrupted_training_goes_on_where_it_was_and_a_student_learns_from_it(
+    place: Place, emoji_folder: Path
+) -> None:
     place = Place(place.root / "Käthe's [1]")  # Ray takes no such path
     place.root.mkdir()
     long = ("--set", "train.images=4096", "--set", "train.checkpoint_images=256")
-    line = ("run", "--preset", "smoke", "--source", str(emoji_folder), "--until", "register", *long)
+    student = ("--set", "distill.steps=2", "--set", "distill.images=32", "--set", "gate.max_student_excess=10")
+    line = ("run", "--preset", "smoke", "--source", str(emoji_folder), "--until", "register", *long, *student)
     with running(place, *line) as process:
         end = time.monotonic() + 240
         while not list(place.home.glob("store/runs/*/checkpoints/*/manifest.json")):
@@ -213,7 +216,8 @@ def test_an_interrupted_training_goes_on_where_it_was(place: Place, emoji_folder
         assert process.returncode == 0, said
     assert re.search(r"shard +done before", said)
     assert re.search(r"goes on from its checkpoint at [1-9]", said)
-    assert re.search(r"model +smoke version 1", said)
+    assert re.search(r"model +smoke version 2 \(challenger, champion\)", said)
+    assert re.search(r"gate +Frechet distance \S+ in 2 steps against \S+ of the champion, its teacher, in 3", said)
     assert place.wait_for_end() == []
     assert place.strays() == []
 

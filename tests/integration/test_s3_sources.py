@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion.data.sources import BadSource, Caption, open_source, read_item
+from diffusion.data.images import BadPicture
+from diffusion.data.sources import BadSource, Caption, open_source, original_of, read_item
+from diffusion.data.sources.items import NO_PARTS
 from diffusion.store.storage import StorageRefused, open_storage
 from tests.made_sources import fill, items, lines, picture, said, zipped
 from tests.s3_server import S3Server
@@ -76,6 +78,33 @@ def test_a_bucket_says_what_a_folder_says(both: tuple[Path, str], name: str) -> 
     for here, there in zip(items(local), items(remote), strict=True):
         assert read_item(remote.uri, there.place) == read_item(local.uri, here.place)
     assert open_source(f"{uri}/{name}").fingerprint == remote.fingerprint
+
+
+def test_unsafe_keys_are_set_aside_one_by_one_as_in_a_folder(s3: S3Server, tmp_path: Path) -> None:
+    named = {"a/1.png": picture("#000001"), "a/2\n.png": picture("#000002"), "b\\c/3.png": picture("#000003")}
+    uri = s3.bucket()
+    for name, data in fill_all(s3, uri, named).items():
+        fill(tmp_path, {name: data})
+    assert said(open_source(uri)) == said(open_source(tmp_path))
+    beyond = {"a//4.png": picture("#000004"), "../5.png": picture("#000005"), "a/./6.png": picture("#000006")}
+    fill_all(s3, uri, beyond)
+    source, kept = open_source(uri), {}
+    for item in source.items():
+        if item.name == "a/1.png":
+            assert read_item(source.uri, item.place) == named["a/1.png"]
+            continue
+        with pytest.raises(BadPicture, match="unsafe name: the name h"):
+            read_item(source.uri, item.place)
+        kept[item.name] = read_item(source.uri, original_of(item.place))
+    assert sorted(kept.values()) == sorted([*list(named.values())[1:], *beyond.values()])
+    assert not any(part in NO_PARTS for name in kept for part in name.split("/"))
+
+
+def fill_all(s3: S3Server, uri: str, objects: dict[str, bytes]) -> dict[str, bytes]:
+    """Put objects under keys that our own storage refuses to write."""
+    for key, data in objects.items():
+        s3.client.put_object(Bucket=uri.removeprefix("s3://"), Key=key, Body=data)
+    return objects
 
 
 def test_an_archive_is_listed_with_few_requests(both: tuple[Path, str], s3: S3Server) -> None:

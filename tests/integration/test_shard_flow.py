@@ -29,11 +29,12 @@ recipe = ShardRecipe(resolution=16, holdout=0.1, min_side=20, max_rejected=0.5)
 site.prepare()
 root = open_storage(site.data_root)
 with prefect_ready(), keeping_ray():
-    from flows.shard import finished, shard
+    from flows.finished import dataset_of
+    from flows.shard import shard
 
     def night():
         ref = shard(recipe, source, site)
-        assert finished(recipe, source, site) == ref
+        assert dataset_of(recipe, source, site) == ref
         print(f"= {ref.digest}", flush=True)
         return ref
 

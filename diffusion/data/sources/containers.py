@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffusion.data.pictures.bad_picture import UNSAFE_NAME
-from diffusion.data.sources.items import BadSource, File, check_inside, hidden, unsafe, written
+from diffusion.data.sources.items import NO_PARTS, BadSource, File, check_inside, hidden, unsafe, written
 from diffusion.data.sources.places import ENCRYPTED, explodes, located, open_file, place, refused, unpacked
 from diffusion.store.storage import LocalFolder, Storage
 
@@ -36,18 +36,22 @@ def checked(prefix: str, inside: str, size: int, mark: str, where: str) -> File:
 
 def folder_files(storage: Storage) -> Iterator[File]:
     """Every file below a folder or prefix that is not hidden, sorted by name."""
-    found = _local_files(storage.folder) if isinstance(storage, LocalFolder) else _remote_files(storage)
-    for name, size, mark in found:
-        yield checked("", name, size, mark, place("file", name))
+    if not isinstance(storage, LocalFolder):
+        for name, size, mark in _remote_files(storage):
+            yield checked("", name, size, mark, place("file", name))
+        return
+    for name, size, mark, real in _local_files(storage.folder):
+        yield checked("", name, size, mark, place("file", real))
 
 
 def _remote_files(storage: Storage) -> Iterator[tuple[str, int, str]]:
     for name, size, mark in storage.walk():
-        if not _is_hidden(name):
+        if not any(map(hidden, set(name.split("/")) - NO_PARTS)):
             yield name, size, mark
 
 
-def _local_files(root: Path) -> Iterator[tuple[str, int, str]]:
+def _local_files(root: Path) -> Iterator[tuple[str, int, str, str]]:
+    """(name, size, mark, name of what is read): these differ where the file is a link, which only the listing follows."""
     pending, below = [_entries(root)], len(os.path.join(root, ""))
     while pending:
         entry = next(pending[-1], None)
@@ -64,7 +68,7 @@ def _local_files(root: Path) -> Iterator[tuple[str, int, str]]:
                 size, mark = local_mark(Path(entry.path), root)
             except OSError as error:
                 raise BadSource(f"{entry.path}: {error.strerror}; is the source being changed?") from error
-            yield entry.path[below:], size, mark
+            yield entry.path[below:], size, mark, real_path(entry.path)[below:]
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry]:
@@ -89,6 +93,11 @@ def local_mark(path: Path, root: Path) -> tuple[int, str]:
     if not stat.S_ISREG(status.st_mode):
         raise BadSource(f"{path} is not a regular file: remove it from the source")
     return status.st_size, f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def real_path(path: str) -> str:
+    """Where a listed file is read: where a link leads, for no link is followed after the listing has checked it."""
+    return os.path.realpath(path) if os.path.islink(path) else path
 
 
 def archive_files(uri: str, file: str, mark: str, prefix: str = "") -> Iterator[File]:

@@ -22,6 +22,7 @@ MAX_LABELS = 100_000  # more distinct labels than this are surely captions or na
 _LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-9, 1e9  # sums of such are exact enough to draw by, and finite
 _LONGEST_LABEL = 200  # characters
 _LONGEST_NAME = 1024  # bytes
+NO_PARTS = {"", ".", ".."}  # that no name in a folder has between its slashes, and a key in a bucket may have
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _IMAGE = ("image", "path", "file_name", "filename", "file", "image_path", "filepath", "img", "jpg", "png", "webp")
 _CAPTIONS = ("text", "texts", "caption", "captions", "txt")
@@ -122,6 +123,8 @@ def unsafe(name: str) -> str | None:
         return f"the name holds the control character {control[0]!r}"
     if "\\" in name:
         return "the name holds a backslash, which elsewhere separates folders"
+    if NO_PARTS & set(name.split("/")):
+        return "the name has '//', '.' or '..' in it, which would lead elsewhere in a folder"
     if len(name.encode()) > _LONGEST_NAME:
         return f"the name has {len(name.encode()):,} bytes, more than {_LONGEST_NAME:,}"
     return None
@@ -130,7 +133,9 @@ def unsafe(name: str) -> str | None:
 def written(name: str) -> str:
     """An unsafe name as text that can be printed and stored, cut where it is too long; other names give other texts."""
     raw = name.encode("utf-8", "surrogateescape")
-    folder, _, last = raw.decode("utf-8", "backslashreplace").rpartition("/")
+    parts = raw.decode("utf-8", "backslashreplace").split("/")
+    *folders, last = ["".join(f"\\x{ord(c):02x}" for c in part) if part in NO_PARTS else part for part in parts]
+    folder = "/".join(filter(None, folders))
     plain = [_CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", part)[:100] for part in (folder, last)]
     return "/".join(filter(None, plain)) + f"~{hashlib.sha256(raw).hexdigest()[:16]}{suffix(last)[:8]}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffusion.data.sources.containers import local_mark
 from diffusion.data.sources.items import BadSource, File
 from diffusion.data.sources.places import place, storage_at
-from diffusion.store.storage import LocalFolder
+from diffusion.store.storage import LocalFolder, check_name
 
 SPECIAL = re.compile(r"[*?\[{]")
 _WILD = re.compile(r"[*?\[]")
@@ -30,7 +30,7 @@ def matching(uri: str) -> list[File]:
     else:
         fixed = SPECIAL.split(uri[len(base) + 1 :])[0]
         there = {name: _file(base, name, size, mark) for name, size, mark in storage.walk(fixed)}
-        found = [[there[name] for name in _chosen(pattern, there)] for pattern in patterns]
+        found = [[there[check_name(name)] for name in _chosen(pattern, there)] for pattern in patterns]
     missing = [pattern for pattern, files in zip(patterns, found, strict=True) if not files]
     if missing:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")

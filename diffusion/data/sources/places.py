@@ -128,7 +128,11 @@ def located(uri: str, file: str = "") -> Placed:
 
 @lru_cache(maxsize=16)
 def storage_at(uri: str) -> Storage:
-    """A folder or prefix."""
+    """A folder or prefix, in which other people have named the files."""
+    if uri.startswith(S3_SCHEME):
+        from diffusion.store.s3 import S3Prefix, any_name
+
+        return S3Prefix(uri, check=any_name)
     return open_storage(uri)
 
 
@@ -148,9 +152,35 @@ def open_file(placed: Placed) -> BinaryIO:
     return io.BufferedReader(Ranged(placed), _BLOCK)
 
 
-def _opened(path: str, flags: int) -> int:
+def _open_listed(uri: str, file: str) -> BinaryIO:
+    """A file that the listing of a source found.  A link that came in its place since, or in that of a folder on the way, is
+    not followed: it may lead out of the source.
+    """
+    placed = located(uri, file)
+    if not isinstance(placed.storage, LocalFolder):
+        return open_file(placed)
+    *folders, name = placed.name.split("/")
+    within = os.open(placed.storage.folder, _FOLDER)
+    try:
+        for folder in folders:
+            deeper = os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
+            os.close(within)
+            within = deeper
+        return open(_opened(name, os.O_RDONLY | os.O_NOFOLLOW, within), "rb")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise OSError(error.errno, "it has become a link since it was listed", file) from error
+        raise
+    finally:
+        os.close(within)
+
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+
+
+def _opened(path: str, flags: int, within: int | None = None) -> int:
     """Descriptor of a plain file.  A pipe that came in its place would keep the reader waiting for ever."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    descriptor = os.open(path, flags | os.O_NONBLOCK, dir_fd=within)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
@@ -192,7 +222,10 @@ class Ranged(io.RawIOBase):
 def open_place(uri: str, place: str) -> BinaryIO:
     """What lies at a place, as a file.  A file of its own may have any size, all else as in `read_item`."""
     how, file, *_ = json.loads(place)
-    return open_file(located(uri, file)) if how == "file" else io.BytesIO(read_item(uri, place))
+    if how != "file":
+        return io.BytesIO(read_item(uri, place))
+    named = not file or file.startswith("/")  # by people, who may name a link
+    return open_file(located(uri, file)) if named else _open_listed(uri, file)
 
 
 def explodes(unpacked: int, packed: int) -> bool:
@@ -235,7 +268,11 @@ def unpacked(uri: str, file: str, mark: str) -> BinaryIO:
 
 
 def _file(uri: str, file: str) -> bytes:
-    return stretch(located(uri, file), 0, MAX_FILE_BYTES + 1)
+    placed = located(uri, file)
+    if not isinstance(placed.storage, LocalFolder):
+        return placed.storage.read(placed.name, 0, MAX_FILE_BYTES + 1)
+    with _open_listed(uri, file) as opened:
+        return opened.read(MAX_FILE_BYTES + 1)
 
 
 def _span(uri: str, file: str, start: int, size: int) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffusion.data.sources import parquet
-from diffusion.data.sources.containers import checked, folder_files, local_mark
+from diffusion.data.sources.containers import checked, folder_files, local_mark, real_path
 from diffusion.data.sources.items import BadSource, File, Item, check_inside, image_column, item_of, named, suffix
 from diffusion.data.sources.layouts import NOT_DOWNLOADED, check_rows
 from diffusion.data.sources.listing import Listing
@@ -99,7 +99,7 @@ def _files_named(listing: Listing, root: str) -> Iterator[File]:
             size, mark = local_mark(folder / name, real)
         except OSError:
             continue  # it is counted with all that are missing
-        yield checked("", name, size, mark, place("file", str(folder / name)))
+        yield checked("", name, size, mark, place("file", real_path(str(folder / name))))
 
 
 def _rows(listing: Listing, table: File, columns: Columns) -> Iterator[tuple[str, dict]]:

@@ -1,0 +1,92 @@
+"""Checkpoints of a Ray Train worker: rank 0 publishes them beside the training, and every rank reports each to Ray Train."""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import ray.train
+
+from diffusion.data.stream import Batch
+from diffusion.store.publish import withdraw
+from diffusion.store.storage import StorageUnavailable, open_storage
+from diffusion.training import checkpoint
+from diffusion.training.copies import copies_in, remove, send, send_missing
+from diffusion.training.retention import Keep, superseded
+from diffusion.training.saving import Saving
+from diffusion.training.step import TrainState
+
+
+class Saver:
+    """The hook of `training.loop.train`, for the length of a block.
+
+    Ray Train is told of a checkpoint at the next one, or at the end of the block: only then is it surely published, and
+    every rank is there to tell of it, as Ray Train wants.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        notes: Path,
+        facts: checkpoint.Facts,
+        tell: Callable[[dict[str, Any]], None],
+        *,
+        keep: Keep,
+        copies: str | None,
+    ) -> None:
+        self.checkpoints, self.notes, self.recipe, self.tell, self.keep = checkpoints, notes, facts.recipe, tell, keep
+        self._copies = open_storage(copies) if copies else None
+        self._first = ray.train.get_context().get_world_rank() == 0
+        self._saving = Saving(checkpoints, facts, self._published) if self._first else None
+        self._unreported: int | None = None  # images_seen of a checkpoint
+        self._block = ExitStack()
+
+    def __enter__(self) -> "Saver":
+        if self._saving:
+            self._block.enter_context(self._saving)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._block.__exit__(kind, *error)
+        if kind is None:
+            self._report()
+
+    def __call__(self, state: TrainState) -> None:
+        if self._saving:
+            self._saving.begin(state)
+        self._report()
+        self._unreported = state.images_seen
+
+    def beside(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, until a checkpoint fails: then what it failed with is raised in place of the next."""
+        return self._saving.beside(batches) if self._saving else batches
+
+    def _published(self, folder: Path, digest: str) -> None:
+        images_seen = int(folder.name)
+        self.tell({"event": "checkpoint", "images_seen": images_seen, "uri": str(folder), "digest": digest})
+        gone = [checkpoint.folder_of(self.checkpoints, m) for m in superseded(self.recipe, self.keep, images_seen)]
+        for old in gone:
+            withdraw(old)
+        if self._copies:
+            try:
+                send(folder, self._copies)
+                send_missing(self.checkpoints, self._copies)
+                for name in {old.name for old in gone} & set(copies_in(self._copies)):
+                    remove(name, self._copies)
+            except StorageUnavailable as error:  # the next one makes up for it, or the driver at the end
+                self.tell({"event": "checkpoint_not_copied", "images_seen": images_seen, "reason": str(error)})
+
+    def _report(self) -> None:
+        if self._unreported is None:
+            return
+        folder = checkpoint.folder_of(self.checkpoints, self._unreported)
+        with tempfile.TemporaryDirectory(dir=self.notes) as pointer:
+            Path(pointer, "pointer.json").write_text(json.dumps({"uri": str(folder)}))
+            ray.train.report(
+                {"images_seen": self._unreported},
+                checkpoint=ray.train.Checkpoint.from_directory(pointer) if self._first else None,
+                checkpoint_dir_name=folder.name,
+            )
+        self._unreported = None

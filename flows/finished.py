@@ -1,0 +1,58 @@
+"""What earlier commands have made, found without Prefect and Ray: what is missing is said before either is started."""
+
+from diffusion.data.sources import open_source
+from diffusion.data.versions import newest
+from diffusion.recipe import EvaluateRecipe, ShardRecipe, TrainRecipe, digest_of
+from diffusion.store.codecs import identity_for
+from diffusion.store.refs import DatasetRef, EvaluationRef, RunRef
+from diffusion.store.storage import open_storage
+from diffusion.store.works import recall, work_key
+from flows.site import Site
+
+
+def dataset_of(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef:
+    """The newest dataset of this source as it is now.  Raises ValueError where there is none."""
+    ref = newest_dataset(recipe, source, site)
+    if ref is None:
+        raise ValueError(
+            f"source {source} is not sharded with this recipe yet, or has changed since: run `diffusion shard` with the same"
+            " options"
+        )
+    return ref
+
+
+def newest_dataset(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef | None:
+    """Likewise, or None."""
+    opened = open_source(source, columns=recipe.columns)
+    return newest(open_storage(site.data_root), opened.uri, recipe, opened.fingerprint)
+
+
+def run_of(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> RunRef:
+    """The run that `train` made of this dataset.  Raises ValueError where it has not."""
+    ref = recall(site.store, train_key(recipe, dataset), RunRef)
+    if ref is None:
+        raise ValueError(
+            "there is no finished training run of this recipe yet: run `diffusion train` with the same options"
+        )
+    return ref
+
+
+def evaluation_of(recipe: EvaluateRecipe, run: RunRef, site: Site) -> EvaluationRef:
+    """The evaluation that `evaluate` made of this run.  Raises ValueError where it has not."""
+    ref = recall(site.store, evaluate_key(recipe, run), EvaluationRef)
+    if ref is None:
+        raise ValueError(
+            "the run is not evaluated with this recipe yet: run `diffusion evaluate` with the same options"
+        )
+    return ref
+
+
+def train_key(recipe: TrainRecipe, dataset: DatasetRef) -> str:
+    """The name of a training run's work."""
+    codec = identity_for(recipe)  # its weights are no part of the recipe: with others it is another run
+    return work_key("train", recipe, (dataset.digest, *([digest_of(codec)] if codec else [])))
+
+
+def evaluate_key(recipe: EvaluateRecipe, run: RunRef) -> str:
+    """The name of an evaluation's work."""
+    return work_key("evaluate", recipe, (run.digest,))

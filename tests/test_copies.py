@@ -1,0 +1,114 @@
+"""training/copies.py on a folder: what is copied comes back whole, or not at all; test_checkpoints_s3.py has it on S3."""
+
+from pathlib import Path
+
+import pytest
+
+from diffusion.store.averages import MANIFEST_NAME
+from diffusion.store.storage import LocalFolder, StorageUnavailable
+from diffusion.training import checkpoint
+from diffusion.training.copies import bring, bring_newest, copies_in, remove, send, send_missing
+from tests.test_checkpoint import FACTS, runs, trained  # noqa: F401  (fixtures: two checkpoints, at 12 and 24)
+from tests.test_step import emoji  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FIRST, SECOND = f"{12:012d}", f"{24:012d}"
+
+
+@pytest.fixture
+def bucket(tmp_path_factory) -> LocalFolder:
+    """What holds copies of its own: a put of a file may be a link to it."""
+
+    class Copying(LocalFolder):
+        def put(self, name: str, data: bytes | Path) -> None:
+            super().put(name, data if isinstance(data, bytes) else data.read_bytes())
+
+    return Copying(tmp_path_factory.mktemp("bucket"))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_an_empty_folder_gets_the_newest_copy_with_the_same_bytes(runs, bucket, tmp_path_factory):  # noqa: F811
+    send_missing(runs, bucket)
+    assert copies_in(bucket) == [FIRST, SECOND]
+    elsewhere, heard = tmp_path_factory.mktemp("elsewhere"), []
+    assert bring_newest(elsewhere, bucket, heard.append) == (elsewhere / SECOND, [])
+    assert files(elsewhere / SECOND) == files(runs / SECOND)
+    assert [(event["event"], event["images_seen"]) for event in heard] == [("fetched_checkpoint", 24)]
+    assert [path.name for path in elsewhere.iterdir()] == [SECOND]
+    assert bring_newest(elsewhere, bucket, heard.append) == (elsewhere / SECOND, [])  # it is here now
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "ema-0.1.safetensors", "state.json", MANIFEST_NAME])
+def test_a_damaged_copy_is_named_and_gives_way_to_the_one_before(runs, bucket, tmp_path_factory, name):  # noqa: F811
+    send_missing(runs, bucket)
+    flip(bucket.folder / SECOND / name)
+    elsewhere, heard = tmp_path_factory.mktemp("elsewhere"), []
+    assert bring_newest(elsewhere, bucket, heard.append) == (elsewhere / FIRST, [])
+    assert [event["event"] for event in heard] == ["damaged_checkpoint", "fetched_checkpoint"]
+    assert f"{bucket.uri}/{SECOND}/{name}" in heard[0]["reason"]
+    assert [path.name for path in elsewhere.iterdir()] == [FIRST]
+    send(runs / SECOND, bucket)  # the run comes by again
+    assert bring_newest(elsewhere, bucket, heard.append) == (elsewhere / SECOND, [])
+
+
+def test_a_copy_without_its_manifest_does_not_count_and_one_that_lacks_a_file_is_damaged(runs, bucket, tmp_path):  # noqa: F811
+    send_missing(runs, bucket)
+    bucket.remove(f"{FIRST}/{MANIFEST_NAME}")
+    assert copies_in(bucket) == [SECOND]
+    bucket.remove(f"{SECOND}/optimizer.safetensors")
+    with pytest.raises(checkpoint.DamagedCheckpoint, match=rf"{SECOND}/optimizer\.safetensors.*it is not there"):
+        bring(SECOND, bucket, tmp_path / "elsewhere")
+
+
+def test_a_damaged_checkpoint_here_is_set_aside_for_its_copy(runs, bucket):  # noqa: F811
+    send_missing(runs, bucket)
+    sound = files(runs / SECOND)
+    flip(runs / SECOND / "weights.safetensors")
+    assert checkpoint.latest(runs)[0] == runs / FIRST
+    assert bring_newest(runs, bucket, lambda event: None) == (runs / SECOND, [])
+    assert files(runs / SECOND) == sound
+    assert (runs / f"{SECOND}.damaged-1").exists()
+
+
+def test_an_interrupted_copy_never_counts_and_is_made_up_for(runs, bucket, monkeypatch):  # noqa: F811
+    send(runs / FIRST, bucket)
+    put, left = bucket.put, 2
+
+    def fails(name, data):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise StorageUnavailable("no answer")
+        put(name, data)
+
+    monkeypatch.setattr(bucket, "put", fails)
+    with pytest.raises(StorageUnavailable):
+        send(runs / SECOND, bucket)
+    assert copies_in(bucket) == [FIRST]
+    left = 2
+    with pytest.raises(StorageUnavailable):  # of what is whole, too, nothing half replaced is left to be believed
+        send(runs / FIRST, bucket)
+    assert copies_in(bucket) == []
+    left = 1_000
+    send_missing(runs, bucket)
+    assert copies_in(bucket) == [FIRST, SECOND]
+
+
+def test_what_is_damaged_here_is_not_copied_and_what_is_removed_is_gone(runs, bucket):  # noqa: F811
+    flip(runs / FIRST / "weights.safetensors")
+    send_missing(runs, bucket)
+    assert copies_in(bucket) == [SECOND]
+    remove(SECOND, bucket)
+    remove(SECOND, bucket)
+    assert list(bucket.walk()) == []
