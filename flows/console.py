@@ -29,9 +29,9 @@ _silence: "_Silence | None" = None
 
 
 class Update(Protocol):
-    """Tells how far a stage is: `done` of `total`, and numbers worth showing beside it."""
+    """Tells how far a stage is: `done` of `total`, and numbers and words worth showing beside it."""
 
-    def __call__(self, done: int, total: int, **facts: float) -> None: ...
+    def __call__(self, done: int, total: int, note: str = "", **facts: float) -> None: ...
 
 
 def out() -> Console:
@@ -197,9 +197,9 @@ def progress(stage: str, unit: str) -> Iterator[Update]:
     with moving(), Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task(stage, total=None, pace="", facts="")
 
-        def update(done: int, total: int, **facts: float) -> None:
+        def update(done: int, total: int, note: str = "", **facts: float) -> None:
             words = pace(done, total, time.monotonic())
-            bars.update(bar, total=total, completed=done, pace=words, facts=_facts(facts))
+            bars.update(bar, total=total, completed=done, pace=words, facts=_facts(note, facts))
 
         yield update
 
@@ -241,7 +241,7 @@ class _Pace:
 def _plain(stage: str, unit: str, *, now: Callable[[], float] = time.monotonic) -> Update:
     pace, said = _Pace(unit), now()
 
-    def update(done: int, total: int, **facts: float) -> None:
+    def update(done: int, total: int, note: str = "", **facts: float) -> None:
         nonlocal said
         time_now = now()
         speed = pace(done, total, time_now)
@@ -249,10 +249,10 @@ def _plain(stage: str, unit: str, *, now: Callable[[], float] = time.monotonic) 
             return
         said = time_now
         share = ", ".join(filter(None, (f"{done:,} of {total:,} {unit} ({100 * done // total} %)", speed)))
-        say(f"  {stage:<9} {share}  {_facts(facts)}".rstrip())
+        say(f"  {stage:<9} {share}  {_facts(note, facts)}".rstrip())
 
     return update
 
 
-def _facts(facts: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in facts.items())
+def _facts(note: str, facts: dict[str, float]) -> str:
+    return "  ".join(filter(None, (note, *(f"{name} {value:.4g}" for name, value in facts.items()))))

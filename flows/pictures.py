@@ -112,8 +112,8 @@ def refuse_student(name: str, spec: BundleSpec, what: str) -> None:
     """Raises ValueError for a few-step student, which answers at the levels of its own steps alone.  what: is asked."""
     if spec.lesson:
         raise ValueError(
-            f"{name} is a few-step student here, which draws and no more: {what} asks at other noise levels than those it was"
-            f" taught for. Give its teacher, `--model VERSION` of bundle {spec.lesson.teacher[:16]}"
+            f"{name} is a few-step student here, which draws and no more: {what} asks at other noise levels than"
+            f" those it was taught for. Give its teacher, `--model VERSION` of bundle {spec.lesson.teacher[:16]}"
         )
 
 

@@ -40,6 +40,9 @@ class Site(Frozen):
     workers: int | None = Field(None, ge=1, description="Training workers; none: one per GPU, or 2 on a CPU")
     gpu: bool | None = Field(None, description="Train and serve on GPUs; none: where there are any")
     recompute: bool = Field(False, description="Train in less memory and a third more time, to the same bits")
+    validation: bool | None = Field(
+        None, description="Measure checkpoints beside training, on the CPU; none: where it trains on GPUs"
+    )
     host: str = Field("127.0.0.1", description="Address the endpoint listens on")
     port: int = Field(7777, ge=1, le=65_535, description="Port of the endpoint")
     replicas: int = Field(1, ge=1, description="Copies of the model behind the endpoint")
@@ -116,6 +119,11 @@ class Site(Frozen):
         import torch
 
         return torch.cuda.is_available()
+
+    @property
+    def validates(self) -> bool:
+        """Whether checkpoints are measured while training.  On a CPU the workers have all cores; beside GPUs cores wait."""
+        return self.use_gpu if self.validation is None else self.validation
 
     @property
     def train_workers(self) -> int:
