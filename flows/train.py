@@ -89,12 +89,14 @@ def _trained(
                 if event["event"] in ("started", "resumed"):  # the rate counts from here
                     update(event["images_seen"], recipe.images)
 
-            say(f"  {stage:<9} {site.train_workers} workers on {'GPUs' if site.use_gpu else 'the CPU'}")
+            workers = site.workers or site.train_workers
+            told = " to ".join(map(str, workers)) if isinstance(workers, tuple) else workers
+            say(f"  {stage:<9} {told} workers on {'GPUs' if site.use_gpu else 'the CPU'}")
             run = train_run(
                 recipe,
                 dataset,
                 site.store / "runs" / key[:16],
-                workers=site.train_workers,
+                workers=workers,
                 use_gpu=site.use_gpu,
                 threads=site.threads,
                 recompute=site.recompute,
@@ -135,6 +137,8 @@ def _tell(stage: str, event: dict) -> None:
             say(f"  {stage:<9} new classes, drawn at first as without a class: {new}")
         if dropped:
             warn(f"{stage:<9} classes of that model of which there are no pictures here are left behind: {dropped}")
+    elif event["event"] == "resized":
+        say(f"  {stage:<9} on {event['to']} workers instead of {event['from']}")
     elif event["event"] == "worker_failed":
         warn(f"{stage:<9} worker {event['rank']} failed: {event['error']}")
     elif event["event"] == "damaged_sample":
