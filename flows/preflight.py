@@ -126,7 +126,15 @@ def check_home(site: Site) -> None:
 def check_devices(site: Site, *, batch_size: int) -> None:
     """The batch can be divided over the workers, and there are as many GPUs as workers that want one."""
     workers = site.train_workers
-    if batch_size % workers:
+    if isinstance(site.workers, tuple):
+        least, most = site.workers
+        if not any(batch_size % n == 0 for n in range(least, most + 1)):
+            raise ValueError(
+                f"train.batch_size={batch_size} is not divisible by any number of workers from {least} to {most}: choose"
+                " others with `--workers` (DIFFUSION_WORKERS)"
+            )
+        workers = least
+    elif batch_size % workers:
         raise ValueError(
             f"train.batch_size={batch_size} is not divisible by {workers} workers: choose `--workers`"
             " (DIFFUSION_WORKERS) so that it is. The recipe stays: the batch is part of the experiment, the workers are not"

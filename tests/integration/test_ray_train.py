@@ -26,6 +26,7 @@ from diffusion.store.storage import open_storage
 from diffusion.store.text_encoders import text_encoder
 from diffusion.training import checkpoint
 from diffusion.training.copies import copies_in
+from diffusion.training.figures import FIGURES
 from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss
 from tests.test_loop import CLOCKS
@@ -71,7 +72,7 @@ def history(run: RunRef) -> tuple[list[dict], list[dict]]:
 
 
 def numbers(run: RunRef) -> list[dict]:
-    return [{k: v for k, v in record.items() if k not in (*CLOCKS, "time")} for record in history(run)[0]]
+    return [{k: v for k, v in record.items() if k not in (*CLOCKS, *FIGURES, "time")} for record in history(run)[0]]
 
 
 def is_alive(pid: int) -> bool:
@@ -92,6 +93,7 @@ def test_a_run_leaves_checkpoints_history_and_a_reference(undisturbed: RunRef, d
     assert saved == [96, 192, 288, 384, 480]
     metrics, events = history(undisturbed)
     assert [record["images_seen"] for record in metrics] == list(range(12, END + 1, 12))
+    assert all(record["mfu"] > 0 and record["memory_mib"] > 100 for record in metrics)
     assert [event["event"] for event in events] == ["started"] + ["checkpoint"] * 5
     assert events[0]["world"] == 2
     assert events[-1]["digest"] == undisturbed.digest
