@@ -11,24 +11,28 @@ def unet_flops(
     tokens: int = 0,
     picture_channels: int = 3,
     image_channels: int = 0,
+    size: tuple[int, int] | None = None,
 ) -> int:
     """Floating-point operations of one forward pass, a multiplication with its addition counted as 2.
 
     Convolutions, matrices and attention products; normalizations, activations and sums are left out, as in all published
     counts.  A backward pass costs twice as much again.  tokens: T of the text, which the null token joins.
-    image_channels: of the picture beside x, as in `UNet`.
+    image_channels: of the picture beside x, as in `UNet`.  size: (height, width) of the picture, where it is no square of
+    `resolution`, which says on what levels there is attention.
     """
     width, sizes = 4 * recipe.channels, [recipe.channels * m for m in recipe.multipliers]
+    height, breadth = size or (resolution, resolution)
     keys = tokens + 1 if recipe.text_width else 0
     macs = recipe.channels * width + width * width  # the embedding of noise level and label
-    for i, (size, blocks) in enumerate(zip(sizes, recipe.blocks, strict=True)):
-        side = resolution // recipe.stem // 2**i
+    for i, (features, blocks) in enumerate(zip(sizes, recipe.blocks, strict=True)):
+        positions = (height // recipe.stem // 2**i) * (breadth // recipe.stem // 2**i)
         before = sizes[i - 1] if i else recipe.channels
-        macs += sum(_block(a, size, side**2, width) for a in [before] + [size] * (2 * blocks - 1))
-        if side in recipe.attention:
-            macs += 2 * blocks * (_attention(size, side**2) + _reading(size, side**2, keys, recipe.text_width))
-        macs += side**2 * size * before if i else 0  # the merge
-    folded = (resolution // recipe.stem) ** 2 * 9 * recipe.stem**2
+        macs += sum(_block(a, features, positions, width) for a in [before] + [features] * (2 * blocks - 1))
+        if resolution // recipe.stem // 2**i in recipe.attention:
+            reading = _reading(features, positions, keys, recipe.text_width)
+            macs += 2 * blocks * (_attention(features, positions) + reading)
+        macs += positions * features * before if i else 0  # the merge
+    folded = height * breadth * 9
     macs += folded * ((picture_channels + image_channels) * recipe.channels + sizes[0] * picture_channels)
     return 2 * batch * macs
 

@@ -24,10 +24,45 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def first_mistake(error: ValidationError) -> str:
-    """What pydantic found first, in a line: where, and what is wrong with it."""
+def first_mistake(error: ValueError) -> str:
+    """What is wrong, in a line; of what pydantic found the first, and where."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {mistake(first)}"
+
+
+_MISTAKES = {  # of pydantic, whose own words are for programmers
+    "int_type|int_parsing|int_parsing_size|int_from_float": "it is no whole number",
+    "float_type|float_parsing": "it is no number",
+    "finite_number": "it is no finite number",
+    "bool_type|bool_parsing": "it is neither true nor false",
+    "string_type|string_unicode": "it is no text",
+    "list_type|tuple_type": "it is no list",
+    "dict_type|model_type|model_attributes_type": "it is no object with names and values",
+    "greater_than_equal": "it must be at least {ge}",
+    "greater_than": "it must be above {gt}",
+    "less_than_equal": "it must be at most {le}",
+    "less_than": "it must be below {lt}",
+    "multiple_of": "it must be a multiple of {multiple_of}",
+    "literal_error": "it must be {expected}",
+    "string_pattern_mismatch": "it must match {pattern}",
+    "string_too_short": "it must have at least {min_length} characters",
+    "string_too_long": "it must have at most {max_length} characters",
+    "too_short": "it must have at least {min_length} items",
+    "too_long": "it must have at most {max_length} items",
+    "missing": "it is missing",
+    "extra_forbidden": "it is not known",
+    "json_invalid": "it is no JSON ({error})",
+}
+
+
+def mistake(found: dict) -> str:
+    """One of pydantic's `errors()`, in words for people."""
+    for kinds, words in _MISTAKES.items():
+        if found["type"] in kinds.split("|"):
+            return words.format(**found.get("ctx", {}))
+    return found["msg"].removeprefix("Value error, ")
 
 
 def unset(value: object) -> bool:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from diffusion.presets import PRESETS
-from diffusion.recipe import Recipe, digest_of
+from diffusion.recipe import Recipe, digest_of, mistake
 
 _WRITTEN = ("lesson",)  # fields that a stage writes, and nobody sets
 
@@ -170,8 +170,7 @@ def _explained(problem: dict, given: dict[str, str]) -> str:
     known = dict(keys())
     path = [str(part) for part in problem["loc"]]
     key = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), None)
-    message = problem["msg"].removeprefix("Value error, ").removesuffix(" after validation, not 0")
-    message = message.replace("Tuple", "List").replace("tuple", "list")
+    message = mistake(problem)
     if key is None:  # a rule about several keys: its message begins with the first one's name
         return ".".join([*path, message])
     about = known[key].description

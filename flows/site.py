@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from diffusion.adapters.ray_cluster import local_ray, ray_environment
 from diffusion.data.damage import MAX_DAMAGED
 from diffusion.data.reading import Reading
-from diffusion.recipe import Frozen
+from diffusion.recipe import Frozen, mistake
 from diffusion.store.storage import open_storage
 from flows.console import waiting
 
@@ -37,9 +37,14 @@ class Site(Frozen):
     )
     keep_last: int | None = Field(None, ge=2, description="Newest checkpoints of a run that stay; none: all stay")
     keep_images: int | None = Field(None, ge=1, description="With keep_last: one in so many images stays, too")
-    workers: int | None = Field(None, ge=1, description="Training workers; none: one per GPU, or 2 on a CPU")
+    workers: int | tuple[int, int] | None = Field(
+        None, description="Training workers, or LEAST:MOST of them; none: one per GPU, or 2 on a CPU"
+    )
     gpu: bool | None = Field(None, description="Train and serve on GPUs; none: where there are any")
     recompute: bool = Field(False, description="Train in less memory and a third more time, to the same bits")
+    validation: bool | None = Field(
+        None, description="Measure checkpoints beside training, on the CPU; none: where it trains on GPUs"
+    )
     host: str = Field("127.0.0.1", description="Address the endpoint listens on")
     port: int = Field(7777, ge=1, le=65_535, description="Port of the endpoint")
     replicas: int = Field(1, ge=1, description="Copies of the model behind the endpoint")
@@ -60,6 +65,19 @@ class Site(Frozen):
     @classmethod
     def _whole(cls, place: str | None) -> str | None:
         return place and open_storage(place).uri
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _least_and_most(cls, workers: object) -> object:
+        if isinstance(workers, str):
+            parts = workers.split(":")
+            if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+                raise ValueError("neither a number, as 4, nor a least and a most, as 2:8")
+            workers = int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))
+        bounds = workers if isinstance(workers, list | tuple) else [workers]
+        if workers is not None and not (1 <= bounds[0] <= bounds[-1]):
+            raise ValueError("at least one must train, and the most come after the least")
+        return workers
 
     @field_validator("keep_images")
     @classmethod
@@ -86,7 +104,7 @@ class Site(Frozen):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            field, what = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+            field, what = str(first["loc"][0]), mistake(first)
             raise ValueError(
                 f"{field}={values.get(field)}: {what}. It is: {cls.model_fields[field].description}"
                 f" ({PREFIX}{field.upper()})"
@@ -118,7 +136,15 @@ class Site(Frozen):
         return torch.cuda.is_available()
 
     @property
+    def validates(self) -> bool:
+        """Whether checkpoints are measured while training.  On a CPU the workers have all cores; beside GPUs cores wait."""
+        return self.use_gpu if self.validation is None else self.validation
+
+    @property
     def train_workers(self) -> int:
+        """At most."""
+        if isinstance(self.workers, tuple):
+            return self.workers[-1]
         if self.workers is not None:
             return self.workers
         if not self.use_gpu:

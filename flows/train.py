@@ -18,6 +18,7 @@ from flows.origin import origin_of, started_from
 from flows.precompute import precomputed
 from flows.site import Site, ray_running
 from flows.stage import TASK, Done, once, worth_another_try
+from flows.validation import watched
 
 _CURVE_ROWS = 40
 
@@ -32,7 +33,8 @@ def train(
     init: str | None = None,
 ) -> RunRef:
     """Train on a dataset.  name: of the MLflow experiment.  site: None for the one the worker's environment describes.
-    evaluate: what will be asked of the run, whose checkpoints therefore stay.  init: the registered model to start from, see
+    evaluate: what will be asked of the run, whose checkpoints therefore stay, and of which `site.validates` makes a
+    quick look at each.  init: the registered model to start from, see
     `flows.origin`."""
     site = site or Site.from_environment()
     site.prepare()
@@ -72,29 +74,40 @@ def _trained(
 
     def make() -> RunRef:
         precomputed(recipe, dataset, site)
-        mlflow = site.tracking(name)
+        mlflow, run_dir = site.tracking(name), site.store / "runs" / key[:16]
+
+        def tell(event: dict) -> None:
+            _tell(stage, event)
+
         with (
             ray_running(site),
             recorded(mlflow, f"{stage} {key[:8]}", key, recipe, dataset) as (run_id, log),
             progress(stage, "pictures") as update,
+            watched(site, run_dir, recipe, dataset, evaluate, shown=(mlflow, run_id), on_event=tell) as validation,
         ):
 
             def on_metrics(metrics: dict) -> None:
                 log(metrics)
                 curve.append(metrics)
-                update(metrics["images_seen"], metrics["images"], loss=metrics["loss"])
+                if validation:
+                    validation.turn()
+                update(metrics["images_seen"], metrics["images"], note=_speed(metrics), loss=metrics["loss"])
 
             def on_event(event: dict) -> None:
-                _tell(stage, event)
+                tell(event)
+                if validation:
+                    validation.hear(event)
                 if event["event"] in ("started", "resumed"):  # the rate counts from here
                     update(event["images_seen"], recipe.images)
 
-            say(f"  {stage:<9} {site.train_workers} workers on {'GPUs' if site.use_gpu else 'the CPU'}")
+            workers = site.workers or site.train_workers
+            told = " to ".join(map(str, workers)) if isinstance(workers, tuple) else workers
+            say(f"  {stage:<9} {told} workers on {'GPUs' if site.use_gpu else 'the CPU'}")
             run = train_run(
                 recipe,
                 dataset,
-                site.store / "runs" / key[:16],
-                workers=site.train_workers,
+                run_dir,
+                workers=workers,
                 use_gpu=site.use_gpu,
                 threads=site.threads,
                 recompute=site.recompute,
@@ -115,8 +128,13 @@ def _trained(
     return done
 
 
+def _speed(metrics: dict[str, float]) -> str:
+    """What the machine makes of it, beside the bar's own rate."""
+    return f"{metrics['mfu']:.0%} of peak, waits {metrics['wait_share']:.0%}".replace("%", " %")
+
+
 def _rows(curve: list[dict[str, float]]) -> list[dict[str, float]]:
-    names = ("images_seen", "loss", "grad_norm", "lr", "images_per_s")
+    names = ("images_seen", "loss", "grad_norm", "lr", "images_per_s", "mfu", "wait_share", "memory_mib")
     step = -(-len(curve) // _CURVE_ROWS)
     return [{name: float(f"{row[name]:.6g}") for name in names} for row in curve[step - 1 :: step]]
 
@@ -135,6 +153,10 @@ def _tell(stage: str, event: dict) -> None:
             say(f"  {stage:<9} new classes, drawn at first as without a class: {new}")
         if dropped:
             warn(f"{stage:<9} classes of that model of which there are no pictures here are left behind: {dropped}")
+    elif event["event"] == "validation_failed":
+        warn(f"{stage:<9} the checkpoint at {event['images_seen']:,} pictures could not be measured: {event['reason']}")
+    elif event["event"] == "resized":
+        say(f"  {stage:<9} on {event['to']} workers instead of {event['from']}")
     elif event["event"] == "worker_failed":
         warn(f"{stage:<9} worker {event['rank']} failed: {event['error']}")
     elif event["event"] == "damaged_sample":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -90,23 +91,26 @@ def test_values_are_typed(setting: str, path: tuple[str, ...], value: object) ->
         ("train.unet=3", "train.unet.channels, train.unet.multipliers"),
         (
             "train.images=0",
-            "train.images=0: Input should be greater than or equal to 1. Allowed: whole number, at least 1",
+            "train.images=0: it must be at least 1. Allowed: whole number, at least 1",
         ),
-        ("train.images=many", "train.images=many"),
-        ("train.decay=step", "cosine | inverse_sqrt | none"),
+        ("train.images=many", "train.images=many: it is no whole number. Allowed: whole number, at least 1"),
+        (
+            "train.decay=step",
+            "train.decay=step: it must be 'cosine', 'inverse_sqrt' or 'none'. Allowed: cosine | inverse_sqrt | none",
+        ),
         ("evaluate.sampling.sampler=euler", "heun | ddim | dpmpp_2m | unipc"),
         ("shard.background=white", "shard.background=white"),
         ("train.ema=0.5", "train.ema=(0.5,): relative widths"),
         ("train.unet.blocks=1", "train.unet.blocks=(1,) and multipliers"),
-        ("evaluate.ema=0.3", "evaluate.ema=0.3: Input should be less than 0.28"),
+        ("evaluate.ema=0.3", "evaluate.ema=0.3: it must be below 0.28"),
         ("evaluate.guide_images=5", "evaluate.guide_images=5: the run has checkpoints at 10016, 20000"),
         ("shard.resolution=100", "multiple of 8"),
         ("train.lr=NaN", "train.lr=NaN"),
-        ("evaluate.loss_levels=[nan]", "evaluate.loss_levels=[nan]: Input should be a finite number. Allowed: list of"),
-        ("evaluate.loss_levels=[NaN]", "evaluate.loss_levels=[NaN]: Input should be a finite number. Allowed: list of"),
-        ("evaluate.loss_levels=1,inf", "evaluate.loss_levels=1,inf: Input should be a finite number"),
-        ("evaluate.loss_levels=1,x", "evaluate.loss_levels=1,x: Input should be a valid number, unable to parse"),
-        ("evaluate.loss_levels=[]", "evaluate.loss_levels=[]: List should have at least 1 item. Allowed"),
+        ("evaluate.loss_levels=[nan]", "evaluate.loss_levels=[nan]: it is no finite number. Allowed: list of"),
+        ("evaluate.loss_levels=[NaN]", "evaluate.loss_levels=[NaN]: it is no finite number. Allowed: list of"),
+        ("evaluate.loss_levels=1,inf", "evaluate.loss_levels=1,inf: it is no finite number"),
+        ("evaluate.loss_levels=1,x", "evaluate.loss_levels=1,x: it is no number"),
+        ("evaluate.loss_levels=[]", "evaluate.loss_levels=[]: it must have at least 1 items. Allowed"),
         ("evaluate.bound_steps=1", "evaluate.bound_steps=1: a chain has at least 2 steps; 0 measures no bound"),
         ("evaluate.bound_sigma_min=90", "bound_sigma_min=90.0 must be below bound_sigma_max=80.0"),
         ("train.images", "--set key=value"),
@@ -119,6 +123,18 @@ def test_a_wrong_setting_is_refused_by_name(setting: str, says: str) -> None:
     assert says in err
     assert len(err.splitlines()) == 1
     assert "Traceback" not in err
+
+
+def test_no_wrong_value_of_any_key_is_refused_in_the_words_of_a_library() -> None:
+    told = []
+    for key, _ in keys():
+        for value in ("none", "x", "-1", "0.3", "[]", "[-1]", '["x"]', "1e999", "10000000"):
+            try:
+                merged("smoke", settings=[f"{key}={value}"])
+            except ValueError as error:
+                told.append(str(error))
+    assert len(told) > 300
+    assert [text for text in told if re.search(r"Input|should|\btuple|valid|pydantic", text)] == []
 
 
 @pytest.mark.parametrize(
@@ -189,7 +205,7 @@ def test_what_is_missing_or_wrong_is_told_at_once(command: tuple[str, ...], says
         timeout=100,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+    assert _told(done.stderr).startswith("error: ")
     assert says.format(tmp_path) in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "starting Prefect" not in done.stdout
@@ -199,13 +215,18 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path: Path, emoji_folder: Path, cap
     command = ("shard", "--dry-run", "--source", str(emoji_folder), "--home", str(tmp_path / "home"))
     assert diffusion(*command)[0] == 0
     out, err = capfd.readouterr()  # of the descriptors, which the program keeps libraries away from
-    assert err == ""
+    assert _told(err) == ""
     assert "nothing was published" in out
     assert list(tmp_path.iterdir()) == []
     code, _, err = diffusion(*command[:3], f"{tmp_path}/none", *command[4:])
     assert code == 2
-    assert err.startswith("error: ")
+    assert _told(err).startswith("error: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def _told(err: str) -> str:
+    """What a command says on standard error, however slow the machine is."""
+    return "".join(line for line in err.splitlines(keepends=True) if "still at work" not in line)
 
 
 def test_what_libraries_print_goes_to_the_log(tmp_path: Path) -> None:
@@ -243,6 +264,35 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.Captu
         "  train     1,200 of 2,100 pictures (57 %), 100 pictures/s, 9.0 s left  loss 0.25",
         "  train     2,100 of 2,100 pictures (100 %), 100 pictures/s, 0.0 s left  loss 0.25",
     ]
+
+
+def test_a_silence_is_worth_a_line_after_ten_seconds_and_then_after_twice_as_long() -> None:
+    silence = console._Silence(100.0, every_s=10.0)
+    lines = [now for now in range(100, 200) if silence.due(float(now))]
+    assert lines == [110, 120, 140, 180]
+    silence.broken(200.0)
+    assert [now for now in range(200, 225) if silence.due(float(now))] == [210, 220]
+    silence.moving += 1
+    assert silence.due(1000.0) is None
+
+
+def test_a_program_that_says_nothing_for_a_while_says_that_it_lives() -> None:
+    program = """
+import time
+from flows.console import alive, moving, say
+with alive(every_s=0.1):
+    say("before")
+    with moving():
+        say("during")
+    time.sleep(0.5)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["before", "during"]
+    lines = done.stderr.splitlines()
+    assert lines
+    assert all(re.fullmatch(r"  still at work, nothing new for \d+\.\d s", line) for line in lines)
 
 
 def test_durations_are_for_people() -> None:

@@ -55,6 +55,16 @@ def test_presets_are_counted_too(name):
     assert unet_flops(recipe, resolution=resolution) == counted(recipe, resolution, 1, 0)
 
 
+@pytest.mark.parametrize(("change", "size"), [({}, (24, 40)), ({"stem": 4, "text_width": 24}, (64, 16))])
+def test_pictures_of_other_shapes_cost_their_own(change, size):
+    """Attention stays on the levels where the square of that resolution has it."""
+    recipe = UNetRecipe(**SMALL | change)
+    net = UNet(**recipe.model_dump(), resolution=32, classes=3).requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(2, 3, *size), torch.zeros(2), torch.zeros(2, dtype=torch.long))
+    assert unet_flops(recipe, resolution=32, batch=2, size=size) == counter.get_total_flops()
+
+
 def test_forward_and_backward_cost_three_times_forward():
     """But for the gradients of what comes in, which nothing needs."""
     recipe = UNetRecipe(**SMALL)

@@ -26,13 +26,18 @@ def dataset(tmp_path) -> DatasetRef:
 def reads(monkeypatch) -> list[int]:
     """Bytes asked of the system by each read of a shard."""
     sizes: list[int] = []
-    pread = os.pread
+    pread, preadv = os.pread, os.preadv
 
     def noted(descriptor: int, size: int, start: int) -> bytes:
         sizes.append(size)
         return pread(descriptor, size, start)
 
+    def noted_into(descriptor: int, buffers: list[np.ndarray], start: int) -> int:
+        sizes.extend(buffer.nbytes for buffer in buffers)
+        return preadv(descriptor, buffers, start)
+
     monkeypatch.setattr(open_shards.os, "pread", noted)
+    monkeypatch.setattr(open_shards.os, "preadv", noted_into)
     return sizes
 
 
@@ -108,15 +113,23 @@ def test_what_is_forgotten_leaves_the_memory(dataset, reads, monkeypatch):
 def test_a_block_that_cannot_be_read_costs_its_pictures_alone(dataset, monkeypatch):
     entry = entries_of(dataset)[0]
     index = opened(dataset).get(0).index
-    bad, pread = int(index[2]["image_offset"]), os.pread
+    bad, pread, preadv = int(index[2]["image_offset"]), os.pread, os.preadv
 
-    def failing(descriptor: int, size: int, start: int) -> bytes:
+    def check(descriptor: int, size: int, start: int) -> None:
         if start <= bad < start + size and os.fstat(descriptor).st_ino == path.stat().st_ino:
             raise OSError(5, "Input/output error")
+
+    def failing(descriptor: int, size: int, start: int) -> bytes:
+        check(descriptor, size, start)
         return pread(descriptor, size, start)
+
+    def failing_into(descriptor: int, buffers: list[np.ndarray], start: int) -> int:
+        check(descriptor, sum(buffer.nbytes for buffer in buffers), start)
+        return preadv(descriptor, buffers, start)
 
     path = Path(dataset.uri).parent.parent / entry.tar
     monkeypatch.setattr(open_shards.os, "pread", failing)
+    monkeypatch.setattr(open_shards.os, "preadv", failing_into)
     reader = ShardReader(dataset.uri, cache_mib=0, max_damaged=0.1)
     wanted = [row.key for shard in SHARDS for row in shard]
     wanted[2] = wanted[3]
@@ -138,3 +151,51 @@ def test_a_shard_cut_off_before_it_is_read_whole_is_damaged_and_afterwards_is_wh
     os.truncate(Path(dataset.uri).parent.parent / entries_of(dataset)[0].tar, 0)  # held in memory by now
     again = reader.gather(everything)
     assert np.array_equal(again.images, found.images)
+
+
+def test_memory_is_used_again_and_never_while_somebody_reads_it(dataset):
+    entries = entries_of(dataset)
+    root = Path(dataset.uri).parent.parent
+    tars = [(root / entry.tar).read_bytes() for entry in entries]
+    shards = opened(dataset)
+
+    def whole(number: int) -> memoryview:
+        for _ in range(2):
+            shards.get(number)
+        return shards.get(number).read(entries[number].bytes, 0)
+
+    kept = whole(0)[512:2048]  # a part of it is enough
+    shards.forget(0)
+    for number in (1, 2, 3):
+        assert whole(number) == tars[number]
+        shards.forget(number)
+    assert kept == tars[0][512:2048]
+    assert shards._buffers.bytes == 2 * open_shards._rounded(
+        max(map(len, tars))
+    )  # the one kept, and one for the others
+    del kept
+    views = [whole(number) for number in range(4)]
+    assert views == tars[:4]
+    assert shards._buffers.bytes == 4 * open_shards._rounded(max(map(len, tars)))
+
+
+def test_memory_for_shards_of_other_sizes_is_made_within_the_bound(tmp_path, monkeypatch):
+    """A few large shards, then many small ones: the memory of the large ones is given back."""
+    shards = [[sample(100 * n + i, 8) for i in range(pictures)] for n, pictures in enumerate([40] * 3 + [4] * 15)]
+    dataset = publish(LocalFolder(tmp_path), tmp_path, shards, 8)
+    entries = entries_of(dataset)
+    bound = sum(open_shards._rounded(entry.bytes) for entry in entries[:3])
+    monkeypatch.setattr(open_shards, "WHOLE_BYTES", bound)
+    opened_shards = opened(dataset)
+    for _ in range(6):
+        for number in range(3):
+            opened_shards.get(number)
+    assert opened_shards._buffers.bytes == bound
+    for _ in range(6):
+        for number in range(3, len(entries)):
+            opened_shards.get(number)
+    assert opened_shards._whole_bytes == sum(entry.bytes for entry in entries[3:])
+    assert opened_shards._buffers.bytes <= bound
+    assert all(
+        opened_shards.get(n).read(100, 512) == (tmp_path / entries[n].tar).read_bytes()[512:612] for n in range(3, 9)
+    )

@@ -140,8 +140,21 @@ def test_a_damaged_file_gives_the_right_bits_or_is_named_never_others(data):
             assert open_sidecar(root, BY, SHARD).find(caption).numpy().tobytes() == value.tobytes()
         except DamagedSidecar as error:
             refused.append(str(error))
-    assert all(name in reason and "Remove it" in reason for reason in refused)
+    assert all(name in reason and "Remove it" in reason and "\n" not in reason for reason in refused)
     assert refused or not cut
+
+
+def test_a_damaged_header_is_told_in_a_line_and_not_in_a_library_s_words():
+    root = holding({"a face": embed("a face").numpy()})
+    name = BY.place(SHARD)
+    written = root[name]
+    for kind, damage in ((b"diffusion-precomputed", b"diffusion-prekomputed"), (b'"precomputed"', b'"prekomputed"')):
+        root[name] = written.replace(kind, damage)
+        assert root[name] != written
+        with pytest.raises(
+            DamagedSidecar, match=rf"{name} cannot be read: (format: it must be '|its header is not)[^\n]*$"
+        ):
+            open_sidecar(root, BY, SHARD)
 
 
 def test_a_name_says_all_that_the_content_depends_on(tmp_path):

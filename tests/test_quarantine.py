@@ -115,6 +115,17 @@ def test_long_and_odd_names_are_kept_over_many_reads(tmp_path, monkeypatch):
     assert [original(root, file) for file in entries(root, DIGEST)] == [read(name) for name in names]
 
 
+@pytest.mark.parametrize(("damage", "says"), [(b'{"name": 3}\n', "name: it is no text"), (b'{"na', "it is cut off")])
+def test_a_damaged_list_is_named(tmp_path, damage, says):
+    root = written(tmp_path)
+    place = root.path(f"{FOLDER}/{quarantine.REASONS}")
+    lines = place.read_bytes()
+    place.unlink()
+    place.write_bytes(lines + damage)
+    with pytest.raises(ValueError, match=rf"reasons.jsonl, which .* is damaged \({says}\): .* --fresh"):
+        list(entries(root, DIGEST))
+
+
 def test_a_dataset_without_a_list_is_named(tmp_path):
     root = LocalFolder(tmp_path)
     with pytest.raises(ValueError, match="holds no dataset"):

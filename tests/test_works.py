@@ -72,7 +72,7 @@ def test_a_file_that_is_not_this_work_is_named(tmp_path, dataset, damage):
     elif damage == "another kind":
         damage = json.dumps(work | {"kind": "RunRef"})
     path.write_text(damage)
-    with pytest.raises(ValueError, match=rf"(?s){KEY}\.json is not the DatasetRef .*Delete this file"):
+    with pytest.raises(ValueError, match=rf"{KEY}\.json is not the DatasetRef .*Delete this file"):
         recall(tmp_path, KEY, DatasetRef)
 
 

@@ -28,6 +28,7 @@ from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
 from diffusion.text import looking_up, remembering
 from diffusion.training import checkpoint
+from diffusion.training.figures import Figures, peak_of
 from diffusion.training.loop import ignore, train
 from diffusion.training.parallel import data_parallel, exact_parallel, world_gather
 from diffusion.training.retention import Keep
@@ -109,14 +110,18 @@ def run_worker(job: Job, send: Send) -> None:
     reader = reader_of(job, codec_named(state.codec, str(device)) if state.codec else None)
     sidecars = find_captions(state, reader, tell)
     exact = job.recipe.micro_batch is not None
+    # some of its faster kernels add in the order in which threads happen to run
+    torch.backends.cudnn.deterministic = exact
+    peak = peak_of(job.recipe, device, gather)
+    figures = Figures(job.recipe, job.dataset.resolution, peak=peak, device=device, gather=gather)
     with Saver(job.checkpoints, job.notes, facts, tell, keep=job.keep, copies=job.copies) as saver:
         train(
             state,
-            saver.beside(share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send)),
+            figures.counted(saver.beside(share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send))),
             job.recipe,
             model=None if exact else data_parallel(state, job.dataset.resolution // job.recipe.codec_factor),
             add_up=exact_parallel(state, job.recipe) if exact else None,
-            on_metrics=tell,
+            on_metrics=figures.telling(tell),
             on_checkpoint=saver,
             gather=gather,
         )

@@ -5,8 +5,10 @@ of the system, at which threads hand Python's lock to each other.  What is held 
 room for: one leaves when it is asked for no more, and never for another one that is in use as well.
 """
 
+import mmap
 import os
-from collections import Counter, OrderedDict
+import weakref
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
@@ -51,6 +53,7 @@ class OpenShards:
         self._index_bytes = 0
         self._whole: OrderedDict[int, int] = OrderedDict()  # shards held whole, the one used longest ago first -> when
         self._whole_bytes = 0
+        self._buffers = _Buffers()
         self._asked = 0  # times, of all shards
         self._lock = Lock()
 
@@ -82,7 +85,7 @@ class OpenShards:
                     self._close(next(iter(self._open)))
             return shard
         try:
-            whole = OpenShard(shard.index, _sliced(shard.read(self.entries[number].bytes, 0)))
+            whole = OpenShard(shard.index, _sliced(self._buffers.filled(shard.read, self.entries[number].bytes)))
         except OSError:  # a bad block: which pictures it hits shows when each is read
             return shard
         with self._lock:
@@ -155,8 +158,7 @@ def _opened(path: Path) -> Read:
     return _File(os.open(path, os.O_RDONLY))
 
 
-def _sliced(data: bytes) -> Read:
-    view = memoryview(data)
+def _sliced(view: memoryview) -> Read:
     return lambda size, start: view[start : start + size]
 
 
@@ -169,5 +171,48 @@ class _File:
     def __call__(self, size: int, start: int) -> bytes:
         return os.pread(self.descriptor, size, start)
 
+    def into(self, buffer: np.ndarray) -> int:
+        """The beginning of the file into `buffer`, as far as both go.  Returns how many bytes that is."""
+        return os.preadv(self.descriptor, [buffer], 0)
+
     def __del__(self) -> None:
         os.close(self.descriptor)
+
+
+class _Buffers:
+    """Memory for shards that are read whole, used again for the next ones.
+
+    From the heap, where small things lie between, what shards of differing sizes leave is holes; and what the system gives
+    anew it clears page by page, which takes longer than reading a file that it has in memory.  Safe to use from several
+    threads.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0  # used and free
+        self._free: defaultdict[int, list[mmap.mmap]] = defaultdict(list)  # by size
+        self._lock = Lock()
+
+    def filled(self, file: _File, size: int) -> memoryview:
+        """The first `size` bytes of a file, fewer where it ends before.  When nobody refers to the view, nor to a part of
+        it, any more, its memory is used again."""
+        buffer = self._taken(_rounded(size))
+        used = np.frombuffer(buffer, np.uint8)
+        # called wherever the last reference goes, perhaps in here: it may take no lock
+        weakref.finalize(used, self._free[len(buffer)].append, buffer).atexit = False
+        return memoryview(used)[: file.into(used[:size])]
+
+    def _taken(self, size: int) -> mmap.mmap:
+        with self._lock:
+            if free := self._free[size]:
+                return free.pop()
+            for others in self._free.values():
+                while others and self.bytes + size > WHOLE_BYTES:
+                    self.bytes -= len(others.pop())
+            self.bytes += size
+        return mmap.mmap(-1, size)
+
+
+def _rounded(size: int) -> int:
+    """Up to an eighth more: of so many sizes, shards that are nearly equal have few."""
+    step = max(mmap.PAGESIZE, 1 << max(size.bit_length() - 4, 0))
+    return -(-size // step) * step

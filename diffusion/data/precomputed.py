@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import torch
 
 from diffusion.codec import Codec, CodecIdentity
-from diffusion.recipe import Frozen, canonical_json, digest_of
+from diffusion.recipe import Frozen, canonical_json, digest_of, first_mistake
 from diffusion.store.storage import Storage
 from diffusion.text import TextEncoder, TextIdentity
 
@@ -112,8 +112,10 @@ def opened(root: Storage, by: Computation, shard: str, kind: type[Said], first_r
             raise ValueError("its table differs from its sha256")
     except FileNotFoundError:
         return None
-    except (ValueError, LookupError, TypeError) as error:
-        raise DamagedSidecar(damaged(root, name, f"cannot be read: {error}")) from error
+    except (LookupError, TypeError) as error:
+        raise DamagedSidecar(damaged(root, name, "cannot be read: its header is not understood")) from error
+    except ValueError as error:
+        raise DamagedSidecar(damaged(root, name, f"cannot be read: {first_mistake(error)}")) from error
     return Opened(said, table, end, data)
 
 

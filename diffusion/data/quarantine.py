@@ -14,8 +14,8 @@ from pathlib import Path
 from diffusion.data import manifest
 from diffusion.data.manifest import DUPLICATE, NOT_DAMAGE
 from diffusion.data.pictures.bad_picture import BadPicture
-from diffusion.recipe import Frozen, canonical_json
-from diffusion.store.storage import Storage, open_storage
+from diffusion.recipe import Frozen, canonical_json, first_mistake
+from diffusion.store.storage import Storage, StorageRefused, open_storage
 
 REASONS = "reasons.jsonl"
 MAX_ORIGINALS_BYTES = 2**30  # originals are kept up to this sum, in order of name; all are listed
@@ -129,6 +129,15 @@ def entries(root: Storage, digest: str) -> Iterator[SetAside]:
             offset += len(block)
             *lines, rest = (rest + block).split(b"\n")
             yield from (SetAside.model_validate_json(line) for line in lines)
+        if rest:
+            raise ValueError("it is cut off")
+    except StorageRefused:
+        raise
+    except ValueError as error:
+        raise ValueError(
+            f"{root.uri}/{name}, which says what this dataset set aside, is damaged ({first_mistake(error)}): shard again"
+            " with `diffusion shard --fresh`"
+        ) from error
     except FileNotFoundError:
         if manifest.load(f"{root.uri}/{manifest.place_of(digest)}").set_aside:
             raise ValueError(

@@ -54,10 +54,12 @@ def evaluate(
     device: str = "cpu",
     reading: Reading = Reading(),
     progress: Progress | None = None,
+    real: int = LIMIT,
 ) -> EvaluationRef:
     """Export the bundle of the averages `wanted_by` the recipe, draw with it, measure, publish the report below
     store_root/evaluations.
 
+    real: training pictures that the drawn ones are compared with, at most, evenly spaced.
     The same run and recipe give the same report, byte for byte, on any number of workers.
     """
     store_root = Path(store_root)
@@ -66,17 +68,17 @@ def evaluate(
     spec, _ = verify_bundle(setup.bundle_uri, setup.bundle_digest)
     labels = ShardReader(run.dataset.uri, digest=data.digest, cache_mib=0).labels
     drawn = plan.draws(data.train_counts, recipe, labels if spec.text or spec.sizes else None)
-    real = plan.evenly(data.images, LIMIT)
+    compared = plan.evenly(data.images, real)
     identity = ReferenceIdentity(
         dataset_digest=data.digest,
-        pictures=len(real),
+        pictures=len(compared),
         extractor=setup.extractor,
         torch=torch.__version__,
         device=device,
     )
     known = recall(store_root, identity)
     # of latents it would say nothing of pictures
-    todo = () if known is not None else real
+    todo = () if known is not None else compared
     # a student's answers are where its teacher's steps lead, not what is denoised: no loss or bound is of them
     holdout = 0 if spec.lesson else data.holdout
     tasks = plan.tasks(drawn, recipe, real=todo, holdout=holdout, bound=spec.codec is None)
@@ -85,7 +87,7 @@ def evaluate(
         known = _gathered([results[task.number] for task in tasks if task.kind == "real"], "features")
         remember(store_root, identity, known)
     real_features = torch.from_numpy(known)
-    real_labels = torch.from_numpy(labels[list(real)])
+    real_labels = torch.from_numpy(labels[list(compared)])
     problems = sorted({result.problem for result in results.values() if result.problem})
     drawing = [results[task.number] for task in tasks if task.kind == "draw"]
     losses = [_level(recipe, task, results[task.number]) for task in tasks if task.kind == "loss"]

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from diffusion.data.images import decode_png, encode_png, png_text
 from diffusion.data.pictures.buckets import shown
-from diffusion.recipe import Frozen, GuidanceKind, SamplerName, canonical_json, unset, usual
+from diffusion.recipe import Frozen, GuidanceKind, SamplerName, canonical_json, first_mistake, unset, usual
 from diffusion.serving.request import ResolvedRequest
 from diffusion.store.bundle import BundleSpec
 
@@ -92,7 +92,9 @@ def read_receipt(png: bytes) -> Receipt:
     try:
         receipt = Receipt.model_validate(json.loads(text[CHUNK]))
     except ValueError as error:
-        raise ValueError(f"the PNG's text chunk {CHUNK!r} is not a receipt of format 1: {error}") from error
+        raise ValueError(
+            f"the PNG's text chunk {CHUNK!r} is not a receipt of format 1: {first_mistake(error)}"
+        ) from error
     actual = pixels_sha256(decode_png(png))
     if actual != receipt.pixels_sha256:
         raise ValueError(

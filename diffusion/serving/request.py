@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AliasChoices, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from diffusion.data.pictures.buckets import Size, shown
-from diffusion.recipe import Frozen, GuidanceKind, SamplerName, ServeRecipe
+from diffusion.recipe import Frozen, GuidanceKind, SamplerName, ServeRecipe, mistake
 from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import BundleSpec
 
@@ -131,7 +131,7 @@ def parse(model: type[Model], data: Mapping[str, Any], limits: ServeRecipe | Non
         )
     allowed = _allowed(model, name, limits)
     told = f"; allowed: {_in_words(allowed)}" if allowed else ""
-    raise RequestError(f"{name}={_shown(first['input'])}: {first['msg']}{told}", param=name, allowed=allowed)
+    raise RequestError(f"{name}={_shown(first['input'])}: {mistake(first)}{told}", param=name, allowed=allowed)
 
 
 def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | None = None) -> ResolvedRequest:
@@ -223,13 +223,13 @@ def _size(asked: str | None, spec: BundleSpec) -> Size:
     if asked is None:
         return spec.size
     known = {shown(size): size for size in sizes}
-    if asked not in known:
+    if asked.lower() not in known:
         raise RequestError(
             f"size={_shown(asked)}: the sizes of this model, width x height, are {', '.join(known)}",
             param="size",
             allowed=list(known),
         )
-    return known[asked]
+    return known[asked.lower()]
 
 
 def _limit(name: str, limits: ServeRecipe) -> int | None:

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from diffusion.recipe import Frozen, canonical_json, digest_of
+from diffusion.recipe import Frozen, canonical_json, digest_of, first_mistake
 from diffusion.store.publish import write_atomic
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
 from diffusion.store.storage import open_storage
@@ -13,7 +13,7 @@ from diffusion.store.storage import open_storage
 # Raise a stage's number when its code gives other results for the same recipe and inputs, or its reference another
 # shape.  Versions of libraries are deliberately absent: upgrading one does not throw away a finished training run, and
 # where it changes bytes the outputs' digests say so.
-STAGE_VERSIONS = {"shard": 2, "train": 2, "evaluate": 3, "register": 1}
+STAGE_VERSIONS = {"shard": 3, "train": 2, "evaluate": 3, "register": 1}
 
 _LAST_WRITTEN = {  # of what a reference points at: the file that is published last
     DatasetRef: "manifest.json",
@@ -76,7 +76,7 @@ def recall(store: Path, key: str, kind: type[Ref]) -> Ref | None:
         ref = kind.model_validate_json(canonical_json(work.ref))
     except ValueError as error:
         raise ValueError(
-            f"{path} is not the {kind.__name__} of the work {key[:12]}: {error}."
+            f"{path} is not the {kind.__name__} of the work {key[:12]}: {first_mistake(error)}."
             f" Delete this file and run the stage again."
         ) from error
     return None if _missing(ref) else ref

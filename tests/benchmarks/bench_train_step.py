@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.denoiser import EDM, Denoiser, c_noise, denoised_of, denoiser_of
 from diffusion.loss import denoising_loss, edm_weight
+from diffusion.peak import peaks
 from diffusion.presets import PRESETS
 from diffusion.random import Stream, normal, uniform
 from diffusion.schedule import log_normal_sigma
-from tests.benchmarks.peak import peaks
 
 LIMIT = 1.5
 RANDOM_LIMIT = 0.03
@@ -164,7 +164,9 @@ def main() -> None:
             if i:  # the first round warms up
                 times[name].append(seconds)
 
-    peak = {name: peaks(dtype, device) for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}
+    peak = {
+        name: peaks(dtype, device, budget_s=1.0) for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
+    }
     where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {args.threads} threads"
     print(
         f"{where}, torch {torch.__version__}, batch {size}, {resolution} x {resolution}, median of {args.rounds} rounds"
