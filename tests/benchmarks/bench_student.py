@@ -21,7 +21,7 @@ import torch
 from diffusion.data import manifest
 from diffusion.evaluation import plan
 from diffusion.evaluation.features import find_weights, identity_of
-from diffusion.evaluation.reference import LIMIT
+from diffusion.evaluation.reference import LIMIT, ReferenceIdentity, recall
 from diffusion.evaluation.stats import Gaussian, frechet_to
 from diffusion.evaluation.worker import Setup, Worker
 from diffusion.recipe import EvaluateRecipe, SamplingRecipe, canonical_json
@@ -42,12 +42,7 @@ from diffusion.threads import one_thread
 from flows.site import Site
 
 EXCESS, SPEED = 1.15, 8.0  # of the student of 4 steps: its distance at most, its speed at least, in the teacher's
-HURRIED = (
-    SamplingRecipe(steps=4),
-    SamplingRecipe(steps=4, guidance=1),
-    SamplingRecipe(steps=2, sigma_min=2),
-    SamplingRecipe(steps=2, sigma_min=2, guidance=1),
-)
+HURRIED = (SamplingRecipe(steps=4), SamplingRecipe(steps=4, guidance=1))
 
 
 class Way(NamedTuple):
@@ -100,12 +95,28 @@ def setup_of(way: Way, data: Path, recipe: EvaluateRecipe) -> Setup:
     )
 
 
-def features(way: Way, data: Path, recipe: EvaluateRecipe, *, real: bool = False) -> torch.Tensor:
-    """Of the pictures that `diffusion evaluate` draws, or of the real ones it compares them with."""
-    known, worker = manifest.load(str(data)), Worker(setup_of(way, data, recipe))
-    drawn = [] if real else [draw for draw in plan.draws(known.train_counts, recipe) if draw.measured]
-    tasks = plan.tasks(drawn, recipe, real=plan.evenly(known.images, LIMIT) if real else (), holdout=0)
+def drawn(way: Way, data: Path, recipe: EvaluateRecipe) -> torch.Tensor:
+    """Features of the pictures that `diffusion evaluate` draws."""
+    plans = [draw for draw in plan.draws(manifest.load(str(data)).train_counts, recipe) if draw.measured]
+    worker = Worker(setup_of(way, data, recipe))
+    tasks = plan.tasks(plans, recipe, real=(), holdout=0)
     return torch.from_numpy(np.concatenate([worker(task).arrays["features"] for task in tasks]))
+
+
+def real(teacher: Way, data: Path, recipe: EvaluateRecipe, store: Path) -> Gaussian:
+    """Of the training pictures, as the teacher's evaluation kept their features."""
+    known, setup = manifest.load(str(data)), setup_of(teacher, data, recipe)
+    identity = ReferenceIdentity(
+        dataset_digest=known.digest,
+        pictures=len(plan.evenly(known.images, LIMIT)),
+        extractor=setup.extractor,
+        torch=torch.__version__,
+        device=setup.device,
+    )
+    kept = recall(store, identity)
+    if kept is None:
+        raise SystemExit(f"{store} has no features of the real pictures: run `diffusion evaluate --preset few-steps`")
+    return Gaussian.of(torch.from_numpy(kept))
 
 
 def seconds(ways: list[Way], *, pictures: int, turns: int) -> list[float]:
@@ -145,9 +156,9 @@ def main() -> None:
             teacher = Way(name, str(teacher_at), digest, spec)
             ways = [teacher, *(hurried(teacher, other, Path(folder)) for other in HURRIED), *taught]
             data = Path(site.store, "datasets", spec.dataset_digest[:16])
-            real = Gaussian.of(features(teacher, data, recipe, real=True))
+            reference = real(teacher, data, recipe, site.store)
             times = seconds(ways, pictures=options.timed, turns=options.turns)
-            distances = [frechet_to(real, features(way, data, recipe)) for way in ways]
+            distances = [frechet_to(reference, drawn(way, data, recipe)) for way in ways]
             print(f"\nteacher {digest[:12]}, {options.samples} samples, one thread")
             for way, distance, took in zip(ways, distances, times, strict=True):
                 worse, faster = distance.value / distances[0].value, times[0] / took
