@@ -56,12 +56,12 @@ def taught(teacher: Denoise, x: Tensor, sigma: Tensor, cond: Cond, null: Cond, l
 
     sigma (B,), each one of `student_levels`; cond, null: a row for each, with the class, and without.
     """
-    levels, target = student_levels(lesson).to(sigma), torch.empty_like(x)
+    levels, target = student_levels(lesson).tolist(), torch.empty_like(x)
     for way, (level, following) in zip(segments(lesson), pairwise(levels), strict=True):
         rows = (sigma == level).nonzero().squeeze(1)
         if len(rows):
             end = _led(teacher, x[rows], way, _rows(cond, rows), _rows(null, rows), lesson)
-            target[rows] = answer_of(end, x[rows], float(level), float(following))
+            target[rows] = answer_of(end, x[rows], level, following)
     return target
 
 

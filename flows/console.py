@@ -1,6 +1,7 @@
 """What a person sees: a line per stage, a bar with rate and time left, a summary.  Libraries' own output goes to a file.
 
-Where the output is no terminal (a CI log, a Prefect worker), a bar becomes a plain line about every ten seconds.
+Where the output is no terminal (a CI log, a Prefect worker), a bar becomes a plain line about every ten seconds.  A program
+in the foreground that has said nothing for so long says at least that it lives.
 """
 
 import io
@@ -8,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but 
 
 _out: Console | None = None
 _err: Console | None = None
+_silence: "_Silence | None" = None
 
 
 class Update(Protocol):
@@ -38,23 +41,32 @@ def out() -> Console:
 
 def say(text: str = "", *, title: str = "") -> None:
     """One line for people, the `title` before it in bold.  Brackets are brackets: paths and class names have them."""
-    out().print(Text.assemble((title, "bold"), _shown(text)))
+    _print(Text.assemble((title, "bold"), _shown(text)))
 
 
 def ticked(text: str) -> None:
     """A line about what is finished."""
-    out().print(Text.assemble(("✓ ", "green"), _shown(text)))
+    _print(Text.assemble(("✓ ", "green"), _shown(text)))
 
 
 def warn(text: str) -> None:
     """A line about what people should know and need not stop for."""
-    out().print(Text.assemble(("! ", "yellow"), _shown(text)))
+    _print(Text.assemble(("! ", "yellow"), _shown(text)))
 
 
 def error(text: str) -> None:
     """What went wrong and what to type next, on standard error."""
-    console = _err or Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), _shown(text)))
+    _errors().print(Text.assemble(("error: ", "bold red"), _shown(text)))
+
+
+def _errors() -> Console:
+    return _err or Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _print(text: Text) -> None:
+    if _silence:
+        _silence.broken(time.monotonic())
+    out().print(text)
 
 
 def _shown(text: str) -> str:
@@ -111,6 +123,63 @@ def _elsewhere(descriptor: int, file: io.FileIO) -> Iterator[io.TextIOWrapper]:
 
 
 @contextmanager
+def alive(every_s: float = PLAIN_EVERY_S) -> Iterator[None]:
+    """Within the block a line says that the program lives, where nothing else has said anything for `every_s`; another after
+    twice as long, and so on.  On standard error, so that it is no part of what a command gives.
+    """
+    global _silence
+    silence = _silence = _Silence(time.monotonic(), every_s)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(every_s / 10):
+            if length := silence.due(time.monotonic()):
+                _errors().print(f"  still at work, nothing new for {seconds(length)}")
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watching.join()
+        _silence = None
+
+
+@contextmanager
+def moving() -> Iterator[None]:
+    """Within the block people see that the program lives, or know that it waits for them."""
+    silence = _silence
+    if silence:
+        silence.moving += 1
+    try:
+        yield
+    finally:
+        if silence:
+            silence.moving -= 1
+            silence.broken(time.monotonic())
+
+
+class _Silence:
+    """How long nothing was said, and when that is worth a line.  Times in seconds."""
+
+    def __init__(self, now: float, every_s: float) -> None:
+        self.every_s, self.moving = every_s, 0
+        self.broken(now)
+
+    def broken(self, now: float) -> None:
+        self.since, self.next = now, self.every_s
+
+    def due(self, now: float) -> float | None:
+        """The length of the silence, where a line is due."""
+        length = now - self.since
+        if self.moving or length < self.next:
+            return None
+        self.next = 2 * length
+        return length
+
+
+@contextmanager
 def progress(stage: str, unit: str) -> Iterator[Update]:
     """A bar for one stage.  The function it gives may be called from any thread, as often as one likes."""
     console = out()
@@ -125,7 +194,7 @@ def progress(stage: str, unit: str) -> Iterator[Update]:
         TextColumn("{task.fields[facts]}"),
     )
     pace = _Pace(unit)
-    with Progress(*columns, console=console, transient=True) as bars:
+    with moving(), Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task(stage, total=None, pace="", facts="")
 
         def update(done: int, total: int, note: str = "", **facts: float) -> None:
@@ -140,10 +209,10 @@ def waiting(text: str) -> Iterator[None]:
     """A spinner for what has no measure, or the line alone where there is no terminal."""
     console = out()
     if console.is_terminal:
-        with console.status(f"  {text}"):
+        with moving(), console.status(f"  {text}"):
             yield
     else:
-        console.print(f"  {text}")
+        _print(Text(f"  {text}"))
         yield
 
 

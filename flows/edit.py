@@ -12,10 +12,10 @@ from diffusion.operators import Mask
 from diffusion.random import Stream
 from diffusion.restore import null_space
 from diffusion.sampler import SAMPLERS, Conversation
-from diffusion.serving.request import RequestError
+from diffusion.serving.request import RequestError, resolve
+from diffusion.store.bundle import BundleSpec
 from flows.console import say
 from flows.pictures import (
-    Model,
     answered,
     fitted,
     folder,
@@ -64,8 +64,15 @@ def edit(
         given = "--from-label" if from_prompt is None else "--from-prompt"
         raise ValueError(f"--n {asked.n} with {given}: inversion draws nothing at random, so there is one result")
     hole = None if mask is None else mask_image(mask, image)
-    model = open_model(site, name, which, bundle)
-    refuse_student(model, "editing")
+
+    def check(name: str, spec: BundleSpec) -> None:
+        refuse_student(name, spec, "editing")
+        _check_latents(name, spec, mask, coarse)
+        resolve(asked, spec)
+        with _of_the_origin():
+            resolve(own, spec)
+
+    model = open_model(site, name, which, bundle, check)
     request, size = settled(model.at_size(asked, image), model), model.size_for(image)
     if inverts and SAMPLERS[request.sampler].stochastic:
         known = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.stochastic)
@@ -75,7 +82,6 @@ def edit(
     sigmas = model.sigmas(request.steps)
     if coarse is not None and (coarse < 2 or any(side % coarse for side in size)):
         raise ValueError(f"--coarse {coarse}: give a divisor of the model's {_sides(size)} pixels, such as 8")
-    _check_latents(model, mask, coarse)
     before = in_model(fitted(image, size, "picture"), model)
     reference = model.seen(before)
     keep = None if hole is None else Mask(mask_of(hole, size))
@@ -110,11 +116,11 @@ def _sides(size: Size) -> str:
     return str(size[0]) if size[0] == size[1] else f"{size[1]} x {size[0]}"
 
 
-def _check_latents(model: Model, mask: Path | None, coarse: int | None) -> None:
-    if model.bundle.codec and (mask is not None or coarse is not None):
+def _check_latents(name: str, spec: BundleSpec, mask: Path | None, coarse: int | None) -> None:
+    if spec.codec and (mask is not None or coarse is not None):
         given = "--mask" if mask is not None else "--coarse"
         raise ValueError(
-            f"{given}: {model.name} draws latents, of which each speaks of many pixels, so none of them can be kept exactly."
+            f"{given}: {name} draws latents, of which each speaks of many pixels, so none of them can be kept exactly."
             f" Leave {given} out, or give a model that draws pixels"
         )
 

@@ -22,7 +22,7 @@ from diffusion.adapters.ray_cluster import end_processes
 from diffusion.recipe import first_mistake
 from diffusion.store.publish import DiskFull
 from diffusion.store.storage import StorageUnavailable
-from flows.console import error, quiet, say, waiting, warned
+from flows.console import alive, error, moving, quiet, say, waiting, warned
 from flows.preflight import check_home
 from flows.site import Site, keeping_ray, ray_is_kept
 
@@ -49,6 +49,7 @@ def guarded(work: Callable[[Site], None], debug: bool, **given: object) -> None:
         with (
             _a_sudden_end_told(log, site.home / "ray"),
             heard,
+            alive(),
             reported(debug=debug, log=None if debug else log),
             keeping_ray(),
         ):
@@ -97,7 +98,7 @@ def looking(work: Callable[[Site], None], debug: bool, **given: object) -> None:
     """Run `work`, which writes nothing, on the site: not a folder is made, libraries' output is dropped."""
     with reported(debug=debug):
         site = Site.from_environment(**given)
-        with nullcontext() if debug else quiet(Path(os.devnull)):
+        with nullcontext() if debug else quiet(Path(os.devnull)), alive():
             work(site)
 
 
@@ -128,7 +129,7 @@ def prefect_ready() -> Iterator[None]:
 def stay() -> None:
     """Until Ctrl-C or SIGTERM."""
     say("\nPress Ctrl-C to stop.")
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt), moving():
         while True:
             signal.pause()
     say("stopping")

@@ -47,7 +47,12 @@ Init = Annotated[
     ),
 ]
 Home = Annotated[Path | None, typer.Option("--home", help="The only folder written to [DIFFUSION_HOME or .diffusion].")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Training workers [one per GPU, or 2 on a CPU].")]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers", metavar="N|LEAST:MOST", help="Training workers, as 4 or 2:8 [one per GPU, or 2 on a CPU]."
+    ),
+]
 Port = Annotated[int | None, typer.Option("--port", help="Port of the endpoint [DIFFUSION_PORT or 7777].")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show libraries' own output, and tracebacks.")]
 Which = Annotated[str, typer.Option("--model", help="Alias or version: champion, challenger, 1, 2 ...")]

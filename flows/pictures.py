@@ -23,7 +23,7 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.flight import noise_of, under
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, parse, resolve
 from diffusion.spacing import sampling_sigmas
-from diffusion.store.bundle import Bundle, load_bundle
+from diffusion.store.bundle import Bundle, BundleSpec, load_bundle, read_spec
 from flows.console import progress, say, waiting
 from flows.preflight import check_empty
 from flows.site import Site
@@ -88,13 +88,19 @@ def parsed(**options: object) -> GenerateRequest:
     return parse(GenerateRequest, options | seed)
 
 
-def open_model(site: Site, name: str, which: str, bundle: Path | None) -> Model:
-    """The registered model `name`, or the one in the folder `bundle`."""
+def open_model(
+    site: Site, name: str, which: str, bundle: Path | None, check: Callable[[str, BundleSpec], object]
+) -> Model:
+    """The registered model `name`, or the one in the folder `bundle`.
+
+    check: asked with its name and facts before its weights are loaded, which takes a while; raises ValueError.
+    """
     if bundle is None:
         found = find_model(site.tracking(name), name, which, site.store)
         folder, digest, version = found.uri, found.digest, found.version
     else:
         folder, digest, name, version = str(bundle), None, bundle.name, ""
+    check(name, read_spec(Path(folder), digest)[0])
     with waiting("loading the model and proving that a picture does not depend on its batch"):
         loaded = load_bundle(folder, "cuda" if site.use_gpu else "cpu", digest=digest)
         engine = Engine(loaded, slots=_SLOTS)
@@ -102,13 +108,12 @@ def open_model(site: Site, name: str, which: str, bundle: Path | None) -> Model:
     return Model(engine, name, version)
 
 
-def refuse_student(model: Model, what: str) -> None:
+def refuse_student(name: str, spec: BundleSpec, what: str) -> None:
     """Raises ValueError for a few-step student, which answers at the levels of its own steps alone.  what: is asked."""
-    if lesson := model.bundle.spec.lesson:
+    if spec.lesson:
         raise ValueError(
-            f"{model.name} {model.version and f'version {model.version} '}is a few-step student, which draws and no more:"
-            f" {what} asks at other noise levels than those it was taught for. Give its teacher, `--model VERSION` of bundle"
-            f" {lesson.teacher[:16]}"
+            f"{name} is a few-step student here, which draws and no more: {what} asks at other noise levels than"
+            f" those it was taught for. Give its teacher, `--model VERSION` of bundle {spec.lesson.teacher[:16]}"
         )
 
 

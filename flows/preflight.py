@@ -24,9 +24,12 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
     from diffusion.evaluation.features import find_weights
     from diffusion.spacing import sampling_sigmas
     from diffusion.store.averages import check_averages, wanted_by
+    from diffusion.store.storage import open_storage
     from diffusion.training.step import check_sizes
 
     check_home(site)
+    if site.runs:
+        next(open_storage(site.runs).walk(), None)  # it can be asked: training would, after the shards are made
     if dataset is None and recipe.shard.holdout == 0:
         raise ValueError(
             "shard.holdout=0 leaves no pictures to judge the model by, so it could not be registered: hold some out, as in"
@@ -123,7 +126,15 @@ def check_home(site: Site) -> None:
 def check_devices(site: Site, *, batch_size: int) -> None:
     """The batch can be divided over the workers, and there are as many GPUs as workers that want one."""
     workers = site.train_workers
-    if batch_size % workers:
+    if isinstance(site.workers, tuple):
+        least, most = site.workers
+        if not any(batch_size % n == 0 for n in range(least, most + 1)):
+            raise ValueError(
+                f"train.batch_size={batch_size} is not divisible by any number of workers from {least} to {most}: choose"
+                " others with `--workers` (DIFFUSION_WORKERS)"
+            )
+        workers = least
+    elif batch_size % workers:
         raise ValueError(
             f"train.batch_size={batch_size} is not divisible by {workers} workers: choose `--workers`"
             " (DIFFUSION_WORKERS) so that it is. The recipe stays: the batch is part of the experiment, the workers are not"

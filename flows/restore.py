@@ -15,7 +15,8 @@ from diffusion.random import Stream
 from diffusion.recipe import TaskName
 from diffusion.restore import ddnm_plus, null_space, residual, time_travel
 from diffusion.sampler import SAMPLERS, Conversation, Noise
-from diffusion.serving.request import ResolvedRequest
+from diffusion.serving.request import ResolvedRequest, resolve
+from diffusion.store.bundle import BundleSpec
 from flows.console import say
 from flows.pictures import (
     Model,
@@ -70,13 +71,17 @@ def restore(
     target = folder(site, out, "restored", picture.stem)
     asked, image = parsed(**options), read(picture)
     hole = None if mask is None else mask_image(mask, image)
-    model = open_model(site, name, which, bundle)
-    refuse_student(model, "restoration")
-    if model.bundle.codec:
-        raise ValueError(
-            f"{model.name} draws latents, and restoration puts what is known of the pixels into every answer: give a model"
-            f" that draws pixels, with --name or --bundle"
-        )
+
+    def check(name: str, spec: BundleSpec) -> None:
+        refuse_student(name, spec, "restoration")
+        if spec.codec:
+            raise ValueError(
+                f"{name} draws latents, and restoration puts what is known of the pixels into every answer: give a model"
+                f" that draws pixels, with --name or --bundle"
+            )
+        resolve(asked, spec)
+
+    model = open_model(site, name, which, bundle, check)
     trained = _trained(
         way, f"{task} of a small picture" if task == "colorization" and factor else task, noise, repeats, model
     )

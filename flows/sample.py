@@ -7,6 +7,8 @@ from urllib.parse import quote
 
 from diffusion.data.images import encode_png, grid
 from diffusion.serving.receipt import receipt_of, stamp
+from diffusion.serving.request import GenerateRequest, resolve
+from diffusion.store.bundle import BundleSpec
 from flows.console import progress, say
 from flows.pictures import folder, open_model, parsed, settled
 from flows.site import Site
@@ -40,10 +42,14 @@ def draw(
     asked = parsed(**options)  # before the model is loaded, which takes a while
     out = folder(site, out, "samples", bundle.name if bundle else name)
     prompts = [parsed(prompt=prompt).prompt for prompt in prompts]
-    model = open_model(site, name, which, bundle)
+
+    def wanted(spec: BundleSpec) -> list[GenerateRequest]:
+        pairs = product(labels or ([None] if prompts else spec.classes), prompts or [None])
+        return [asked.model_copy(update={"label": label, "prompt": prompt}) for label, prompt in dict.fromkeys(pairs)]
+
+    model = open_model(site, name, which, bundle, lambda _, spec: [resolve(request, spec) for request in wanted(spec)])
     spec = model.bundle.spec
-    pairs = product(labels or ([None] if prompts else spec.classes), prompts or [None])
-    rows = [asked.model_copy(update={"label": label, "prompt": prompt}) for label, prompt in dict.fromkeys(pairs)]
+    rows = wanted(spec)
     resolved = [settled(request, model) for request in rows]
     with progress("sample", "evaluations") as update:
         drawn = model.engine.generate(rows, update)

@@ -37,7 +37,9 @@ class Site(Frozen):
     )
     keep_last: int | None = Field(None, ge=2, description="Newest checkpoints of a run that stay; none: all stay")
     keep_images: int | None = Field(None, ge=1, description="With keep_last: one in so many images stays, too")
-    workers: int | None = Field(None, ge=1, description="Training workers; none: one per GPU, or 2 on a CPU")
+    workers: int | tuple[int, int] | None = Field(
+        None, description="Training workers, or LEAST:MOST of them; none: one per GPU, or 2 on a CPU"
+    )
     gpu: bool | None = Field(None, description="Train and serve on GPUs; none: where there are any")
     recompute: bool = Field(False, description="Train in less memory and a third more time, to the same bits")
     validation: bool | None = Field(
@@ -63,6 +65,19 @@ class Site(Frozen):
     @classmethod
     def _whole(cls, place: str | None) -> str | None:
         return place and open_storage(place).uri
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _least_and_most(cls, workers: object) -> object:
+        if isinstance(workers, str):
+            parts = workers.split(":")
+            if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+                raise ValueError("neither a number, as 4, nor a least and a most, as 2:8")
+            workers = int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))
+        bounds = workers if isinstance(workers, list | tuple) else [workers]
+        if workers is not None and not (1 <= bounds[0] <= bounds[-1]):
+            raise ValueError("at least one must train, and the most come after the least")
+        return workers
 
     @field_validator("keep_images")
     @classmethod
@@ -127,6 +142,9 @@ class Site(Frozen):
 
     @property
     def train_workers(self) -> int:
+        """At most."""
+        if isinstance(self.workers, tuple):
+            return self.workers[-1]
         if self.workers is not None:
             return self.workers
         if not self.use_gpu:

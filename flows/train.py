@@ -100,12 +100,14 @@ def _trained(
                 if event["event"] in ("started", "resumed"):  # the rate counts from here
                     update(event["images_seen"], recipe.images)
 
-            say(f"  {stage:<9} {site.train_workers} workers on {'GPUs' if site.use_gpu else 'the CPU'}")
+            workers = site.workers or site.train_workers
+            told = " to ".join(map(str, workers)) if isinstance(workers, tuple) else workers
+            say(f"  {stage:<9} {told} workers on {'GPUs' if site.use_gpu else 'the CPU'}")
             run = train_run(
                 recipe,
                 dataset,
                 run_dir,
-                workers=site.train_workers,
+                workers=workers,
                 use_gpu=site.use_gpu,
                 threads=site.threads,
                 recompute=site.recompute,
@@ -153,6 +155,8 @@ def _tell(stage: str, event: dict) -> None:
             warn(f"{stage:<9} classes of that model of which there are no pictures here are left behind: {dropped}")
     elif event["event"] == "validation_failed":
         warn(f"{stage:<9} the checkpoint at {event['images_seen']:,} pictures could not be measured: {event['reason']}")
+    elif event["event"] == "resized":
+        say(f"  {stage:<9} on {event['to']} workers instead of {event['from']}")
     elif event["event"] == "worker_failed":
         warn(f"{stage:<9} worker {event['rank']} failed: {event['error']}")
     elif event["event"] == "damaged_sample":

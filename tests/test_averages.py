@@ -151,7 +151,9 @@ def test_a_missing_or_damaged_checkpoint_among_many_is_named(run_copy, name, dam
 
 
 def test_a_moment_without_a_checkpoint_names_those_there_are(run):
-    with pytest.raises(ValueError, match=r"000000000020 is no checkpoint.*those at 8, 16, 24, .*, 64 images"):
+    with pytest.raises(
+        ValueError, match=r"000000000020 is no checkpoint.*those at 8, 16, 24, .*, 64 images.*DIFFUSION_KEEP_LAST"
+    ):
         read_average(run, Snapshot(20, 0.1))
 
 

@@ -169,7 +169,9 @@ def test_a_failure_of_one_size_is_not_the_others():
 
 def test_a_size_is_one_of_the_model_s_and_stands_in_the_receipt():
     spec = shaped_bundle().spec
-    assert resolve(GenerateRequest(size="24x8"), spec).size == (8, 24)
+    assert (
+        resolve(GenerateRequest(size="24x8"), spec).size == resolve(GenerateRequest(size="24X8"), spec).size == (8, 24)
+    )
     assert resolve(GenerateRequest(), spec).size == spec.size == (16, 16)
     assert spec.model_copy(update={"sizes": ((24, 8), (8, 24), (8, 32))}).size == (8, 24)  # no square: the squarest
     for size in ("8x16", "024x8", "24 x 8", "square"):

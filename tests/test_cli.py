@@ -205,7 +205,7 @@ def test_what_is_missing_or_wrong_is_told_at_once(command: tuple[str, ...], says
         timeout=100,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+    assert _told(done.stderr).startswith("error: ")
     assert says.format(tmp_path) in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "starting Prefect" not in done.stdout
@@ -215,13 +215,18 @@ def test_a_dry_run_leaves_nothing_behind(tmp_path: Path, emoji_folder: Path, cap
     command = ("shard", "--dry-run", "--source", str(emoji_folder), "--home", str(tmp_path / "home"))
     assert diffusion(*command)[0] == 0
     out, err = capfd.readouterr()  # of the descriptors, which the program keeps libraries away from
-    assert err == ""
+    assert _told(err) == ""
     assert "nothing was published" in out
     assert list(tmp_path.iterdir()) == []
     code, _, err = diffusion(*command[:3], f"{tmp_path}/none", *command[4:])
     assert code == 2
-    assert err.startswith("error: ")
+    assert _told(err).startswith("error: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def _told(err: str) -> str:
+    """What a command says on standard error, however slow the machine is."""
+    return "".join(line for line in err.splitlines(keepends=True) if "still at work" not in line)
 
 
 def test_what_libraries_print_goes_to_the_log(tmp_path: Path) -> None:
@@ -259,6 +264,35 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.Captu
         "  train     1,200 of 2,100 pictures (57 %), 100 pictures/s, 9.0 s left  loss 0.25",
         "  train     2,100 of 2,100 pictures (100 %), 100 pictures/s, 0.0 s left  loss 0.25",
     ]
+
+
+def test_a_silence_is_worth_a_line_after_ten_seconds_and_then_after_twice_as_long() -> None:
+    silence = console._Silence(100.0, every_s=10.0)
+    lines = [now for now in range(100, 200) if silence.due(float(now))]
+    assert lines == [110, 120, 140, 180]
+    silence.broken(200.0)
+    assert [now for now in range(200, 225) if silence.due(float(now))] == [210, 220]
+    silence.moving += 1
+    assert silence.due(1000.0) is None
+
+
+def test_a_program_that_says_nothing_for_a_while_says_that_it_lives() -> None:
+    program = """
+import time
+from flows.console import alive, moving, say
+with alive(every_s=0.1):
+    say("before")
+    with moving():
+        say("during")
+    time.sleep(0.5)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["before", "during"]
+    lines = done.stderr.splitlines()
+    assert lines
+    assert all(re.fullmatch(r"  still at work, nothing new for \d+\.\d s", line) for line in lines)
 
 
 def test_durations_are_for_people() -> None:

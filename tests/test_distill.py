@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 STUDENT = SamplingRecipe(sampler="ddim", steps=4, guidance=1, spacing="exponential", sigma_min=0.5)
 LESSON = Lesson(teacher="7" * 64, by=SamplingRecipe(steps=12), student=STUDENT)
-LEARNING = RECIPE.model_copy(update={"lesson": LESSON, "weight": "edm"})
+LEARNING = RECIPE.model_copy(update={"lesson": LESSON, "label_drop": 0.2})
 SHAPE = (3, 4, 4)
 
 
@@ -174,6 +174,17 @@ def test_a_student_starts_as_its_teacher_and_learns_at_its_own_levels_alone(emoj
     assert all(map(torch.equal, before, state.teacher.parameters()))
     with pytest.raises(AssertionError):
         build_state(LEARNING, resolution=16, classes=CLASSES, device=CPU)
+
+
+def test_a_step_weighs_the_error_of_the_answer_that_leads_where_the_guided_teacher_leads(emoji):  # noqa: F811
+    x0, noise, sigma, label, *_ = corrupt(emoji, LEARNING, CLASSES, CPU)
+    assert CLASSES in label.tolist()  # some are drawn without a class
+    x, teacher = x0 + sigma.view(-1, 1, 1, 1) * noise, teaching()
+    null = {"label": torch.full_like(label, CLASSES)}
+    target = taught(teacher, x, sigma, {"label": label}, null, LESSON)
+    error = (teacher(x, sigma, label) - target).square().mean(dim=(1, 2, 3))  # the student still answers as its teacher
+    expected = error * (sigma**2 + 0.25) / (0.25 * sigma**2)
+    torch.testing.assert_close(train_step(student_state(), emoji, LEARNING).losses, expected)
 
 
 def test_every_level_is_learned_equally_often():

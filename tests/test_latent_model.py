@@ -188,7 +188,8 @@ def test_editing_goes_through_latents(diffusion, picture, bundle):
     assert np.array_equal(strip[2 : 2 + SIDE, 2 : 2 + SIDE], decode_png(picture.read_bytes()))  # as it was given
 
 
-def test_what_needs_pixels_is_refused(diffusion, picture):
+def test_what_needs_pixels_is_refused_before_the_model_is_loaded(diffusion, picture, monkeypatch):
+    monkeypatch.setattr("flows.pictures.load_bundle", None)
     assert (
         "restoration puts what is known of the pixels"
         in diffusion("restore", str(picture), "--task", "colorization")[1]

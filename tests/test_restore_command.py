@@ -134,10 +134,11 @@ def test_a_model_of_several_sizes_works_at_the_one_nearest_to_the_picture(comman
     assert decode_png((out / "5-000.png").read_bytes()).shape == (24, 8, 3)
 
 
-def test_sample_draws_at_the_size_that_is_asked(diffusion) -> None:
-    out, _ = diffusion("sample", "--label", "cat", "--n", "2", "--size", "24x8", store="shaped")
+def test_sample_draws_at_the_size_that_is_asked(diffusion, monkeypatch) -> None:
+    out, _ = diffusion("sample", "--label", "cat", "--n", "2", "--size", "24X8", store="shaped")
     picture = (out / "cat-5-001.png").read_bytes()
     assert (decode_png(picture).shape, read_receipt(picture).size) == ((8, 24, 3), "24x8")
+    monkeypatch.setattr("flows.pictures.load_bundle", None)  # it is told before
     with pytest.raises(ValueError, match="size='32x8': the sizes of this model, width x height, are 8x24, 16x16, 24x8"):
         diffusion("sample", "--size", "32x8", store="shaped", out="none")
 
@@ -272,6 +273,10 @@ def test_an_edit_by_noise_gives_several_results(diffusion) -> None:
         (("edit", "picture.png", "--prompt", " "), "a prompt has words"),
         (("edit", "picture.png", "--prompt", "a", "--from-prompt", ""), "--from-prompt: prompt=''"),
         (("edit", "picture.png", "--prompt", "a" * 301), "at most 300 characters"),
+        (("edit", "picture.png", "--label", "bird"), f"its classes are {', '.join(CLASSES)}"),
+        (("edit", "picture.png", "--label", "dog", "--from-label", "bird"), "--from-label, .*its classes are"),
+        (("restore", "picture.png", "--task", "colorization", "--prompt", "a dog"), "this model reads no prompts"),
+        (("sample", "--label", "cat", "--label", "bird"), "label='bird' is not a class"),
     ],
 )
 def test_mistakes_are_named_before_the_model_is_loaded(arguments, says: str, diffusion, monkeypatch) -> None:

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
+from diffusion.store.publish import DiskFull
 from diffusion.training import checkpoint
 from diffusion.training.saving import Saving
 from diffusion.training.step import TrainState, train_step
@@ -81,7 +83,7 @@ def test_one_at_a_time_and_the_end_waits_for_the_last(state, held, tmp_path):
 
 def test_a_full_disk_is_raised_at_the_step_after_as_what_it_is(state, held, tmp_path, monkeypatch):
     def full(tensors, path):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     taken = []
@@ -94,10 +96,10 @@ def test_a_full_disk_is_raised_at_the_step_after_as_what_it_is(state, held, tmp_
                     saving.begin(state)
                 if step == 4:  # nothing has failed yet, and no step waited
                     held.set()
-                    with pytest.raises(OSError, match="No space"):
+                    with pytest.raises(DiskFull, match=f"no room for the checkpoint {12:012d} in {tmp_path}"):
                         saving.wait()
 
-    with pytest.raises(OSError, match="No space") as caught:
+    with pytest.raises(DiskFull, match=f"no room for the checkpoint {12:012d} in {tmp_path}") as caught:
         steps()
     assert caught.value.errno == errno.ENOSPC
     assert taken == [0, 1, 2, 3, 4]

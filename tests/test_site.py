@@ -68,6 +68,8 @@ def test_given_values_win_over_the_environment() -> None:
         ("PORT", "high", "port=high"),
         ("PORT", "70000", "65535"),
         ("WORKERS", "0", "workers=0"),
+        ("WORKERS", "4:2", "workers=4:2: at least one must train, and the most come after the least"),
+        ("WORKERS", "1:2:3", "workers=1:2:3: neither a number, as 4, nor a least and a most, as 2:8"),
         ("WORKRES", "2", "DIFFUSION_WORKERS"),
         ("KEEP_IMAGES", "500", "^keep_images=500: all checkpoints stay without DIFFUSION_KEEP_LAST"),
         ("DATA", "gs://b/x", "^data=gs://b/x: gs://b/x: 'gs' is no kind of storage"),
@@ -128,6 +130,15 @@ def test_a_batch_that_cannot_be_divided_is_found_before_the_work(tmp_path: Path)
     check_devices(Site(home=tmp_path, workers=4, gpu=False), batch_size=8)
     with pytest.raises(ValueError, match="batch_size=8 is not divisible by 3 workers"):
         check_devices(Site(home=tmp_path, workers=3, gpu=False), batch_size=8)
+    check_devices(Site(home=tmp_path, workers="3:4", gpu=False), batch_size=8)
+    with pytest.raises(ValueError, match="batch_size=8 is not divisible by any number of workers from 5 to 7"):
+        check_devices(Site(home=tmp_path, workers="5:7", gpu=False), batch_size=8)
+
+
+def test_workers_may_be_a_least_and_a_most() -> None:
+    site = Site.from_environment({"DIFFUSION_WORKERS": "2:8"})
+    assert (site.workers, site.train_workers) == ((2, 8), 8)
+    assert Site.model_validate_json(site.model_dump_json()) == site
 
 
 def test_a_home_that_is_a_file_is_refused(tmp_path: Path) -> None:

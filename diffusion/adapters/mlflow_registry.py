@@ -257,6 +257,7 @@ def _description(evaluation: EvaluationRef, verdict: Verdict, spec: BundleSpec) 
         f" {spec.images_seen:,} images seen of {run.dataset.images:,} pictures (dataset {spec.dataset_digest[:12]}).\n"
         f"By default {spec.sampling.sampler}, {spec.sampling.steps} steps, guidance {spec.sampling.guidance:g}"
         f" ({spec.sampling.guidance_kind}{behind}).\n\n"
+        f"{f'A few-step student of the bundle {spec.lesson.teacher}.{chr(10) * 2}' if spec.lesson else ''}"
         f"The gate {'passed' if verdict.passed else 'refused'} it:\n{reasons}\n"
         f"| metric | value |\n|---|---|\n{metrics}"
     )

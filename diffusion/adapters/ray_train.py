@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -23,7 +24,9 @@ import ray
 import ray.train
 import ray.train.torch
 from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from diffusion.adapters.ray_elastic import ElasticTrainer, worlds_of
 from diffusion.adapters.ray_train_worker import Job, explain, lost_connection, work
 from diffusion.data.reading import Reading
 from diffusion.recipe import TrainRecipe, digest_of
@@ -32,7 +35,6 @@ from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.storage import Storage, open_storage
 from diffusion.training import checkpoint
 from diffusion.training.copies import bring, bring_newest, copies_in, send_missing
-from diffusion.training.exact import check_workers
 from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
 from diffusion.training.retention import Keep
@@ -52,9 +54,10 @@ def train_run(
     dataset: DatasetRef,
     run_dir: Path,
     *,
-    workers: int = 1,
+    workers: int | tuple[int, int] = 1,
     use_gpu: bool = False,
     threads: int = 1,
+    resize_s: float = 60.0,
     recompute: bool = False,
     reading: Reading = Reading(),
     keep: Keep = Keep(),
@@ -67,8 +70,10 @@ def train_run(
 ) -> RunRef:
     """Train to the end of the recipe in the Ray that is running, going on from the newest valid checkpoint in `run_dir`.
 
-    workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.  In the exact mode
-    each has one thread: their number shows in the bits, and sites divide their cores among the workers.
+    workers: processes, each with `threads` CPU threads and, with use_gpu, one GPU; they divide the batch.  Of (least, most)
+    as many as there is room for and as can divide it; with less room than that, training waits.  In the exact mode each has
+    one thread: their number shows in the bits, and sites divide their cores among the workers.
+    resize_s: how long after a start, and how often from then on, it is looked whether there is room for more.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
     reading: how workers get at the shards; `reading.copies` is a folder of the node a worker runs on.
     keep: which checkpoints stay.
@@ -77,14 +82,15 @@ def train_run(
     teacher: folder of the bundle recipe.lesson.teacher, of a student's run.
     origin: folder of the bundle recipe.init, on storage that all workers share.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
-    on_event: likewise with {"event": "warm_started" | "started" | "resumed" | "damaged_checkpoint" | "damaged_sidecar" |
-    "damaged_sample" | "checkpoint" | "checkpoint_not_copied" | "fetched_checkpoint" | "worker_failed", ...}.
+    on_event: likewise with {"event": "warm_started" | "started" | "resumed" | "resized" | "damaged_checkpoint" |
+    "damaged_sidecar" | "damaged_sample" | "checkpoint" | "checkpoint_not_copied" | "fetched_checkpoint" |
+    "worker_failed", ...}.
     max_failures: how often a dead or failing worker is replaced.
     Raises ValueError for a batch that cannot be divided, for sizes that the network cannot read, for a model that it cannot
     start from, and for a `run_dir` with another run in it, NonFiniteLoss, StorageUnavailable where the copies cannot be
     reached, and TrainingFailed for all else that ends a run early.
     """
-    check_workers(recipe, workers)
+    worlds = worlds_of(recipe, workers)
     check_sizes(recipe, dataset)
     if recipe.init:
         check_origin(recipe, dataset.resolution, verify_bundle(origin, recipe.init)[0])
@@ -108,7 +114,9 @@ def train_run(
             bring_newest(job.checkpoints, open_storage(copies), tell)
         run = _finished(job)
         if run is None:
-            trainer = trainer_of(job, work, workers=workers, use_gpu=use_gpu, max_failures=max_failures)
+            trainer = trainer_of(
+                job, work, worlds=worlds, use_gpu=use_gpu, resize_s=resize_s, max_failures=max_failures
+            )
             non_finite = fit(job, trainer, on_metrics, on_event)
             if non_finite:
                 raise NonFiniteLoss(*non_finite)
@@ -162,16 +170,30 @@ def _settle(job: Job, copies: Storage) -> None:
 
 
 def trainer_of(
-    job: Job, work: Callable[[dict], Any], *, workers: int, use_gpu: bool, max_failures: int, **config: Any
+    job: Job,
+    work: Callable[[dict], Any],
+    *,
+    worlds: tuple[int, ...],
+    use_gpu: bool,
+    max_failures: int,
+    resize_s: float = 60.0,
+    **config: Any,
 ) -> ray.train.torch.TorchTrainer:
-    """A trainer that runs `work({"job": job, **config})` on each worker."""
+    """A trainer that runs `work({"job": job, **config})` on each worker, of which there are one of `worlds`, ascending."""
     shutil.rmtree(job.notes, ignore_errors=True)
     resources = {"CPU": job.threads} | ({"GPU": 1} if use_gpu else {})
-    return ray.train.torch.TorchTrainer(
+    fixed = len(worlds) == 1
+    kind = ray.train.torch.TorchTrainer if fixed else partial(ElasticTrainer, worlds=worlds)
+    return kind(
         work,
         train_loop_config={"job": job, **config},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=worlds[0] if fixed else (worlds[0], worlds[-1]),
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=resize_s,
+        ),
         run_config=ray.train.RunConfig(
             # a name of its own: Ray Train resumes by name, also from what it thinks is complete; we resume by checkpoint
             name=job.relay,
@@ -206,7 +228,8 @@ def fit(
 ) -> Any:
     """Run the trainer, handing on the workers' records meanwhile.  Returns what worker 0 returned."""
     journal = Journal(job.run_dir / "metrics.jsonl")
-    relay = Relay.options(name=job.relay).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may die
+    relay = Relay.options(name=job.relay, scheduling_strategy=here).remote()
     outcome: Future = Future()
 
     def run() -> None:
@@ -224,8 +247,9 @@ def fit(
             ended = outcome.done()  # before the drain, so that the last one comes after the end
             for record in ray.get(relay.drain.remote()):
                 if "event" in record:
-                    journal.event(record)
-                    on_event(record)
+                    for event in (*_resized(journal.world, record), record):
+                        journal.event(event)
+                        on_event(event)
                 elif journal.metrics(record):
                     on_metrics(record)
     finally:
@@ -237,6 +261,14 @@ def fit(
         raise error
     shutil.rmtree(job.notes, ignore_errors=True)
     return outcome.result()
+
+
+def _resized(world: int | None, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The event of a start on another number of workers than `world`, those of the start before."""
+    now = record.get("world", world)
+    if world in (None, now):
+        return []
+    return [{"event": "resized", "from": world, "to": now, "images_seen": record["images_seen"]}]
 
 
 def _first_cause(error: ray.train.TrainingFailedError) -> str:

@@ -223,13 +223,13 @@ def _size(asked: str | None, spec: BundleSpec) -> Size:
     if asked is None:
         return spec.size
     known = {shown(size): size for size in sizes}
-    if asked not in known:
+    if asked.lower() not in known:
         raise RequestError(
             f"size={_shown(asked)}: the sizes of this model, width x height, are {', '.join(known)}",
             param="size",
             allowed=list(known),
         )
-    return known[asked]
+    return known[asked.lower()]
 
 
 def _limit(name: str, limits: ServeRecipe) -> int | None:

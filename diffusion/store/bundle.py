@@ -245,7 +245,7 @@ def verify_bundle(uri: str | Path, digest: str | None = None) -> tuple[BundleSpe
 
     digest: the one it must have, if known.  Raises ValueError saying which file is missing or wrong.
     """
-    spec, actual = _read_spec(Path(uri), digest)
+    spec, actual = read_spec(Path(uri), digest)
     for name, expected in spec.weights.items():
         _check_weights(Path(uri, name), expected, sha256_file(Path(uri, name)))
     return spec, actual
@@ -257,7 +257,7 @@ def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: 
 
     Raises ValueError where that encoder or codec is not installed here, or another is.
     """
-    spec, actual = _read_spec(Path(uri), digest)
+    spec, actual = read_spec(Path(uri), digest)
     denoisers = [_read_network(spec, Path(uri, name)).to(device) for name in spec.weights]
     encoder = encoder_named(spec.text, str(device)) if spec.text else None
     codec = codec_named(spec.codec, str(device)) if spec.codec else None
@@ -267,7 +267,7 @@ def load_bundle(uri: str | Path, device: str | torch.device = "cpu", *, digest: 
 def load_model(uri: str | Path, *, digest: str | None = None) -> tuple[BundleSpec, Denoiser]:
     """Of a bundle, verified, the specification and the model alone, on the CPU: what reads its captions or makes its latents
     need not be installed."""
-    spec, _ = _read_spec(Path(uri), digest)
+    spec, _ = read_spec(Path(uri), digest)
     return spec, _read_network(spec, Path(uri, WEIGHTS_NAME))
 
 
@@ -277,7 +277,10 @@ def _read_network(spec: BundleSpec, path: Path) -> Denoiser:
     return _network(spec, data, source=str(path)).eval().requires_grad_(False)
 
 
-def _read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
+def read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
+    """The facts of the bundle in a folder, without its weights, and its digest.  Raises ValueError where it is not the
+    expected one.
+    """
     path = folder / SPEC_NAME
     _check_there(folder, SPEC_NAME)
     data = path.read_bytes()

@@ -7,18 +7,20 @@ loss that learns one), `optimizer.safetensors` (`<parameter>.exp_avg`, ...), `st
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion.codec import CodecIdentity
 from diffusion.recipe import Frozen, TrainRecipe, canonical_json, digest_of, unset
 from diffusion.store.averages import MANIFEST_NAME, STATE_NAME, File, Manifest
-from diffusion.store.publish import publishing, sha256_file
+from diffusion.store.publish import publishing, room_in, sha256_file
 from diffusion.store.refs import DatasetRef
 from diffusion.text import TextIdentity
 from diffusion.training.step import TrainState
@@ -140,7 +142,7 @@ def publish(snapshot: Snapshot, folder: Path, facts: Facts) -> str:
     """Publish what a checkpoint keeps as `folder`.  Returns the checkpoint's digest.
 
     Where a valid checkpoint of that name exists, its digest is returned: a replayed run makes the same one.  A damaged
-    one is set aside as `<name>.damaged-<n>`.
+    one is set aside as `<name>.damaged-<n>`.  Raises DiskFull.
     """
     folder = Path(folder)
     make_way(folder)
@@ -161,7 +163,7 @@ def make_way(folder: Path) -> None:
 
 
 def _publish(snapshot: Snapshot, folder: Path, facts: Facts) -> str:
-    with publishing(folder) as temporary:
+    with room_in(folder.parent, f"the checkpoint {folder.name}"), publishing(folder) as temporary:
         for name, tensors in snapshot.files.items():
             _write(tensors, temporary / name)
         (temporary / STATE_NAME).write_bytes(canonical_json(facts))
@@ -306,7 +308,13 @@ def load_optimizer_tensors(state: TrainState, tensors: dict[str, Tensor]) -> Non
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
     # contiguous: the file knows no memory formats, and equal weights are to give equal bytes
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(data, path)
+    except SafetensorError as error:  # which has the system's number in its words alone
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
 
 
 def _set_aside(folder: Path) -> None:

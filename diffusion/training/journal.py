@@ -16,6 +16,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = Path(path)
         self.images_seen = 0  # of the newest metrics
+        self.world: int | None = None  # workers of the newest start
         whole = 0
         if self._path.exists():
             for line in self._path.read_bytes().splitlines(keepends=True):
@@ -23,8 +24,7 @@ class Journal:
                     break  # written while the process was killed
                 whole += len(line)
                 record = json.loads(line)
-                if "event" not in record:
-                    self.images_seen = record["images_seen"]
+                self._follow(record)
             with open(self._path, "r+b") as file:
                 file.truncate(whole)
 
@@ -32,7 +32,6 @@ class Journal:
         """Write metrics unless they were written before.  Returns whether they were new."""
         if record["images_seen"] <= self.images_seen:
             return False
-        self.images_seen = record["images_seen"]
         self._write(record)
         return True
 
@@ -40,6 +39,13 @@ class Journal:
         """Write an event, {"event": its name, ...}."""
         self._write(record)
 
+    def _follow(self, record: dict[str, Any]) -> None:
+        if "event" not in record:
+            self.images_seen = record["images_seen"]
+        elif "world" in record:
+            self.world = record["world"]
+
     def _write(self, record: dict[str, Any]) -> None:
+        self._follow(record)
         with open(self._path, "a") as file:
             file.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")

@@ -83,7 +83,7 @@ def main() -> None:
 
     rows: dict[str, list[tuple[float, float]]] = {}
     alone = []
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=".") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         with Saving(Path(folder, "beside"), facts) as saving:
             ways = ways_of(facts, Path(folder), saving)
             steps()

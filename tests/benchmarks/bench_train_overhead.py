@@ -136,7 +136,7 @@ def main() -> None:
         trainer = trainer_of(
             job,
             measure,
-            workers=options.workers,
+            worlds=(options.workers,),
             use_gpu=options.gpu,
             max_failures=0,
             turns=options.turns,

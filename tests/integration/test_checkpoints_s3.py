@@ -4,6 +4,8 @@ import pytest
 
 from diffusion.store.storage import StorageRefused, open_storage
 from diffusion.training.copies import bring_newest, copies_in, remove, send, send_missing
+from flows.preflight import check
+from flows.site import Site
 from tests.faulty_proxy import FLIPPED, FaultyProxy
 from tests.test_checkpoint import runs, trained  # noqa: F401  (fixtures: two checkpoints, at 12 and 24)
 from tests.test_copies import SECOND, files
@@ -31,6 +33,7 @@ def test_a_faulty_network_changes_no_byte(s3, runs, tmp_path_factory, monkeypatc
         assert len(copies_in(copies)) == 1
 
 
-def test_a_bucket_that_is_not_there_is_refused_before_anything_is_trained(s3, tmp_path):
+def test_a_bucket_that_is_not_there_is_refused_before_anything_is_made(s3, tiny_recipe, tmp_path):
+    site = Site(home=tmp_path, runs="s3://no-such-bucket/models")
     with pytest.raises(StorageRefused, match="no-such-bucket"):
-        bring_newest(tmp_path, open_storage("s3://no-such-bucket/models"), lambda event: None)
+        check(tiny_recipe, "embedded", "register", site)

@@ -22,8 +22,10 @@ from diffusion.data.shards import read_index
 from diffusion.recipe import SamplingRecipe, ShardRecipe, TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.bundle import export_bundle, load_model
 from diffusion.store.refs import DatasetRef, RunRef
+from diffusion.store.storage import open_storage
 from diffusion.store.text_encoders import text_encoder
 from diffusion.training import checkpoint
+from diffusion.training.copies import copies_in
 from diffusion.training.figures import FIGURES
 from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss
@@ -225,11 +227,9 @@ def test_what_stays_is_copied_and_a_damaged_last_checkpoint_is_made_again_from_t
     copies, keep = str(tmp_path / "copies"), Keep(last=2, moments=(96,))
     kept = [f"{moment:012d}" for moment in (96, 384, 480)]
     run_dir, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
-    run = train_run(
-        RECIPE, dataset, run_dir, workers=2, recompute=True, keep=keep, copies=copies
-    )  # recomputing changes no bit
-    for place in (Path(copies), run_dir / "checkpoints"):
-        assert sorted(path.name for path in place.iterdir()) == kept
+    # recomputing changes no bit
+    run = train_run(RECIPE, dataset, run_dir, workers=2, recompute=True, keep=keep, copies=copies)
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == kept == copies_in(open_storage(copies))
     weights = Path(run.uri, "weights.safetensors")
     weights.write_bytes(weights.read_bytes()[:-4])
     events: list[dict] = []

@@ -1,0 +1,60 @@
+"""Ray Train between two numbers of workers: of those that the cluster has room for, the largest that the batch allows.
+
+Ray Train itself would take any number in between, and a batch of 12 cannot be divided over five workers.
+"""
+
+from typing import Any
+
+import ray
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+
+from diffusion.recipe import TrainRecipe
+from diffusion.training.exact import check_workers, workers_of
+
+
+def worlds_of(recipe: TrainRecipe, workers: int | tuple[int, int]) -> tuple[int, ...]:
+    """The numbers of workers, ascending, that may train a recipe where a site gives a number, or the least and the most.
+
+    Raises ValueError where there is none.
+    """
+    if isinstance(workers, int):
+        check_workers(recipe, workers)
+        return (workers,)
+    least, most = workers
+    allowed = workers_of(recipe)
+    worlds = tuple(n for n in allowed if least <= n <= most)
+    if not worlds:
+        exact = "" if recipe.micro_batch is None else f" and micro_batch={recipe.micro_batch}"
+        raise ValueError(
+            f"no number of workers from {least} to {most} divides batch_size={recipe.batch_size}{exact}: let there be"
+            f" {' or '.join(map(str, allowed))}"
+        )
+    return worlds
+
+
+class Fitting(ElasticScalingPolicy):
+    """Ray Train's own policy, which counts workers that are alive to be had, rounded down to one of `worlds`."""
+
+    def __init__(self, scaling_config: ScalingConfig, worlds: tuple[int, ...]) -> None:
+        super().__init__(scaling_config)
+        self.worlds = worlds
+
+    def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
+        # what is reserved is looked at every 20 s: a start on a node that has died since would wait for a minute
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        room = super()._count_possible_workers({node: has for node, has in reserved_resources.items() if node in alive})
+        return max((world for world in self.worlds if world <= room), default=0)
+
+
+class ElasticTrainer(TorchTrainer):
+    """A TorchTrainer whose ScalingConfig has the least and the most of `worlds`."""
+
+    def __init__(self, *args: Any, worlds: tuple[int, ...], **config: Any) -> None:
+        super().__init__(*args, **config)
+        self.worlds = worlds
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        policy = Fitting(self.scaling_config, self.worlds)
+        return super()._initialize_and_run_controller(**settings | {"scaling_policy": policy})

@@ -1,0 +1,414 @@
+"""SIGKILL at random moments of a run, and a cluster that grows and shrinks: `python -m tests.benchmarks.bench_kills`.
+
+One run each, in the exact mode, for
+
+worker      one process that trains
+node        one of three nodes, with all of its processes; a new one takes its place
+driver      the process that trains, on a Ray that stays
+everything  that process and all of Ray
+
+`--moments` moments are drawn from the run's length; at every second one the kill waits until a checkpoint is being written,
+and hits who writes it.  Each run must come to the digest, and the history, of a run that nothing befell.
+
+elastic     a cluster of 1, 2, 4 and then 1 again workers, in the exact mode and not: the samples at each position, and how
+            far the weights are from those of a run on one worker
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray.cluster_utils import Cluster
+from safetensors.torch import load_file
+
+from diffusion.adapters import ray_train_worker
+from diffusion.adapters.ray_cluster import local_ray, ray_environment
+from diffusion.adapters.ray_train import fit, train_run, trainer_of
+from diffusion.adapters.ray_train_worker import Job
+from diffusion.data.ingest import shard_dataset
+from diffusion.data.reader import ShardReader
+from diffusion.data.reading import Reading
+from diffusion.data.reading_order import order_of
+from diffusion.data.stream import Batch
+from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe, digest_of
+from diffusion.store.publish import PREFIX
+from diffusion.store.refs import DatasetRef
+from diffusion.training import checkpoint
+from diffusion.training.figures import FIGURES
+from diffusion.training.loop import ignore
+from diffusion.training.retention import Keep
+from tests.test_loop import CLOCKS, vector
+
+BATCH = 8
+EVERY = 8  # steps between two checkpoints
+NODES = 3  # of one CPU each; a batch of eight goes to two of them, or to four
+WORKERS = (1, 4)
+KINDS = ["worker", "node", "driver", "everything", "elastic"]
+TIMEOUT_S = 500
+
+
+def recipe_of(steps: int) -> TrainRecipe:
+    return TrainRecipe(
+        unet=UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=()),
+        images=BATCH * steps,
+        batch_size=BATCH,
+        micro_batch=2,
+        warmup_images=3 * BATCH,
+        checkpoint_images=BATCH * EVERY,
+        window=16,
+        streams=2,
+    )
+
+
+class Run:
+    """What the folder of a run tells from outside."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def records(self) -> list[dict]:
+        try:
+            text = (self.folder / "metrics.jsonl").read_text()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def events(self, *names: str) -> list[dict]:
+        return [record for record in self.records() if record.get("event") in names]
+
+    @property
+    def starts(self) -> list[dict]:
+        return self.events("started", "resumed")
+
+    @property
+    def images_seen(self) -> int:
+        return max((record["images_seen"] for record in self.records() if "event" not in record), default=0)
+
+    def numbers(self) -> list[dict]:
+        told = [record for record in self.records() if "event" not in record]
+        return [
+            {name: value for name, value in record.items() if name not in (*CLOCKS, *FIGURES, "time")}
+            for record in told
+        ]
+
+    def being_written(self) -> set[str]:
+        return {path.name for path in (self.folder / "checkpoints").glob(PREFIX + "*")}
+
+
+def until(happened: Callable[[], bool], what: str, *, every_s: float = 0.05) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not happened():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(every_s)
+
+
+def descendants(pid: int) -> list[int]:
+    """Its children, theirs, and so on, as /proc has them."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        found += (own := children.get(todo.pop(), []))
+        todo += own
+    return found
+
+
+def kill(*pids: int) -> int:
+    """Returns how many of them there were."""
+    hit = 0
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        hit += 1
+    return hit
+
+
+@contextmanager
+def cluster_of(folder: Path, nodes: int) -> Iterator[Cluster]:
+    """A Ray with a head that has no CPU, and so many nodes with one; this process is connected to it."""
+    folder.mkdir(parents=True)
+    os.environ.update(ray_environment(folder) | {"RAY_TMPDIR": str(folder)})
+    token = folder / "auth_token"
+    token.touch(mode=0o600)
+    token.write_text(os.urandom(32).hex())
+    maybe_enable_token_auth_if_token_available()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def kill_node(cluster: Cluster, worker: int) -> int:
+    """Kill the node that a worker is on, with all that runs there, and add another.  Returns how many processes died."""
+    raylets = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
+    raylet = next((pid for pid in raylets if worker in descendants(pid)), None)
+    if raylet is None:
+        return 0
+    hit = kill(raylet, *descendants(raylet))
+    cluster.remove_node(raylets[raylet], allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+    return hit
+
+
+class Killer:
+    """Waits for the moments of a run and kills at each."""
+
+    def __init__(self, run: Run, recipe: TrainRecipe, moments: int, seed: int, hit: Callable[[int], int]) -> None:
+        """hit: given one of the run's workers, kills something and returns how many processes that were."""
+        self.run, self.draw, self.hit = run, random.Random(seed), hit
+        self.moments = sorted(self.draw.randrange(recipe.images * 9 // 10) for _ in range(moments))
+        self.kills = self.aimed = self.half_written = 0
+        self._starts = 0  # when it killed last
+
+    def strike(self, number: int, over: Callable[[], bool]) -> None:
+        """Wait for a moment and kill, unless the run is over before."""
+        starts: list[dict] = []
+
+        def due() -> bool:
+            nonlocal starts
+            starts = self.run.starts
+            return over() or (len(starts) > self._starts and self.run.images_seen >= self.moments[number])
+
+        until(due, f"moment {number} of {self.run.folder}")
+        aimed = number % 2 == 1
+        before = self.run.being_written()
+        if aimed:
+            until(lambda: over() or bool(self.run.being_written() - before), "a checkpoint", every_s=0.0002)
+        else:
+            time.sleep(self.draw.random() / 2)
+        if over():
+            return
+        pids = starts[-1]["pids"]
+        if self.hit(pids[0] if aimed else self.draw.choice(pids)):
+            self.kills += 1
+            self.aimed += aimed
+        self._starts = len(starts)
+        time.sleep(0.3)  # a writer that lives on has published it by then
+        self.half_written += bool(self.run.being_written() - before)
+
+
+def with_kills(train: Callable[[], Any], killer: Killer) -> None:
+    """Train in a thread and kill what it trains on at each moment."""
+    with ThreadPoolExecutor(1) as pool:
+        trained = pool.submit(train)
+        for number in range(len(killer.moments)):
+            killer.strike(number, trained.done)
+        trained.result()
+
+
+class Driver:
+    """A process that trains, and is started again whenever it was killed."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.command = command
+        self.process = self._started()
+
+    def _started(self) -> subprocess.Popen:
+        return subprocess.Popen(self.command, stdout=subprocess.DEVNULL, start_new_session=True)
+
+    def over(self) -> bool:
+        return self.process.poll() is not None
+
+    def kill(self, *more: int) -> int:
+        hit = kill(self.process.pid, *more)
+        self.process.wait()
+        self.process = self._started()
+        return hit
+
+    def kill_all(self) -> int:
+        return self.kill(*descendants(self.process.pid))
+
+
+def drive(run_dir: Path, address: str) -> None:
+    """What a driver of its own does."""
+    recipe = TrainRecipe.model_validate_json((run_dir.parent / "recipe.json").read_text())
+    dataset = DatasetRef.model_validate_json((run_dir.parent / "dataset.json").read_text())
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        train_run(recipe, dataset, run_dir, workers=WORKERS)
+        return
+    with local_ray(run_dir / "r", cpus=4):
+        train_run(recipe, dataset, run_dir, workers=2)
+
+
+def matrix(folder: Path, dataset: DatasetRef, recipe: TrainRecipe, kinds: list[str], moments: int, seed: int) -> bool:
+    """The table of kills; whether all is as it should be."""
+    (folder / "recipe.json").write_text(recipe.model_dump_json())
+    (folder / "dataset.json").write_text(dataset.model_dump_json())
+    with cluster_of(folder / "c", NODES) as cluster:
+        calm = Run(folder / "calm")
+        wanted = train_run(recipe, dataset, calm.folder, workers=2).digest
+        print(
+            f"{recipe.images // BATCH} steps, a checkpoint every {EVERY}; digest of the undisturbed run {wanted[:16]}\n"
+        )
+        print(
+            f"{'SIGKILL of':<12}kills  aimed at a write  left half  resumes  damaged  worlds   digest and history  seconds"
+        )
+        right = True
+        for kind in kinds:
+            began = time.monotonic()
+            run = Run(folder / kind)
+            killer = killed(kind, run, cluster, recipe, dataset, moments=moments, seed=seed)
+            last = checkpoint.latest(run.folder / "checkpoints")[0]
+            same = digest_of(checkpoint.verify(last)) == wanted and run.numbers() == calm.numbers()
+            right &= same
+            worlds = ",".join(map(str, sorted({start["world"] for start in run.starts})))
+            print(
+                f"{kind:<12}{killer.kills:>5}{killer.aimed:>18}{killer.half_written:>11}{len(run.starts) - 1:>9}"
+                f"{len(run.events('damaged_checkpoint')):>9}  {worlds:<9}{'equal' if same else 'NOT EQUAL':<18}"
+                f"{time.monotonic() - began:>9.0f}",
+                flush=True,
+            )
+    return right
+
+
+def killed(
+    kind: str, run: Run, cluster: Cluster, recipe: TrainRecipe, dataset: DatasetRef, *, moments: int, seed: int
+) -> Killer:
+    """Train to the end while what `kind` says is killed."""
+    if kind in ("worker", "node"):
+        killer = Killer(run, recipe, moments, seed, kill if kind == "worker" else partial(kill_node, cluster))
+        with_kills(lambda: train_run(recipe, dataset, run.folder, workers=WORKERS, max_failures=10 * moments), killer)
+        return killer
+    address = cluster.address if kind == "driver" else ""
+    command = [sys.executable, "-m", "tests.benchmarks.bench_kills", "--drive", str(run.folder), address]
+    driver = Driver(command)
+    killer = Killer(run, recipe, moments, seed, lambda _: driver.kill() if kind == "driver" else driver.kill_all())
+    try:
+        for number in range(moments):
+            killer.strike(number, driver.over)
+        if driver.process.wait(TIMEOUT_S):
+            raise RuntimeError(f"a driver that nobody killed ended with {driver.process.returncode}")
+    finally:
+        if not driver.over():
+            kill(*descendants(driver.process.pid), driver.process.pid)
+    return killer
+
+
+def spying(config: dict) -> tuple | None:
+    """`work`, that tells the driver of each sample, and does not train beyond the gate of its number of workers."""
+    gates, share_of = config["gates"], ray_train_worker.share_of
+
+    def spied(job: Any, *rest: Any, send: Callable, **more: Any) -> Iterator[Batch]:
+        gate = gates[ray.train.get_context().get_world_size()]
+        for batch in share_of(job, *rest, send=send, **more):
+            positions = batch.index.tolist()
+            while positions[0] >= gate and not (job.run_dir / "open").exists():
+                time.sleep(0.1)
+            send({"event": "batch", "positions": positions, "keys": batch.keys})
+            yield batch
+
+    ray_train_worker.share_of = spied
+    return ray_train_worker.work(config)
+
+
+def elastic(folder: Path, dataset: DatasetRef, recipe: TrainRecipe) -> bool:
+    """1 -> 2 -> 4 -> 1 workers; whether samples are as they should be and, in the exact mode, weights."""
+    run, quarter = Run(folder / "grown"), recipe.images // 4
+    run.folder.mkdir(parents=True)
+    job = Job(recipe, dataset, run.folder, 1, False, f"train-{uuid.uuid4().hex}", Reading(), Keep(), None)
+    seen: dict[int, set[str]] = {}
+
+    def on_event(event: dict) -> None:
+        for position, key in zip(event.get("positions", ()), event.get("keys", ()), strict=True):
+            seen.setdefault(position, set()).add(key)
+
+    with cluster_of(folder / "c", 1) as cluster, ThreadPoolExecutor(1) as pool:
+        wanted = train_run(recipe, dataset, folder / "calm", workers=1)
+        trainer = trainer_of(
+            job,
+            spying,
+            worlds=(1, 2, 4),
+            use_gpu=False,
+            resize_s=2.0,
+            max_failures=10,
+            gates={1: quarter, 2: 2 * quarter, 4: 3 * quarter},
+        )
+        trained = pool.submit(fit, job, trainer, ignore, on_event)
+        for world, more in ((1, 1), (2, 2), (4, 0)):
+            wanted_at = quarter * {1: 1, 2: 2, 4: 3}[world] - BATCH
+
+            def there(world: int = world, at: int = wanted_at) -> bool:
+                return trained.done() or (bool(run.starts) and run.starts[-1]["world"] == world and at in seen)
+
+            until(there, f"{world} workers come to their gate")
+            for _ in range(more):
+                cluster.add_node(num_cpus=1)
+        (run.folder / "open").touch()
+        for node in list(cluster.worker_nodes)[1:]:
+            raylet = node.all_processes["raylet"][0].process.pid
+            kill(raylet, *descendants(raylet))
+            cluster.remove_node(node, allow_graceful=False)
+        trained.result()
+    order, reader = order_of(ShardReader(dataset.uri).manifest, "train", recipe), ShardReader(dataset.uri)
+    due = [reader.keys[i] for i in order.at(0, recipe.images)]
+    same = seen == {position: {key} for position, key in enumerate(due)}
+    ends = [Path(wanted.uri), checkpoint.latest(job.checkpoints)[0]]
+    calm, grown = (vector(load_file(end / "weights.safetensors")) for end in ends)
+    equal = digest_of(checkpoint.verify(ends[1])) == wanted.digest
+    worlds = " -> ".join(str(start["world"]) for start in run.starts)
+    mode = "fast" if recipe.micro_batch is None else "exact"
+    apart = calm - grown
+    print(
+        f"elastic, {mode}: workers {worlds}; samples {'as they should be' if same else 'WRONG'} at {len(seen)} positions, in"
+        f" {len(run.events('batch'))} shares; digest {'equal' if equal else 'not equal'}; weights differ by"
+        f" {(apart.norm() / calm.norm()).item():.2g} of their length, by {apart.abs().max().item():.2g} at most",
+        flush=True,
+    )
+    return same and (equal or recipe.micro_batch is None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=KINDS)
+    parser.add_argument("--moments", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--drive", nargs=2, metavar=("FOLDER", "ADDRESS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.drive:
+        return drive(Path(options.drive[0]), options.drive[1])
+    recipe, right = recipe_of(options.steps), True
+    with tempfile.TemporaryDirectory(prefix="kills-", dir="/tmp", ignore_cleanup_errors=True) as place:
+        folder = Path(place)
+        dataset = shard_dataset("embedded", ShardRecipe(resolution=16, shard_size=512), folder / "store")
+        kinds = [kind for kind in options.kinds if kind != "elastic"]
+        if kinds:
+            right = matrix(folder, dataset, recipe, kinds, options.moments, options.seed)
+        if "elastic" in options.kinds:
+            fast = recipe.model_copy(update={"micro_batch": None, "optimizer": "adamw"})
+            right &= elastic(folder / "exact", dataset, recipe) & elastic(folder / "fast", dataset, fast)
+    raise SystemExit(not right)
+
+
+if __name__ == "__main__":
+    main()
