@@ -304,7 +304,12 @@ def test_a_model_that_reads_prompts_says_so_and_draws_from_them():
         assert np.array_equal(decode_png(answer.content), engine.generate([GenerateRequest(**body)])[0][0])
         both = client.post(URL, json={**body, "label": "cat"}).json()["data"][0]
         assert (both["receipt"]["label"], both["receipt"]["prompt"]) == ("cat", body["prompt"])
-        for wrong, said in ((" ", "has words"), ("x" * 301, "at most 300"), ("a\nb", "printable"), (7, "it is no text")):
+        for wrong, said in (
+            (" ", "has words"),
+            ("x" * 301, "at most 300"),
+            ("a\nb", "printable"),
+            (7, "it is no text"),
+        ):
             answer = client.post(URL, json={"prompt": wrong})
             error = error_of(answer)
             assert (answer.status_code, error["param"]) == (422, "prompt")
