@@ -1,5 +1,6 @@
 """What is set aside can be had back: people release what a policy held back, and retry what a decoder refused."""
 
+import hashlib
 import zipfile
 from pathlib import Path
 
@@ -205,6 +206,17 @@ def test_a_file_with_an_unsafe_name_is_kept_as_it_is_and_goes_in_under_no_name(s
     assert ingest.retry(root, first.digest) == first
     with pytest.raises(ValueError, match=r"end.png.*control character.*rename it in the source"):
         ingest.release(root, first.digest, [file.sha256])
+
+
+def test_a_file_is_released_beside_a_copy_of_it_with_an_unsafe_name(source, root):
+    small = (source / "a" / "small-1.png").read_bytes()
+    (source / "b" / "line\nend.png").write_bytes(small)
+    first = ingest.shard_dataset(source, RECIPE, root)
+    made = ingest.release(root, first.digest, [hashlib.sha256(small).hexdigest()])
+    assert made.images + made.holdout == first.images + first.holdout + 1
+    left = {file.name: file.kind for file in quarantine.entries(root, made.digest)}
+    assert "a/small-1.png" not in left
+    assert [kind for name, kind in left.items() if name.startswith("b/line")] == ["unsafe name"]
 
 
 def test_what_is_kept_nowhere_is_carried_over(source, root, monkeypatch):

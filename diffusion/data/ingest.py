@@ -97,6 +97,8 @@ def release(
     for file in (file for files in held.values() for file in files):
         if file.kind == DUPLICATE:
             raise ValueError(f"{file.name} is not needed: it is {file.detail}, which the dataset holds")
+        if file.kind == UNSAFE_NAME and any(same.kind in POLICY for same in held[file.sha256]):
+            continue  # a copy under a name that cannot be written down stays where it is
         if file.kind == UNSAFE_NAME:
             raise ValueError(
                 f"{file.name} is set aside because {file.detail}: rename it in the source, and shard again"
