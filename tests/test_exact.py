@@ -23,7 +23,8 @@ from diffusion.training.loop import train
 from diffusion.training.parallel import data_parallel, exact_parallel, world_gather
 from diffusion.training.step import Part, TrainState, build_state, corrupt, parts_of, train_step
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+# eight processes meet often: on a machine with much else to do each meeting takes a while
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(600)]
 
 STEPS = 4
 EXACT = TrainRecipe(
