@@ -37,6 +37,8 @@ def told(found: DryRun, recipe: ShardRecipe) -> dict[str, str]:
         + few(f"{name} {count:,}" for name, count in source["classes"].items()),
         "captions": f"{source['captioned']:,} pictures have one, {source['with several captions']:,} of them several",
     }
+    if unprintable := source["captions with control characters"]:
+        lines["captions"] += f"; {unprintable:,} with control characters, which stay in them"
     for title in ("left out", "other files"):
         if source[title]:
             lines[title] = few(f"{count:,} {name}" for name, count in source[title].items())

@@ -32,7 +32,8 @@ def started_from(recipe: TrainRecipe, init: str | None, dataset: DatasetRef, sit
 
     A model that this very recipe made of this very dataset would learn nothing that it was not taught: the recipe is then
     its own, whose work is finished.  So a schedule that starts from the champion trains when pictures came, or the recipe
-    changed, and else does nothing.  Raises ValueError where the networks differ in more than classes and conditions.
+    changed, and else does nothing.  In the place of a student stands its teacher.  Raises ValueError where the
+    networks differ in more than classes and conditions.
     """
     if init is None:
         return recipe
@@ -41,9 +42,12 @@ def started_from(recipe: TrainRecipe, init: str | None, dataset: DatasetRef, sit
     from diffusion.store.bundle import verify_bundle
     from diffusion.training.warm_start import check_origin
 
-    digest = resolved(init, site)
-    recipe = recipe.model_copy(update={"init": digest})
-    spec, _ = verify_bundle(origin_of(recipe, site), digest)
+    recipe = recipe.model_copy(update={"init": resolved(init, site)})
+    spec, _ = verify_bundle(origin_of(recipe, site), recipe.init)
+    if spec.lesson:
+        say("  train     that model is a student: its teacher is what can learn more")
+        recipe = recipe.model_copy(update={"init": spec.lesson.teacher})
+        spec, _ = verify_bundle(origin_of(recipe, site), recipe.init)
     own = recipe.model_copy(update={"init": spec.init})
     if (spec.dataset_digest, spec.recipe_digest) == (dataset.digest, digest_of(own)):
         say("  train     that model was trained by this recipe on these pictures: there is nothing new to learn")

@@ -258,11 +258,11 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.Captu
     clock = iter([0.0, 1.0, 2.0, 12.0, 13.0, 21.0])
     update = console._plain("train", "pictures", now=lambda: next(clock))
     for done in (100, 200, 1_200, 1_300, 2_100):  # a resumed run: it starts at 100
-        update(done, 2_100, loss=0.25)
+        update(done, 2_100, note="" if done < 2_100 else "41 % of peak, waits 1 %", loss=0.25)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "  train     1,200 of 2,100 pictures (57 %), 100 pictures/s, 9.0 s left  loss 0.25",
-        "  train     2,100 of 2,100 pictures (100 %), 100 pictures/s, 0.0 s left  loss 0.25",
+        "  train     2,100 of 2,100 pictures (100 %), 100 pictures/s, 0.0 s left  41 % of peak, waits 1 %  loss 0.25",
     ]
 
 

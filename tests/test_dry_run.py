@@ -58,6 +58,12 @@ def test_against_the_version_before_it_tells_what_is_new_changed_and_gone(source
     assert found.changes == Changes(first.digest, 1, 2, 1, GOOD + len(REASONS) - 3)
     assert (found.to_decode, found.sampled.files, found.sampled.rejected) == (2, 2, {})  # a caption costs no decoding
     assert "1 new, 2 changed, 1 gone" in told(found, RECIPE)["version"]
+    assert told(found, RECIPE)["captions"] == "1 pictures have one, 0 of them several"
+    (source / "metadata.jsonl").write_text(
+        '{"file_name": "cats/00.png", "text": "a\\tcat\\n"}\n{"file_name": "dogs/01.png", "text": "a \\u001b[2J dog"}\n'
+    )
+    said = told(dry_run(source, RECIPE, root), RECIPE)["captions"]
+    assert said == "2 pictures have one, 0 of them several; 1 with control characters, which stay in them"
     assert {found.name: found.mark for found in root.walk()} == before
     assert dry_run(source, RECIPE, root, fresh=True).changes is None
     other = dry_run(source, RECIPE.model_copy(update={"resolution": 16}), root)

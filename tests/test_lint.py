@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -87,6 +88,10 @@ def test_what_is_missing_is_named_once(root: LocalFolder) -> None:
     root.remove(first.tar)
     root.remove(second.index)
     assert lint(made) == [Finding(first.tar, "", "is missing"), Finding(second.index, "", "is missing")]
+    for place in (first.tar, second.index):
+        os.mkfifo(root.path(place))  # nobody writes into it
+    assert lint(made) == [Finding(first.tar, "", "is missing"), Finding(second.index, "", "is missing")]
+    root.path(first.tar).unlink()
     root.put(first.tar, b"no tar" * 1000)
     assert any("is no tar that can be read" in found.what for found in lint(made))
 

@@ -143,6 +143,7 @@ def test_what_cannot_be_mixed_is_refused_with_what_to_do(root: LocalFolder, tmp_
     a, b = published(root, [Made(1)]), published(root, [Made(2)])
     large = published(root, [Made(3)], resolution=32)
     dark = published(root, [Made(4)], processing=Processing(background="#000000"))
+    shaped = published(root, [Made(4)], processing=Processing(background="#ffffff", buckets=((8, 16), (16, 8))))
     far = published(LocalFolder(tmp_path / "far"), [Made(5)])
     mixed = mix(root, [(a, 1), (b, 1)])
     for datasets, says in (
@@ -151,7 +152,8 @@ def test_what_cannot_be_mixed_is_refused_with_what_to_do(root: LocalFolder, tmp_
         ([(a, 1), (b, float("inf"))], "a weight is a number above 0"),
         ([(a, 1), (a, 2)], "given 2 times"),
         ([(a, 1), (large, 1)], "has resolution 32, .* has 16"),
-        ([(a, 1), (dark, 1)], "has processing .*#000000"),
+        ([(a, 1), (dark, 1)], "has background #000000, .* has #ffffff: shard one"),
+        ([(a, 1), (shaped, 1)], r"has buckets 16x8, 8x16, .* has none \(its pictures are square\): shard one"),
         ([(a, 1), (far, 1)], "mix datasets of one data root"),
         ([(a, 1), (mixed, 1)], "is a mixture itself: mix what it is made of"),
     ):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.recipe import TrainRecipe, canonical_json, digest_of
+from diffusion.recipe import Lesson, SamplingRecipe, TrainRecipe, canonical_json, digest_of
 from diffusion.store.bundle import BundleSpec, load_model, publish_bundle
 from diffusion.store.refs import DatasetRef
 from flows.origin import origin_of, resolved, started_from
@@ -19,11 +19,12 @@ def dataset_of(digest: str, classes: tuple[str, ...] = CLASSES) -> DatasetRef:
     return DatasetRef(uri="/nowhere", digest=digest * 64, resolution=RESOLUTION, classes=classes, **facts)
 
 
-def model_of(site: Site, recipe: TrainRecipe, dataset: DatasetRef) -> str:
+def model_of(site: Site, recipe: TrainRecipe, dataset: DatasetRef, **changed: object) -> str:
     """Publish the model that this recipe would have made of this dataset.  Returns its digest."""
     made = Path(published_model(site.store).uri)
     spec = BundleSpec.model_validate_json((made / "bundle.json").read_bytes())
     facts = {"init": recipe.init, "recipe_digest": digest_of(recipe), "dataset_digest": dataset.digest}
+    facts |= changed
     (made / "bundle.json").write_bytes(canonical_json(spec.model_copy(update=facts)))
     return publish_bundle(made, site.store)[1]
 
@@ -52,6 +53,16 @@ def test_a_model_of_this_very_recipe_and_dataset_has_nothing_new_to_learn(tmp_pa
     second = model_of(site, began, grown)
     assert started_from(RECIPE, second, grown, site) == began
     assert started_from(RECIPE, second, data, site).init == second
+
+
+def test_in_the_place_of_a_student_stands_its_teacher(tmp_path):
+    site, data = Site(home=tmp_path), dataset_of("a")
+    teacher = model_of(site, RECIPE, data)
+    draws = SamplingRecipe(sampler="ddim", guidance=1.0, steps=4)
+    lesson = Lesson(teacher=teacher, by=SamplingRecipe(), student=draws)
+    student = model_of(site, RECIPE, data, lesson=lesson, sampling=draws)
+    assert started_from(RECIPE, student, dataset_of("b"), site).init == teacher
+    assert started_from(RECIPE, student, data, site) == RECIPE
 
 
 def test_mistakes_are_told_in_words(tmp_path):

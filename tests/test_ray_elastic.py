@@ -1,5 +1,7 @@
 """adapters/ray_elastic.py: which numbers of workers are taken.  A cluster that grows and shrinks is bench_kills."""
 
+from types import SimpleNamespace
+
 import pytest
 from ray.train import ScalingConfig
 
@@ -33,6 +35,14 @@ def test_the_largest_world_that_living_nodes_have_room_for(
 ):
     nodes = [{"NodeID": str(i), "Alive": i not in dead} for i in range(len(cpus))]
     monkeypatch.setattr(ray_elastic.ray, "nodes", lambda: nodes)
-    policy = Fitting(ScalingConfig(num_workers=(2, 6)), (2, 3, 4, 6))
+    policy = Fitting(ScalingConfig(num_workers=(2, 6)), (2, 3, 4, 6), "run")
     reserved = {str(i): {"CPU": float(n)} for i, n in enumerate(cpus)}
     assert policy._count_possible_workers(reserved) == world
+
+
+def test_the_next_driver_of_a_run_takes_over_what_the_killed_one_reserved(monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+    monkeypatch.setattr(Fitting, "_send_resource_request", lambda policy: asked.append(policy._requester_id))
+    for driver in ("killed", "next"):
+        Fitting(ScalingConfig(num_workers=(2, 6)), (2, 6), "run").after_controller_start(SimpleNamespace(run_id=driver))
+    assert asked[0] == asked[1]

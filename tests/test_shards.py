@@ -49,11 +49,13 @@ def test_equal_samples_give_equal_bytes_at_any_time(tmp_path, monkeypatch):
     assert {p.suffix for p in path.parent.iterdir()} == {".tar", ".npy"}
 
 
-@given(st.lists(st.tuples(st.text(max_size=600), st.integers(0, 1400)), min_size=1, max_size=6))
+@given(
+    st.lists(st.tuples(st.text(max_size=600), st.integers(0, 1400)), min_size=1, max_size=6), st.sampled_from([1, 7])
+)
 @settings(max_examples=40, deadline=None)
-def test_the_bytes_are_those_of_tarfile_and_the_index_points_into_them(tmp_path_factory, contents):
+def test_the_bytes_are_those_of_tarfile_and_the_index_points_into_them(tmp_path_factory, contents, times):
     samples = []
-    for i, (text, size) in enumerate(contents):
+    for i, (text, size) in enumerate(contents * times):
         caption = text.encode("utf-8", "replace").decode()
         facts = {"n": i, "captions": [[caption, 1.0], ["another", 0.5]] if caption else []}
         samples.append(PackedSample(f"{i:08x}", i, facts, bytes([i]) * size))

@@ -46,6 +46,16 @@ def test_a_folder_s_walk_leaves_out_what_is_being_written_and_follows_no_link_to
         list(storage.walk())
 
 
+def test_a_pipe_in_the_place_of_an_object_is_no_object_and_keeps_nobody_waiting(storage, tmp_path):
+    storage.put("a/b", b"1")
+    storage.path("a/b").unlink()
+    os.mkfifo(storage.path("a/b"))  # nobody writes into it
+    assert storage.size("a/b") is None
+    for call in (lambda: storage.read("a/b"), lambda: storage.fetch("a/b", tmp_path / "copy")):
+        with pytest.raises(FileNotFoundError, match="it is no plain file"):
+            call()
+
+
 def test_a_large_file_is_linked_and_copied_where_it_cannot_be(storage, tmp_path, monkeypatch):
     source = tmp_path / "source"
     source.write_bytes(b"1")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.recipe import TrainRecipe
+from diffusion.recipe import Lesson, TrainRecipe
 from diffusion.store.bundle import Bundle
 from diffusion.training.step import TrainState, build_state
 from diffusion.training.warm_start import check_origin, warm_start
@@ -135,6 +135,14 @@ def test_a_condition_is_not_lost_silently(monkeypatch):
     state = build_state(recipe_of(READING), resolution=RESOLUTION, classes=len(CLASSES), device="cpu")
     with pytest.raises(ValueError, match="3 tokens of 4 numbers"):
         warm_start(state, CLASSES, other.spec, other.denoiser)
+
+
+def test_a_student_is_no_start():
+    spec = random_bundle("fp32").spec
+    draws = spec.sampling
+    lesson = Lesson(teacher="e" * 64, by=draws, student=draws.model_copy(update={"guidance": 1.0, "sampler": "ddim"}))
+    with pytest.raises(ValueError, match=r"Start from its teacher: train.init=e{64}"):
+        check_origin(PLAIN, RESOLUTION, spec.model_copy(update={"lesson": lesson}))
 
 
 def test_attention_is_compared_by_level_so_a_network_may_go_to_larger_pictures():

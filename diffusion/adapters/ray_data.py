@@ -23,7 +23,8 @@ from diffusion.store.storage import Storage, StorageRefused, StorageUnavailable
 _TOLD = {kind.__name__: kind for kind in (DiskFull, StorageRefused, StorageUnavailable, DamagedShard, ValueError)}
 _WAVE_TASKS = 2048
 _WAVE_BYTES = 2**26  # of tasks as text
-_GROUP_TASKS = 8  # that a worker gets in one go, and does again where it is killed
+_GROUP_TASKS = 16  # that a worker gets in one go, and does again where it is killed
+_LOOK_S = 0.05  # how often Ray Data looks after its workers while it works for us
 
 
 def shard_dataset(
@@ -67,7 +68,7 @@ def _ray_wave(function: Callable[[dict], dict], wave: list[str], workers: int | 
     import pyarrow as pa
     import ray
 
-    with quiet():
+    with quiet(), _prompt():
         cpus = int(ray.cluster_resources().get("CPU", 1))
         rows = ray.data.from_blocks([pa.table({"task": group}) for group in _groups(wave, workers or cpus)])
         rows.context.target_max_block_size = 1  # a result goes on its way with the next, not with its whole group
@@ -81,7 +82,7 @@ def _ray_wave(function: Callable[[dict], dict], wave: list[str], workers: int | 
 def _groups(wave: list[str], workers: int) -> Iterator[list[str]]:
     """The wave in groups for a worker each, which shrink so that all workers end at once  [Polychronopoulos and Kuck 1987].
 
-    Ray Data looks after its workers ten times a second: one that has done its tasks waits, the longer the more there are.
+    Ray Data looks after its workers now and then: one that has done its tasks waits, the longer the more there are.
     """
     start = 0
     while start < len(wave):
@@ -116,6 +117,23 @@ def failure(row: dict[str, str], what: str) -> Exception:
     error = _TOLD[name](*told) if name else RuntimeError(f"{what}: {told[0]}")
     error.add_note(row["traceback"])
     return error
+
+
+@contextmanager
+def _prompt() -> Iterator[None]:
+    """Ray Data learns what the cluster has when it asks again, after 1 s, and lets a single task run until then; and it
+    takes results and gives out tasks every 0.1 s.  In the block it does both every `_LOOK_S`.  Ray 2.60 has no option
+    for it.
+    """
+    from ray.data._internal.execution import streaming_executor_state as state
+    from ray.data._internal.execution.resource_manager import ResourceManager
+
+    theirs = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _LOOK_S
+    try:
+        yield
+    finally:
+        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = theirs
 
 
 @contextmanager

@@ -183,7 +183,7 @@ def trainer_of(
     shutil.rmtree(job.notes, ignore_errors=True)
     resources = {"CPU": job.threads} | ({"GPU": 1} if use_gpu else {})
     fixed = len(worlds) == 1
-    kind = ray.train.torch.TorchTrainer if fixed else partial(ElasticTrainer, worlds=worlds)
+    kind = ray.train.torch.TorchTrainer if fixed else partial(ElasticTrainer, worlds=worlds, run=str(job.run_dir))
     return kind(
         work,
         train_loop_config={"job": job, **config},

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,10 @@ class Validation:
     def close(self) -> None:
         """Take what is finished and leave the rest."""
         self._waiting.clear()
-        self.turn()
-        if self._running:
-            ray.cancel(self._running[0], force=True)
+        with suppress(RayError):  # where Ray has ended before
+            self.turn()
+            if self._running:
+                ray.cancel(self._running[0], force=True)
 
     def _want(self, folder: Path, digest: str) -> None:
         images = int(folder.name)

@@ -19,7 +19,7 @@ import numpy as np
 from diffusion.data.manifest import ShardEntry
 from diffusion.data.shards import DamagedShard, damaged, read_index
 from diffusion.store.cache import ShardCache
-from diffusion.store.storage import LocalFolder, Storage
+from diffusion.store.storage import LocalFolder, Storage, open_plain
 
 OPEN_SHARDS = 128  # each holds a file open; a process may have 1,024
 INDEX_BYTES = 64 * 2**20  # of all open shards together
@@ -155,7 +155,7 @@ def _opened(path: Path) -> Read:
     """Reads from a local file by calls of the system.  Mapping it into memory would cost less than reading it whole, but
     whoever touches mapped memory that cannot be read - a file cut off, a disk that fails - is killed.
     """
-    return _File(os.open(path, os.O_RDONLY))
+    return _File(open_plain(path, os.O_RDONLY))
 
 
 def _sliced(view: memoryview) -> Read:

@@ -4,6 +4,7 @@ Names are relative, with '/'.  An object appears whole or not at all.  What is n
 harm; nothing else is put twice.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -81,6 +82,18 @@ def open_storage(uri: str | Path) -> Storage:
     return LocalFolder(Path(uri).expanduser().absolute())
 
 
+def open_plain(path: str | Path, flags: int, within: int | None = None) -> int:
+    """Descriptor of a plain file, as an opener for `open`.  A pipe in its place would keep the reader waiting for ever.
+
+    within: descriptor of the folder that the path begins in.  Raises FileNotFoundError for a pipe or a device.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK, dir_fd=within)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise FileNotFoundError(errno.ENOENT, "it is no plain file", str(path))
+
+
 def check_name(name: str) -> str:
     """`name`, where it is relative, stays inside and is the only way to write it.  Raises StorageRefused."""
     try:
@@ -115,7 +128,7 @@ class LocalFolder:
         return self.folder / check_name(name)
 
     def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        with self._understood(name), open(self.path(name), "rb") as file:
+        with self._understood(name), open(self.path(name), "rb", opener=open_plain) as file:
             file.seek(start)
             return file.read(-1 if size is None else size)
 
@@ -198,5 +211,5 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with open(source, "rb") as original, replacing(target) as file:
+    with open(source, "rb", opener=open_plain) as original, replacing(target) as file:
         shutil.copyfileobj(original, file, 2**20)

@@ -96,7 +96,7 @@ def exact_parallel(state: TrainState, recipe: TrainRecipe) -> AddUp | None:
         slices = torch.empty_like(flat)
         dist.all_to_all_single(slices, flat)
         (mine,) = tree_sum([part] for part in slices.chunk(world))
-        dist.all_gather_into_tensor(flat, mine)
+        dist.all_gather_single(flat, mine)
         for tensor, values in zip(tensors, flat[: sum(sizes)].split(sizes), strict=True):
             tensor.copy_(values.view_as(tensor))
 

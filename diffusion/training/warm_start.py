@@ -31,6 +31,11 @@ class Carried(NamedTuple):
 def check_origin(recipe: TrainRecipe, resolution: int, spec: BundleSpec) -> None:
     """Raises ValueError naming the first field in which a recipe's network, for pictures of this resolution, is not the
     model's with something added."""
+    if spec.lesson:
+        raise ValueError(
+            "the model that it starts from is a student: it goes where its teacher's steps lead and does not denoise. Start"
+            f" from its teacher: train.init={spec.lesson.teacher}"
+        )
     own, given = recipe.unet, spec.unet
     first: list[tuple[str, Any, Any]] = [
         (f"unet.{name}", getattr(own, name), getattr(given, name))
@@ -38,7 +43,7 @@ def check_origin(recipe: TrainRecipe, resolution: int, spec: BundleSpec) -> None
     ]
     first += [
         ("prediction", recipe.prediction, spec.prediction),
-        ("sigma_data", recipe.sigma_data, spec.sigma_data),
+        *([("sigma_data", recipe.sigma_data, spec.sigma_data)] if spec.prediction == "edm" else []),
         ("codec", recipe.codec, spec.codec.name if spec.codec else "none"),
     ]
     if spec.text:  # one who reads nothing yet may learn to

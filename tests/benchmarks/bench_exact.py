@@ -56,7 +56,7 @@ def measure(rank: int, world: int, options: argparse.Namespace, rendezvous: str)
         judged = name == f"exact {batch // world // 2}"
         verdict = f"  limit {LIMIT}: {'met' if ratio >= LIMIT else 'MISSED'}" if judged else ""
         print(
-            f"{world} processes  {name:9s} {statistics.median(wall[name]):7.1f} images/s   ratio {ratio:.3f}"
+            f"{world} process{'es' if world > 1 else '  '}  {name:9s} {statistics.median(wall[name]):7.1f} images/s   ratio {ratio:.3f}"
             f" (turns {ratios[0]:.2f} to {ratios[-1]:.2f}), by processor time {statistics.median(by_cpu):.3f}"
             f" ({by_cpu[0]:.2f} to {by_cpu[-1]:.2f}){verdict}",
             flush=True,

@@ -50,6 +50,7 @@ from diffusion.recipe import ShardRecipe, TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.publish import PREFIX
 from diffusion.store.refs import DatasetRef
 from diffusion.training import checkpoint
+from diffusion.training.figures import FIGURES
 from diffusion.training.loop import ignore
 from diffusion.training.retention import Keep
 from tests.test_loop import CLOCKS, vector
@@ -101,7 +102,10 @@ class Run:
 
     def numbers(self) -> list[dict]:
         told = [record for record in self.records() if "event" not in record]
-        return [{name: value for name, value in record.items() if name not in (*CLOCKS, "time")} for record in told]
+        return [
+            {name: value for name, value in record.items() if name not in (*CLOCKS, *FIGURES, "time")}
+            for record in told
+        ]
 
     def being_written(self) -> set[str]:
         return {path.name for path in (self.folder / "checkpoints").glob(PREFIX + "*")}

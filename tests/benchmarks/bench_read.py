@@ -2,7 +2,8 @@
 
 Every contender reads the same PNG or JPEG bytes, shuffled, as uint8 batches with labels, decoded anew each time; each
 takes its turn on the same pictures, and what counts is the median over the turns of the ratio within a turn.  The limit
-is the decoder's own time: two threads that decode the same bytes, in memory, into batches for a third.  Except for
+is the decoder's own time: two threads that decode the same bytes, in memory, into batches for a third; beside it stands
+the bound of a reader: the same from the tars, in memory, in the order's sequence, each picture's sum compared.  Except for
 webdataset, whose `decode` is part of it, every peer decodes with our decoder, so that loaders are compared.  Settings: the
 faster of no and two worker processes (kept alive between passes, one torch thread each), otherwise as documented:
 
@@ -29,6 +30,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -40,7 +42,7 @@ from diffusion.data.order import Order
 from diffusion.data.pictures.decode import decode_into, decode_rows
 from diffusion.data.pictures.encode import encode_jpeg, encode_png
 from diffusion.data.reader import ShardReader
-from diffusion.data.shards import PackedSample
+from diffusion.data.shards import PackedSample, read_index
 from diffusion.data.stream import batches
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import LocalFolder
@@ -108,6 +110,34 @@ def decode_alone(data: list[bytes], side: int, batch: int, threads: int) -> Pass
         return out
 
     return lambda: sum(len(out) for out in pool.map(decoded, parts))
+
+
+def least_reader(ref: DatasetRef, side: int, batch: int, threads: int) -> Pass:
+    """What no reader of shards in this order can do without, and nothing else."""
+    reader = ShardReader(ref.uri)
+    order = Order(len(reader), max(reader.counts), seed=0, window=1024, streams=8)
+    spans = []
+    for entry in reader.entries:
+        tar, index = memoryview(reader.root.read(entry.tar)), read_index(reader.root, entry)
+        columns = (index[name].tolist() for name in ("image_offset", "image_size", "image_crc32"))
+        spans += [(tar, start, start + size, crc) for start, size, crc in zip(*columns, strict=True)]
+    pool = ThreadPoolExecutor(threads)
+
+    def read(part: np.ndarray) -> np.ndarray:
+        out = np.empty((len(part), side, side, 3), np.uint8)
+        stored = []
+        for tar, start, end, crc in map(spans.__getitem__, part.tolist()):
+            stored.append(data := tar[start:end])
+            assert crc32(data) == crc
+        bad = decode_rows(stored, out, range(len(part)))
+        assert not bad
+        return out
+
+    def run() -> int:
+        starts = range(0, len(order), batch)
+        return sum(len(out) for out in pool.map(read, (order.at(i, min(batch, len(order) - i)) for i in starts)))
+
+    return run
 
 
 def decoded_chw(data: bytes, side: int) -> torch.Tensor:
@@ -219,6 +249,7 @@ def contenders(kind: str, side: int, count: int, batch: int, folder: Path) -> di
     found: dict[str, Pass | str] = {
         "ours": ours(ref, batch, 2),
         "decode alone": decode_alone(data, side, batch, 2),
+        "least reader": least_reader(ref, side, batch, 2),
     }
     peers: dict[str, tuple[str, Callable[[int], Pass]]] = {
         "webdataset": ("webdataset", lambda workers: webdataset(ref, kind, batch, workers)),

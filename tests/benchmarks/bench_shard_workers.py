@@ -62,7 +62,7 @@ def used() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=6000)
+    parser.add_argument("--pictures", type=int, default=20_000)
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
     with ExitStack() as stack:

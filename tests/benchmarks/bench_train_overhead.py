@@ -33,6 +33,7 @@ from diffusion.data.reading import Reading
 from diffusion.ema import PowerEMA
 from diffusion.presets import PRESETS
 from diffusion.training import checkpoint
+from diffusion.training.figures import Figures, peak_of
 from diffusion.training.loop import ignore, metrics_images_of, train
 from diffusion.training.parallel import data_parallel, world_gather
 from diffusion.training.retention import Keep
@@ -56,6 +57,9 @@ def measure(config: dict) -> list[tuple[float, ...]]:
     reader = reader_of(job)
     in_memory = next(share_of(job, recipe, 0, reader))
     facts = checkpoint.facts_of(recipe, job.dataset, world=world, device=device)
+    figures = Figures(
+        recipe, job.dataset.resolution, peak=peak_of(recipe, device, gather), device=device, gather=gather
+    )
     checkpoint_s = 0.0
 
     def timed_save(state: TrainState) -> None:
@@ -75,7 +79,7 @@ def measure(config: dict) -> list[tuple[float, ...]]:
     def full() -> float:
         end = state.images_seen + steps * recipe.batch_size
         turn = recipe.model_copy(update={"images": end, "checkpoint_images": end})
-        share = share_of(job, turn, state.images_seen, reader)
+        share = figures.counted(share_of(job, turn, state.images_seen, reader))
         share = chain([next(share)], share)  # a run opens its reader once, not every turn
         started = now(gather)
         train(
@@ -83,7 +87,7 @@ def measure(config: dict) -> list[tuple[float, ...]]:
             share,
             turn,
             model=model,
-            on_metrics=tell,
+            on_metrics=figures.telling(tell),
             on_checkpoint=timed_save,
             gather=gather,
             metrics_images=config["metrics_images"],

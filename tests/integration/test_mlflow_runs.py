@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from diffusion.adapters import mlflow_runs
-from diffusion.adapters.mlflow_runs import Tracking, connect, finish_run, flatten, live_metrics, open_run, recorded
+from diffusion.adapters.mlflow_runs import (
+    Tracking,
+    connect,
+    finish_run,
+    flatten,
+    live_metrics,
+    log_validation,
+    open_run,
+    recorded,
+)
 from diffusion.recipe import Recipe
 from tests.made_run import dataset_ref
 
@@ -90,6 +99,24 @@ def test_metrics_appear_while_the_run_goes_on_and_in_batches(tracking, client, d
             images_seen += 8
             log({"images_seen": images_seen, "loss": 1.0})
     assert len(_history(client, run_id, "loss")) == images_seen // 8
+
+
+def test_a_validation_comes_late_and_no_training_metric_is_taken_for_logged(
+    tracking, client, dataset, tiny_recipe, evaluation, tmp_path, caplog
+):
+    """Of a moment beyond which a driver that died had logged nothing yet."""
+    run_id = open_run(tracking, "train", "9" * 64, tiny_recipe.train, dataset)
+    moment = evaluation.run.images_seen
+    log_validation(tracking, run_id, evaluation, {"quick_frechet": 3.5})
+    assert _history(client, run_id, "quick_frechet") == [(moment, 3.5)]
+    grid = client.download_artifacts(run_id, f"validation/{moment:012d}/grid.png", str(tmp_path))
+    assert Path(grid).read_bytes() == Path(evaluation.uri, "grid.png").read_bytes()
+    with live_metrics(tracking, run_id) as log:
+        log({"images_seen": moment, "loss": 0.5})
+    assert _history(client, run_id, "loss") == [(moment, 0.5)]
+    with caplog.at_level(logging.WARNING):
+        log_validation(tracking, "0" * 32, evaluation, {"quick_frechet": 3.5})
+    assert evaluation.uri in caplog.text
 
 
 def test_more_metrics_than_one_request_takes_are_all_logged(tracking, client, dataset, tiny_recipe):

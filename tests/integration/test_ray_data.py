@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from ray.data._internal.execution.resource_manager import ResourceManager
 
 from diffusion.adapters import ray_data
 from diffusion.adapters.ray_data import ray_each, shard_dataset
@@ -140,13 +141,31 @@ def _wait_for_the_first(folder: str, task: dict) -> dict:
 
 @pytest.mark.usefixtures("ray_local")
 def test_results_of_a_group_come_one_by_one_and_once_though_its_worker_is_killed(tmp_path):
-    assert [len(group) for group in ray_data._groups([""] * 24, 2)] == [8, 8, 4, 2, 1, 1]
+    assert [len(group) for group in ray_data._groups([""] * 40, 2)] == [16, 12, 6, 3, 2, 1]
     tasks = [{"n": n} for n in range(4)]
     results = ray_each(partial(_wait_for_the_first, str(tmp_path)), tasks, workers=1)
     assert next(results) == {"n": 0}
     (tmp_path / "seen").touch()
     assert list(results) == tasks[1:]
     assert (tmp_path / "killed").exists()
+
+
+def _wait_for_the_other(folder: str, task: dict) -> dict:
+    """Returns when another task runs at the same time."""
+    Path(folder, str(task["n"])).touch()
+    end = time.monotonic() + 30
+    while not Path(folder, str(1 - task["n"])).exists():
+        assert time.monotonic() < end, "no other task runs beside it"
+        time.sleep(0.02)
+    return task
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_two_workers_begin_before_ray_data_looks_at_the_cluster_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(ResourceManager, "GLOBAL_LIMITS_UPDATE_INTERVAL_S", 3600)
+    results = ray_each(partial(_wait_for_the_other, str(tmp_path)), [{"n": 0}, {"n": 1}], workers=2)
+    assert sorted(result["n"] for result in results) == [0, 1]
+    assert ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S == 3600
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -1,6 +1,7 @@
 """Bytes of a picture file -> all its pixels, upright: RGB or RGBA, uint8.
 
-Each format has one decoder, so that a picture has one meaning and every damage a name:
+Each format has one decoder, so that a picture has one meaning and every damage a name (`decode_plain` takes a short cut to
+the same pixels):
 
 | format | decoder | |
 |---|---|---|
@@ -13,7 +14,7 @@ before any are decoded.  Nothing else is opened: no format that can hold a progr
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -23,6 +24,7 @@ from diffusion.data.pictures import png
 from diffusion.data.pictures.bad_picture import BadPicture, named_damage
 from diffusion.data.pictures.opencv import opencv
 from diffusion.data.pictures.pixels import check_size, eight_bit, orientation, upright
+from diffusion.data.pictures.plain_png import decode_plain
 from diffusion.data.pictures.with_pillow import decode_with_pillow
 
 MAX_SCANS = 100  # of a progressive JPEG, each of which is decoded over all pixels: usual are ten
@@ -62,7 +64,7 @@ def decode_into(data: bytes | memoryview, out: np.ndarray) -> None:
 
 
 def decode_rows(
-    pictures: Iterable[bytes | memoryview], out: np.ndarray, places: Iterable[int]
+    pictures: Sequence[bytes | memoryview], out: np.ndarray, places: Sequence[int]
 ) -> dict[int, BadPicture]:
     """Pictures as `decode_into` takes them into these rows of `out`: uint8 (B, H, W, 3), C-contiguous.
 
@@ -75,7 +77,8 @@ def decode_rows(
     cv2 = opencv()
     imdecode, flags, header = cv2.imdecode, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, _header(height, width)
     size, rows, bad = height * width * 3, memoryview(out.reshape(-1)), {}
-    for data, place in zip(pictures, places, strict=True):
+    for number in decode_plain(pictures, out, places):
+        data, place = pictures[number], places[number]
         if data[:26] == header:
             pixels = imdecode(np.frombuffer(data, np.uint8), flags)
             if pixels is not None:

@@ -23,6 +23,7 @@ _LEAST_WEIGHT, _LARGEST_WEIGHT = 1e-9, 1e9  # sums of such are exact enough to d
 _LONGEST_LABEL = 200  # characters
 _LONGEST_NAME = 1024  # bytes
 NO_PARTS = {"", ".", ".."}  # that no name in a folder has between its slashes, and a key in a bucket may have
+_LAYOUT = dict.fromkeys(map(ord, "\t\n\r"))
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _IMAGE = ("image", "path", "file_name", "filename", "file", "image_path", "filepath", "img", "jpg", "png", "webp")
 _CAPTIONS = ("text", "texts", "caption", "captions", "txt")
@@ -128,6 +129,11 @@ def unsafe(name: str) -> str | None:
     if len(name.encode()) > _LONGEST_NAME:
         return f"the name has {len(name.encode()):,} bytes, more than {_LONGEST_NAME:,}"
     return None
+
+
+def holds_control(text: str) -> bool:
+    """Whether a text has control characters beside tabs and the ends of lines."""
+    return _CONTROL.search(text.translate(_LAYOUT)) is not None
 
 
 def written(name: str) -> str:

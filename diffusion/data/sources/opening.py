@@ -12,7 +12,7 @@ from pathlib import Path
 
 from diffusion.data.sources import idx
 from diffusion.data.sources.containers import ARCHIVES, archive_files, folder_files, local_mark
-from diffusion.data.sources.items import EXTENSIONS, BadSource, File, Item, suffix
+from diffusion.data.sources.items import EXTENSIONS, BadSource, File, Item, holds_control, suffix
 from diffusion.data.sources.layouts import EXPECTED, STATS, items_of
 from diffusion.data.sources.listing import Listing
 from diffusion.data.sources.patterns import SPECIAL, matching
@@ -48,16 +48,18 @@ class Source:
 
 def describe(source: Source, *, names: int = 5) -> dict:
     """What `--dry-run` says of a source, in one pass: kind, number of pictures and bytes (None: not known without reading
-    them), classes with counts, formats by extension, pictures with a caption and with several, captions in all, the
+    them), classes with counts, formats by extension, pictures with a caption, with several and with control characters in
+    one, captions in all, the
     first `names` names, what is left out and why, and other files by extension.
     """
     formats: Counter[str] = Counter()
-    captioned = several = captions = 0
+    captioned = several = captions = unprintable = 0
     for item in source.items():
         formats[suffix(item.name) or "(none)"] += 1
         captioned += bool(item.captions)
         several += len(item.captions) > 1
         captions += len(item.captions)
+        unprintable += any(holds_control(caption.text) for caption in item.captions)
     listing = source.listing
     return {
         "uri": source.uri,
@@ -69,6 +71,7 @@ def describe(source: Source, *, names: int = 5) -> dict:
         "captioned": captioned,
         "with several captions": several,
         "captions": captions,
+        "captions with control characters": unprintable,
         "first": [item.name for item in islice(source.items(), names)],
         "left out": dict(sorted(listing.left_out.items())),
         "other files": {key or "(none)": n for key, n in sorted(listing.suffixes.items()) if key not in EXTENSIONS},

@@ -17,7 +17,6 @@ import io
 import json
 import lzma
 import os
-import stat
 import tempfile
 import zipfile
 import zlib
@@ -29,7 +28,7 @@ import numpy as np
 from diffusion.data.pictures.bad_picture import BadPicture
 from diffusion.data.pictures.encode import encode_png
 from diffusion.data.sources.items import MAX_FILE_BYTES, BadSource
-from diffusion.store.storage import S3_SCHEME, LocalFolder, Storage, StorageUnavailable, open_storage
+from diffusion.store.storage import S3_SCHEME, LocalFolder, Storage, StorageUnavailable, open_plain, open_storage
 
 ENCRYPTED = 1  # of a zip entry's flags
 _LOCAL_HEADER = 30  # bytes of a zip entry before its name
@@ -148,8 +147,11 @@ def stretch(placed: Placed, start: int, size: int) -> bytes:
 def open_file(placed: Placed) -> BinaryIO:
     """A file to read and seek in, wherever it lies.  Raises FileNotFoundError."""
     if isinstance(placed.storage, LocalFolder):
-        return open(placed.storage.folder / placed.name, "rb", opener=_opened)  # by any name that its folder lists
+        return open(placed.storage.folder / placed.name, "rb", opener=open_plain)  # by any name that its folder lists
     return io.BufferedReader(Ranged(placed), _BLOCK)
+
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
 
 
 def _open_listed(uri: str, file: str) -> BinaryIO:
@@ -166,25 +168,13 @@ def _open_listed(uri: str, file: str) -> BinaryIO:
             deeper = os.open(folder, _FOLDER | os.O_NOFOLLOW, dir_fd=within)
             os.close(within)
             within = deeper
-        return open(_opened(name, os.O_RDONLY | os.O_NOFOLLOW, within), "rb")
+        return open(open_plain(name, os.O_RDONLY | os.O_NOFOLLOW, within), "rb")
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise OSError(error.errno, "it has become a link since it was listed", file) from error
         raise
     finally:
         os.close(within)
-
-
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY
-
-
-def _opened(path: str, flags: int, within: int | None = None) -> int:
-    """Descriptor of a plain file.  A pipe that came in its place would keep the reader waiting for ever."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK, dir_fd=within)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is no plain file any more", path)
 
 
 class Ranged(io.RawIOBase):
