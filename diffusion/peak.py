@@ -12,7 +12,7 @@ def peaks(dtype: torch.dtype, device: torch.device | str = "cpu", *, budget_s: f
     that fit into `budget_s` for each, after one to warm up: under a second on a core of a CPU, beside what else it does."""
     on_cpu = torch.device(device).type == "cpu"
     n = 1024 if on_cpu else 8192
-    side, channels, batch = 16, 256 if on_cpu else 1024, 8 if on_cpu else 32
+    side, channels, batch = 16, 256 if on_cpu else 1024, 32
     own = torch.Generator(device).manual_seed(0)  # numbers that differ: of equal ones hardware makes less work
 
     def drawn(*shape: int) -> torch.Tensor:
