@@ -165,3 +165,11 @@ def test_the_line_checks_what_it_is_given(tmp_path: Path, source: str, until: st
     check(recipe, "embedded", "register", Site(home=tmp_path, gpu=False))
     with pytest.raises(ValueError, match=says):
         check(recipe, source, until, Site(home=tmp_path, gpu=False))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "wanted", "validates"),
+    [(False, None, False), (True, None, True), (False, True, True), (True, False, False)],
+)
+def test_checkpoints_are_measured_where_cores_wait_or_somebody_wants_it(gpu, wanted, validates) -> None:
+    assert Site(gpu=gpu, validation=wanted).validates == validates

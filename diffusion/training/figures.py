@@ -76,6 +76,9 @@ def peak_of(recipe: TrainRecipe, device: torch.device, gather: Gather) -> float:
     matrix product and convolution."""
     gather(None)  # they begin together
     found = peaks(torch.bfloat16 if recipe.precision == "bf16" else torch.float32, device)
+    if device.type == "cuda":  # what was measured with is no part of what training holds
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     return sum(gather(max(found.values())))
 
 
