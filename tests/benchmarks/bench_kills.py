@@ -144,15 +144,18 @@ def kill(*pids: int) -> int:
     return hit
 
 
-@contextmanager
-def cluster_of(folder: Path, nodes: int) -> Iterator[Cluster]:
-    """A Ray with a head that has no CPU, and so many nodes with one; this process is connected to it."""
-    folder.mkdir(parents=True)
+def prepared(folder: Path) -> None:
+    """Have Ray keep its files in a folder and ask for a token, of which a process has one for good."""
     os.environ.update(ray_environment(folder) | {"RAY_TMPDIR": str(folder)})
     token = folder / "auth_token"
     token.touch(mode=0o600)
     token.write_text(os.urandom(32).hex())
     maybe_enable_token_auth_if_token_available()
+
+
+@contextmanager
+def cluster_of(nodes: int) -> Iterator[Cluster]:
+    """A Ray with a head that has no CPU, and so many nodes with one; this process is connected to it."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(nodes):
@@ -261,7 +264,7 @@ def matrix(folder: Path, dataset: DatasetRef, recipe: TrainRecipe, kinds: list[s
     """The table of kills; whether all is as it should be."""
     (folder / "recipe.json").write_text(recipe.model_dump_json())
     (folder / "dataset.json").write_text(dataset.model_dump_json())
-    with cluster_of(folder / "c", NODES) as cluster:
+    with cluster_of(NODES) as cluster:
         calm = Run(folder / "calm")
         wanted = train_run(recipe, dataset, calm.folder, workers=2).digest
         print(
@@ -342,7 +345,7 @@ def elastic(folder: Path, dataset: DatasetRef, recipe: TrainRecipe) -> bool:
         for position, key in zip(event.get("positions", ()), event.get("keys", ()), strict=True):
             seen.setdefault(position, set()).add(key)
 
-    with cluster_of(folder / "c", 1) as cluster, ThreadPoolExecutor(1) as pool:
+    with cluster_of(1) as cluster, ThreadPoolExecutor(1) as pool:
         wanted = train_run(recipe, dataset, folder / "calm", workers=1)
         trainer = trainer_of(
             job,
@@ -400,6 +403,7 @@ def main() -> None:
     recipe, right = recipe_of(options.steps), True
     with tempfile.TemporaryDirectory(prefix="kills-", dir="/tmp", ignore_cleanup_errors=True) as place:
         folder = Path(place)
+        prepared(folder)
         dataset = shard_dataset("embedded", ShardRecipe(resolution=16, shard_size=512), folder / "store")
         kinds = [kind for kind in options.kinds if kind != "elastic"]
         if kinds:
