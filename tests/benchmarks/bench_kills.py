@@ -8,7 +8,8 @@ driver      the process that trains, on a Ray that stays
 everything  that process and all of Ray
 
 `--moments` moments are drawn from the run's length; at every second one the kill waits until a checkpoint is being written,
-and hits who writes it.  Each run must come to the digest, and the history, of a run that nothing befell.
+and hits who writes it.  Each run must come to the digest of a run that nothing befell, and its metrics must be that one's.
+Some may be missing: those that were on their way to a driver that was killed, of steps that a checkpoint has.
 
 elastic     a cluster of 1, 2, 4 and then 1 again workers, in the exact mode and not: the samples at each position, and how
             far the weights are from those of a run on one worker
@@ -147,15 +148,18 @@ def kill(*pids: int) -> int:
     return hit
 
 
-@contextmanager
-def cluster_of(folder: Path, nodes: int) -> Iterator[Cluster]:
-    """A Ray with a head that has no CPU, and so many nodes with one; this process is connected to it."""
-    folder.mkdir(parents=True)
+def prepared(folder: Path) -> None:
+    """Have Ray keep its files in a folder and ask for a token, of which a process has one for good."""
     os.environ.update(ray_environment(folder) | {"RAY_TMPDIR": str(folder)})
     token = folder / "auth_token"
     token.touch(mode=0o600)
     token.write_text(os.urandom(32).hex())
     maybe_enable_token_auth_if_token_available()
+
+
+@contextmanager
+def cluster_of(nodes: int) -> Iterator[Cluster]:
+    """A Ray with a head that has no CPU, and so many nodes with one; this process is connected to it."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         for _ in range(nodes):
@@ -264,14 +268,15 @@ def matrix(folder: Path, dataset: DatasetRef, recipe: TrainRecipe, kinds: list[s
     """The table of kills; whether all is as it should be."""
     (folder / "recipe.json").write_text(recipe.model_dump_json())
     (folder / "dataset.json").write_text(dataset.model_dump_json())
-    with cluster_of(folder / "c", NODES) as cluster:
+    with cluster_of(NODES) as cluster:
         calm = Run(folder / "calm")
         wanted = train_run(recipe, dataset, calm.folder, workers=2).digest
         print(
             f"{recipe.images // BATCH} steps, a checkpoint every {EVERY}; digest of the undisturbed run {wanted[:16]}\n"
         )
         print(
-            f"{'SIGKILL of':<12}kills  aimed at a write  left half  resumes  damaged  worlds   digest and history  seconds"
+            "SIGKILL of  kills  aimed at a write  left half  resumes  damaged  worlds   digest     metrics: other  missing"
+            "  seconds"
         )
         right = True
         for kind in kinds:
@@ -279,13 +284,15 @@ def matrix(folder: Path, dataset: DatasetRef, recipe: TrainRecipe, kinds: list[s
             run = Run(folder / kind)
             killer = killed(kind, run, cluster, recipe, dataset, moments=moments, seed=seed)
             last = checkpoint.latest(run.folder / "checkpoints")[0]
-            same = digest_of(checkpoint.verify(last)) == wanted and run.numbers() == calm.numbers()
-            right &= same
+            same = digest_of(checkpoint.verify(last)) == wanted
+            history, due = run.numbers(), calm.numbers()
+            others, missing = sum(record not in due for record in history), len(due) - len(history)
+            right &= same and not others
             worlds = ",".join(map(str, sorted({start["world"] for start in run.starts})))
             print(
                 f"{kind:<12}{killer.kills:>5}{killer.aimed:>18}{killer.half_written:>11}{len(run.starts) - 1:>9}"
-                f"{len(run.events('damaged_checkpoint')):>9}  {worlds:<9}{'equal' if same else 'NOT EQUAL':<18}"
-                f"{time.monotonic() - began:>9.0f}",
+                f"{len(run.events('damaged_checkpoint')):>9}  {worlds:<9}{'equal' if same else 'NOT EQUAL':<11}"
+                f"{others:>14}{missing:>9}{time.monotonic() - began:>9.0f}",
                 flush=True,
             )
     return right
@@ -342,7 +349,7 @@ def elastic(folder: Path, dataset: DatasetRef, recipe: TrainRecipe) -> bool:
         for position, key in zip(event.get("positions", ()), event.get("keys", ()), strict=True):
             seen.setdefault(position, set()).add(key)
 
-    with cluster_of(folder / "c", 1) as cluster, ThreadPoolExecutor(1) as pool:
+    with cluster_of(1) as cluster, ThreadPoolExecutor(1) as pool:
         wanted = train_run(recipe, dataset, folder / "calm", workers=1)
         trainer = trainer_of(
             job,
@@ -400,6 +407,7 @@ def main() -> None:
     recipe, right = recipe_of(options.steps), True
     with tempfile.TemporaryDirectory(prefix="kills-", dir="/tmp", ignore_cleanup_errors=True) as place:
         folder = Path(place)
+        prepared(folder)
         dataset = shard_dataset("embedded", ShardRecipe(resolution=16, shard_size=512), folder / "store")
         kinds = [kind for kind in options.kinds if kind != "elastic"]
         if kinds:
