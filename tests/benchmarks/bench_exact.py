@@ -55,8 +55,9 @@ def measure(rank: int, world: int, options: argparse.Namespace, rendezvous: str)
         ratio = statistics.median(ratios)
         judged = name == f"exact {batch // world // 2}"
         verdict = f"  limit {LIMIT}: {'met' if ratio >= LIMIT else 'MISSED'}" if judged else ""
+        processes = f"{world} process{'es' if world > 1 else '  '}"
         print(
-            f"{world} process{'es' if world > 1 else '  '}  {name:9s} {statistics.median(wall[name]):7.1f} images/s   ratio {ratio:.3f}"
+            f"{processes}  {name:9s} {statistics.median(wall[name]):7.1f} images/s   ratio {ratio:.3f}"
             f" (turns {ratios[0]:.2f} to {ratios[-1]:.2f}), by processor time {statistics.median(by_cpu):.3f}"
             f" ({by_cpu[0]:.2f} to {by_cpu[-1]:.2f}){verdict}",
             flush=True,
