@@ -115,7 +115,7 @@ def train(
     """Train on the shards of the source.  Interrupted, it goes on from its last checkpoint when called again."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        check_devices(site, batch_size=recipe.train.batch_size)
+        check_devices(site, recipe.train)
         check_encoders(recipe.train)
         made = _dataset(recipe, dataset, source, site)
         with prefect_ready():
@@ -208,7 +208,7 @@ def distill(
     def work(recipe: Recipe, site: Site) -> None:
         from flows.finished import evaluation_of
 
-        check_devices(site, batch_size=recipe.train.batch_size)
+        check_devices(site, recipe.train)
         student_of(recipe, "0" * 64)  # before anything is started
         run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
         teacher = evaluation_of(recipe.evaluate, run, site)

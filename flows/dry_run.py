@@ -7,6 +7,7 @@ from diffusion.data.report import amount, few
 from diffusion.recipe import Recipe, ShardRecipe
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import open_storage
+from diffusion.training.exact import worlds_of
 from diffusion.training.plan import Plan, Ranks, plan_of, ranks_of
 from diffusion.training.step import check_sizes
 from flows.console import progress, say, seconds
@@ -79,7 +80,7 @@ def told(found: DryRun, recipe: ShardRecipe) -> dict[str, str]:
 def dry_train(recipe: Recipe, dataset: DatasetRef | None, site: Site) -> None:
     """Say what training would take on the site's workers, whether they are there or not.  dataset: None where it is yet to
     be made.  Raises ValueError where it could not be done."""
-    train, world = recipe.train, site.train_workers
+    train, world = recipe.train, worlds_of(recipe.train, site.workers or site.train_workers)[-1]
     if dataset is not None:
         check_sizes(train, dataset)
     side = (dataset.resolution if dataset else recipe.shard.resolution) // train.codec_factor

@@ -52,7 +52,7 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
     check_encoders(recipe.train)
     if recipe.distill.steps:
         student_of(recipe, "0" * 64)  # its teacher, which is not there yet, alone is left out
-    check_devices(site, batch_size=recipe.train.batch_size)
+    check_devices(site, recipe.train)
     if until == "deploy":
         check_serving(site)
 
@@ -123,22 +123,17 @@ def check_home(site: Site) -> None:
         )
 
 
-def check_devices(site: Site, *, batch_size: int) -> None:
+def check_devices(site: Site, recipe: TrainRecipe) -> None:
     """The batch can be divided over the workers, and there are as many GPUs as workers that want one."""
-    workers = site.train_workers
-    if isinstance(site.workers, tuple):
-        least, most = site.workers
-        if not any(batch_size % n == 0 for n in range(least, most + 1)):
-            raise ValueError(
-                f"train.batch_size={batch_size} is not divisible by any number of workers from {least} to {most}: choose"
-                " others with `--workers` (DIFFUSION_WORKERS)"
-            )
-        workers = least
-    elif batch_size % workers:
+    from diffusion.training.exact import worlds_of  # it loads torch: not for each start of the program
+
+    try:
+        workers = worlds_of(recipe, site.workers or site.train_workers)[0]
+    except ValueError as error:
         raise ValueError(
-            f"train.batch_size={batch_size} is not divisible by {workers} workers: choose `--workers`"
-            " (DIFFUSION_WORKERS) so that it is. The recipe stays: the batch is part of the experiment, the workers are not"
-        )
+            f"{error}: `--workers` or DIFFUSION_WORKERS. The recipe stays: the batch is part of the experiment, the workers"
+            " are not"
+        ) from None
     if site.use_gpu and site.ray is None:
         import torch
 

@@ -6,8 +6,9 @@ import pytest
 from ray.train import ScalingConfig
 
 from diffusion.adapters import ray_elastic
-from diffusion.adapters.ray_elastic import Fitting, worlds_of
+from diffusion.adapters.ray_elastic import Fitting
 from diffusion.recipe import TrainRecipe
+from diffusion.training.exact import worlds_of
 
 PLAIN = TrainRecipe(batch_size=12, images=120)
 EXACT = TrainRecipe(batch_size=12, images=120, micro_batch=1)  # twelve parts: three workers of 4, six of 2, twelve of 1

@@ -127,12 +127,16 @@ def test_a_port_in_use_is_found_before_the_work(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_cannot_be_divided_is_found_before_the_work(tmp_path: Path) -> None:
-    check_devices(Site(home=tmp_path, workers=4, gpu=False), batch_size=8)
-    with pytest.raises(ValueError, match="batch_size=8 is not divisible by 3 workers"):
-        check_devices(Site(home=tmp_path, workers=3, gpu=False), batch_size=8)
-    check_devices(Site(home=tmp_path, workers="3:4", gpu=False), batch_size=8)
-    with pytest.raises(ValueError, match="batch_size=8 is not divisible by any number of workers from 5 to 7"):
-        check_devices(Site(home=tmp_path, workers="5:7", gpu=False), batch_size=8)
+    recipe = PRESETS["smoke"]().train  # 8 pictures a batch
+    exact = recipe.model_copy(update={"micro_batch": 4})
+    check_devices(Site(home=tmp_path, workers=4, gpu=False), recipe)
+    with pytest.raises(ValueError, match=r"batch_size=8 cannot be divided over 3 workers.*DIFFUSION_WORKERS"):
+        check_devices(Site(home=tmp_path, workers=3, gpu=False), recipe)
+    with pytest.raises(ValueError, match=r"micro_batch=4 make 2 micro-batches.*choose 1 or 2 workers"):
+        check_devices(Site(home=tmp_path, workers=4, gpu=False), exact)
+    check_devices(Site(home=tmp_path, workers="3:4", gpu=False), recipe)
+    with pytest.raises(ValueError, match="no number of workers from 5 to 7 divides batch_size=8"):
+        check_devices(Site(home=tmp_path, workers="5:7", gpu=False), recipe)
 
 
 def test_workers_may_be_a_least_and_a_most() -> None:

@@ -11,29 +11,6 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
-from diffusion.recipe import TrainRecipe
-from diffusion.training.exact import check_workers, workers_of
-
-
-def worlds_of(recipe: TrainRecipe, workers: int | tuple[int, int]) -> tuple[int, ...]:
-    """The numbers of workers, ascending, that may train a recipe where a site gives a number, or the least and the most.
-
-    Raises ValueError where there is none.
-    """
-    if isinstance(workers, int):
-        check_workers(recipe, workers)
-        return (workers,)
-    least, most = workers
-    allowed = workers_of(recipe)
-    worlds = tuple(n for n in allowed if least <= n <= most)
-    if not worlds:
-        exact = "" if recipe.micro_batch is None else f" and micro_batch={recipe.micro_batch}"
-        raise ValueError(
-            f"no number of workers from {least} to {most} divides batch_size={recipe.batch_size}{exact}: let there be"
-            f" {' or '.join(map(str, allowed))}"
-        )
-    return worlds
-
 
 class Fitting(ElasticScalingPolicy):
     """Ray Train's own policy, its count of workers rounded down to one of `worlds`, its reservation that of `run`."""

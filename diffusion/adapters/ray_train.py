@@ -26,7 +26,7 @@ import ray.train.torch
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from diffusion.adapters.ray_elastic import ElasticTrainer, worlds_of
+from diffusion.adapters.ray_elastic import ElasticTrainer
 from diffusion.adapters.ray_train_worker import Job, explain, lost_connection, work
 from diffusion.data.reading import Reading
 from diffusion.recipe import TrainRecipe, digest_of
@@ -35,6 +35,7 @@ from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.storage import Storage, open_storage
 from diffusion.training import checkpoint
 from diffusion.training.copies import bring, bring_newest, copies_in, send_missing
+from diffusion.training.exact import worlds_of
 from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
 from diffusion.training.retention import Keep

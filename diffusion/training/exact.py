@@ -66,3 +66,23 @@ def check_workers(recipe: TrainRecipe, workers: int) -> None:
         f"batch_size={recipe.batch_size} and micro_batch={recipe.micro_batch} make {parts} micro-batches, which {workers}"
         f" workers cannot sum in the order in which one does: choose {' or '.join(map(str, allowed))} workers"
     )
+
+
+def worlds_of(recipe: TrainRecipe, workers: int | tuple[int, int]) -> tuple[int, ...]:
+    """The numbers of workers, ascending, that may train a recipe where a site gives a number, or the least and the most.
+
+    Raises ValueError where there is none.
+    """
+    if isinstance(workers, int):
+        check_workers(recipe, workers)
+        return (workers,)
+    least, most = workers
+    allowed = workers_of(recipe)
+    worlds = tuple(n for n in allowed if least <= n <= most)
+    if not worlds:
+        exact = "" if recipe.micro_batch is None else f" and micro_batch={recipe.micro_batch}"
+        raise ValueError(
+            f"no number of workers from {least} to {most} divides batch_size={recipe.batch_size}{exact}: let there be"
+            f" {' or '.join(map(str, allowed))}"
+        )
+    return worlds

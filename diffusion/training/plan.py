@@ -18,6 +18,7 @@ from diffusion.degradation import image_channels
 from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.flops import unet_flops
 from diffusion.recipe import TrainRecipe, checkpoints_of
+from diffusion.training.exact import check_workers
 from diffusion.training.optimizer import hidden_matrices
 
 _FLOAT = 4  # bytes: weights and all that is kept of them are float32
@@ -53,7 +54,7 @@ class Plan(NamedTuple):
 
     world: int
     share: int  # pictures of a global batch on each worker
-    shape: tuple[int, ...]  # of what the network sees there, (share, C, H, W)
+    shape: tuple[int, ...]  # of what the network sees there at once, (b, C, H, W)
     parameters: int
     steps: int
     checkpoints: int
@@ -71,13 +72,11 @@ def plan_of(recipe: TrainRecipe, *, side: int, classes: int, world: int, recompu
     The memory is that of tensors: libraries' workspaces and what the allocator leaves unused come on top.
     Raises ValueError where the batch cannot be divided over `world` workers.
     """
-    if world < 1 or recipe.batch_size % world:
-        raise ValueError(
-            f"train.batch_size={recipe.batch_size} cannot be divided over {world} workers equally: choose a number of"
-            " workers that divides it"
-        )
+    check_workers(recipe, world)
     share = recipe.batch_size // world
-    shape = (share, recipe.codec_channels, side, side)
+    at_once = min(recipe.micro_batch or share, share)
+    sums = (share // at_once - 1).bit_length() + 1  # of gradients, which `exact.tree_sum` holds
+    shape = (at_once, recipe.codec_channels, side, side)
     with FakeTensorMode():
         net = denoiser_of(
             recipe.unet,
@@ -97,7 +96,7 @@ def plan_of(recipe: TrainRecipe, *, side: int, classes: int, world: int, recompu
     weights = parameters * _FLOAT
     memory = Memory(
         weights=weights,
-        gradients=weights,
+        gradients=sums * weights,
         optimizer=(2 * (parameters - matrices) + matrices) * _FLOAT,  # AdamW keeps two moments, Muon one
         averages=len(recipe.ema) * weights,
         activations=activations,
