@@ -17,7 +17,7 @@ LAYERS = (  # a package may import its own row and those below it
     ("diffusion",),
 )
 EDGES = {"ray", "mlflow", "fastapi", "starlette", "uvicorn", "prefect", "typer", "rich", "sqlalchemy"}
-MATHEMATICS = {"torch", "numpy", "pydantic", "diffusion"}
+MATHEMATICS = {"torch", "numpy", "diffusion"}
 FILES = sorted(path.relative_to(ROOT) for package in ("diffusion", "flows") for path in ROOT.glob(f"{package}/**/*.py"))
 
 
@@ -72,7 +72,6 @@ def test_frameworks_stay_at_the_edges(path: Path) -> None:
 def test_mathematics_imports_torch_and_numpy_only(path: Path) -> None:
     roots = {module.split(".")[0] for module in imported(path)}
     assert roots - MATHEMATICS - sys.stdlib_module_names == set()
-    assert "pydantic" not in roots or path.name == "recipe.py"
 
 
 def test_core_imports_without_the_frameworks() -> None:
