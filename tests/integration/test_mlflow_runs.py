@@ -105,7 +105,7 @@ def test_a_validation_comes_late_and_no_training_metric_is_taken_for_logged(
     tracking, client, dataset, tiny_recipe, evaluation, tmp_path, caplog
 ):
     """Of a moment beyond which a driver that died had logged nothing yet."""
-    run_id = open_run(tracking, "train", "9" * 64, tiny_recipe.train, dataset)
+    run_id = open_run(tracking, "train", "e" * 64, tiny_recipe.train, dataset)
     moment = evaluation.run.images_seen
     log_validation(tracking, run_id, evaluation, {"quick_frechet": 3.5})
     assert _history(client, run_id, "quick_frechet") == [(moment, 3.5)]
