@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO ?= --preset demo
 TORCH ?= 2.13.0
+TWO := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint lock clean
@@ -36,10 +37,10 @@ demo: $(READY)
 	@$(BIN)/diffusion run $(DEMO)
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(TWO)
 
 test-fast: $(READY)
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(BIN)/python -m pytest $(TWO) -m 'not slow'
 
 lint: $(READY)
 	@$(BIN)/ruff check .
