@@ -219,7 +219,8 @@ def log_evaluation(tracking: Tracking, evaluation: EvaluationRef, recipe: BaseMo
 def log_validation(tracking: Tracking, run_id: str, found: EvaluationRef, metrics: dict[str, float]) -> None:
     """Log what a checkpoint was found to be worth to the run that trains it, at the checkpoint's moment, and its grid.
 
-    Where MLflow fails, it is not told: training goes on."""
+    Where MLflow, or the folder of its files, fails, it is not told: training goes on.
+    """
     from mlflow.entities import Metric
     from mlflow.exceptions import MlflowException
 
@@ -228,7 +229,7 @@ def log_validation(tracking: Tracking, run_id: str, found: EvaluationRef, metric
         client = connect(tracking)
         client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
         client.log_artifact(run_id, f"{found.uri}/grid.png", f"validation/{step:012d}")
-    except (MlflowException, ConnectionError) as error:
+    except (MlflowException, OSError) as error:
         _logger.warning("MLflow took no validation (%s); it is in %s", error, found.uri)
 
 
