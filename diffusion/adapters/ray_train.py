@@ -155,7 +155,7 @@ def _finished(job: Job) -> RunRef | None:
         return None
     return RunRef(
         uri=str(folder),
-        digest=digest_of(checkpoint.verify(folder)),
+        digest=digest_of(checkpoint.read_manifest(folder)),  # `latest` has verified it
         recipe_digest=digest_of(job.recipe),
         dataset=job.dataset,
         images_seen=saved.images_seen,
