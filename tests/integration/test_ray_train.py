@@ -19,7 +19,7 @@ from diffusion.data.ingest import shard_dataset
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
 from diffusion.data.shards import read_index
-from diffusion.recipe import SamplingRecipe, ShardRecipe, TrainRecipe, UNetRecipe, digest_of
+from diffusion.recipe import Lesson, SamplingRecipe, ShardRecipe, TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.bundle import export_bundle, load_model
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.storage import open_storage
@@ -332,3 +332,7 @@ def test_a_run_starts_from_a_model(undisturbed: RunRef, dataset: DatasetRef, tmp
     wide = recipe.unet.model_copy(update={"channels": 32})
     with pytest.raises(ValueError, match="channels=16"):
         train_run(recipe.model_copy(update={"unet": wide}), dataset, tmp_path / "other", origin=Path(uri))
+    student = SamplingRecipe(sampler="ddim", guidance=1)
+    taught = {"lesson": Lesson(teacher=digest, by=SamplingRecipe(), student=student), "unet": wide}
+    with pytest.raises(ValueError, match=rf"train\.unet is .*, and the teacher {digest[:12]} has"):
+        train_run(RECIPE.model_copy(update=taught), dataset, tmp_path / "other", teacher=Path(uri))
