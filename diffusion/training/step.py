@@ -180,17 +180,7 @@ def build_state(
     """
     assert (teacher is None) == (recipe.lesson is None)
     codec = identity_for(recipe)
-    net = denoiser_of(
-        recipe.unet,
-        resolution=codec.side(resolution) if codec else resolution,
-        classes=classes,
-        sigma_data=recipe.sigma_data,
-        precision=recipe.precision,
-        prediction=recipe.prediction,
-        channels=recipe.codec_channels,
-        image_channels=image_channels(recipe.degradations),
-        seed=recipe.seed,
-    ).to(device)
+    net = net_of(recipe, side=codec.side(resolution) if codec else resolution, classes=classes).to(device)
     net.train()
     if teacher is not None:
         net.load_state_dict(teacher.state_dict())
@@ -204,6 +194,21 @@ def build_state(
         uncertainty=uncertainty,
         codec=codec,
         teacher=teacher,
+    )
+
+
+def net_of(recipe: TrainRecipe, *, side: int, classes: int) -> Denoiser:
+    """The network of a recipe as its run begins.  side: of the squares that it sees, pictures or latents."""
+    return denoiser_of(
+        recipe.unet,
+        resolution=side,
+        classes=classes,
+        sigma_data=recipe.sigma_data,
+        precision=recipe.precision,
+        prediction=recipe.prediction,
+        channels=recipe.codec_channels,
+        image_channels=image_channels(recipe.degradations),
+        seed=recipe.seed,
     )
 
 

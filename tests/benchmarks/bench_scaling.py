@@ -27,13 +27,13 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion.denoiser import Denoiser, denoiser_of
+from diffusion.denoiser import Denoiser
 from diffusion.presets import PRESETS
 from diffusion.recipe import Recipe
 from diffusion.training.optimizer import cost_of, hidden_matrices
 from diffusion.training.parallel import data_parallel
 from diffusion.training.plan import Plan, plan_of
-from diffusion.training.step import TrainState, build_state, train_step
+from diffusion.training.step import TrainState, build_state, net_of, train_step
 
 LIMIT = 0.1  # of the measured step, by which the simulated one may miss it
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes of gradients that DistributedDataParallel exchanges together
@@ -236,14 +236,9 @@ def on_paper(preset: str, gpu: Gpu, links: Links) -> None:
     """A table for the recipe's own batch, and one for a batch that grows with the workers."""
     recipe = PRESETS[preset]()
     side = recipe.shard.resolution // recipe.train.codec_factor
-    net = denoiser_of(
-        recipe.train.unet,
-        resolution=side,
-        classes=1000,
-        sigma_data=0.5,
-        precision="fp32",
-        channels=recipe.train.codec_channels,
-    )
+    net = net_of(
+        recipe.train.model_copy(update={"precision": "fp32"}), side=side, classes=1000
+    )  # no casts among kernels
     kernels, muon = kernels_of(net, side), hidden_matrices(net)
     flops = 2 * NEWTON_SCHULZ * sum(cost_of(weight) for weight in muon)
     millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6
