@@ -43,7 +43,7 @@ def unet_flops(
 def training_flops(
     recipe: TrainRecipe, *, side: int, batch: int = 1, tokens: int = 0, size: tuple[int, int] | None = None
 ) -> int:
-    """Of a training step on `batch` pictures.  side: of the squares that the network sees, pictures or latents.  [unet_flops]"""
+    """Likewise of a training step on `batch` pictures.  side: of the squares that the network sees, pictures or latents."""
     return _FORWARD_AND_BACKWARD * unet_flops(
         recipe.unet,
         resolution=side,

@@ -236,9 +236,8 @@ def on_paper(preset: str, gpu: Gpu, links: Links) -> None:
     """A table for the recipe's own batch, and one for a batch that grows with the workers."""
     recipe = PRESETS[preset]()
     side = recipe.shard.resolution // recipe.train.codec_factor
-    net = net_of(
-        recipe.train.model_copy(update={"precision": "fp32"}), side=side, classes=1000
-    )  # no casts among kernels
+    plain = recipe.train.model_copy(update={"precision": "fp32"})  # no casts among the kernels
+    net = net_of(plain, side=side, classes=1000)
     kernels, muon = kernels_of(net, side), hidden_matrices(net)
     flops = 2 * NEWTON_SCHULZ * sum(cost_of(weight) for weight in muon)
     millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6
