@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ from diffusion.training.optimizer import cost_of, hidden_matrices
 from diffusion.training.parallel import data_parallel
 from diffusion.training.plan import Plan, plan_of
 from diffusion.training.step import TrainState, build_state, net_of, train_step
+from tests.random_batch import random_batch
 
 LIMIT = 0.1  # of the measured step, by which the simulated one may miss it
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes of gradients that DistributedDataParallel exchanges together
@@ -110,9 +110,7 @@ def process(rank: int, folder: str, preset: str, share: int, rounds: int) -> Non
     side = recipe.shard.resolution
     alone, together = (build_state(train, resolution=side, classes=9, device="cpu") for _ in range(2))
     model = data_parallel(together, side)
-    index = torch.arange(share) + rank * share
-    images = torch.randint(0, 256, (share, 3, side, side), dtype=torch.uint8)
-    batch = SimpleNamespace(images=images, label=index % 9, captions=[""] * share, keys=["0"] * share, index=index)
+    batch = random_batch(rank * share, share, side=side, classes=9)
 
     def took(call: Callable[[], object]) -> float:
         dist.barrier()
