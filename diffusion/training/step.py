@@ -265,7 +265,7 @@ def null_condition(state: TrainState, batch: Batch, cond: dict[str, Tensor]) -> 
 def train_step(
     state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: nn.Module | None = None, add_up: AddUp | None = None
 ) -> StepResult:
-    """One step on this process's share of the global batch: loss, gradient, clip, AdamW, averages, clock.
+    """One step on this process's share of the global batch: loss, gradient, clip, optimizer, averages, clock.
 
     model: state.net wrapped for data parallelism, which averages the gradients over equal shares; state.net if None.
     add_up: of the exact mode (recipe.micro_batch), instead of such a model; None if this is the only process.
