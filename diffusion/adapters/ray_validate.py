@@ -16,9 +16,8 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from diffusion.adapters.mlflow_runs import QUICK
 from diffusion.data.reading import Reading
-from diffusion.evaluation.quick import look
+from diffusion.evaluation.quick import look, named
 from diffusion.recipe import EvaluateRecipe, TrainRecipe, digest_of
 from diffusion.store.averages import MANIFEST_NAME
 from diffusion.store.publish import sha256_file
@@ -121,11 +120,6 @@ def validating(*args: Any, **kwargs: Any) -> Iterator[Validation]:
         yield validation
     finally:
         validation.close()
-
-
-def named(found: EvaluationRef) -> dict[str, float]:
-    """Its numbers under names that say how they were found."""
-    return {f"{QUICK}{name}": value for name, value in found.metrics.items()}
 
 
 def _told(path: Path) -> set[int]:

@@ -8,6 +8,7 @@ from diffusion.recipe import EvaluateRecipe, TrainRecipe, canonical_json, digest
 from diffusion.store.publish import withdraw, write_atomic
 from diffusion.store.refs import EvaluationRef, RunRef
 
+PREFIX = "quick_"  # before the names of its numbers
 _SAMPLES, _HELD_OUT, _COLUMNS = 64, 32, 4
 _REAL = 2_000  # pictures of the training split that the samples are compared with
 
@@ -42,3 +43,8 @@ def look(checkpoint: RunRef, recipe: EvaluateRecipe, root: Path, *, reading: Rea
     withdraw(Path(found.bundle_uri))  # whole or not at all: half of one would stand in the way of the next try
     write_atomic(done, canonical_json(found))
     return found
+
+
+def named(found: EvaluationRef) -> dict[str, float]:
+    """The numbers of a quick look under names that say so."""
+    return {f"{PREFIX}{name}": value for name, value in found.metrics.items()}

@@ -9,8 +9,8 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from diffusion.adapters.ray_validate import Validation, named
-from diffusion.evaluation.quick import look, quick
+from diffusion.adapters.ray_validate import Validation
+from diffusion.evaluation.quick import look, named, quick
 from diffusion.recipe import Recipe
 from diffusion.store.refs import EvaluationRef, RunRef
 from tests.evaluated_run import make_run
