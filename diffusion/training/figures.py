@@ -58,7 +58,7 @@ class Figures:
             )
             self._flops = self._images = 0
             rate = record["images_per_s"] * sum(flops) / sum(images)
-            tell({**record, "flop_per_s": rate, "mfu": rate / self.peak, "memory_mib": max(memory)})
+            tell(record | dict(zip(FIGURES, (rate, rate / self.peak, max(memory)), strict=True)))
 
         return on_metrics
 

@@ -212,13 +212,11 @@ def test_every_worker_reads_the_captions_of_its_pictures(ray_local: None, datase
 
 def test_a_finished_run_is_not_trained_again(undisturbed: RunRef, dataset: DatasetRef):
     heard: list[dict] = []
-    before = time.monotonic()
     again = train_run(
         RECIPE, dataset, run_dir_of(undisturbed), workers=2, on_metrics=heard.append, on_event=heard.append
     )
     assert again == undisturbed
     assert heard == []
-    assert time.monotonic() - before < 5
 
 
 def test_what_stays_is_copied_and_a_damaged_last_checkpoint_is_made_again_from_the_one_before(
