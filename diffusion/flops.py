@@ -1,6 +1,9 @@
 """What a network's answer costs, from its recipe alone: nothing is built, so a recipe can be priced before it is trained."""
 
-from diffusion.recipe import UNetRecipe
+from diffusion.degradation import image_channels
+from diffusion.recipe import TrainRecipe, UNetRecipe
+
+_FORWARD_AND_BACKWARD = 3  # times the forward pass, as all published shares count; computing blocks again is no gain
 
 
 def unet_flops(
@@ -35,6 +38,21 @@ def unet_flops(
     folded = height * breadth * 9
     macs += folded * ((picture_channels + image_channels) * recipe.channels + sizes[0] * picture_channels)
     return 2 * batch * macs
+
+
+def training_flops(
+    recipe: TrainRecipe, *, side: int, batch: int = 1, tokens: int = 0, size: tuple[int, int] | None = None
+) -> int:
+    """Likewise of a training step on `batch` pictures.  side: of the squares that the network sees, pictures or latents."""
+    return _FORWARD_AND_BACKWARD * unet_flops(
+        recipe.unet,
+        resolution=side,
+        batch=batch,
+        tokens=tokens,
+        picture_channels=recipe.codec_channels,
+        image_channels=image_channels(recipe.degradations),
+        size=size,
+    )
 
 
 def _block(inputs: int, outputs: int, positions: int, width: int) -> int:

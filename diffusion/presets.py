@@ -21,7 +21,7 @@ def demo() -> Recipe:
     """`make demo`, or `diffusion run --preset demo`: 64 x 64 emoji by class.
 
     Hardware: two CPU cores, 4 GiB of memory.  Time: 7:45, of which training 6:04.  Result: waving flags, round
-    yellow faces, square signs; Frechet distance 1,176 (efficientnet-lite0, 512 samples; real pictures: 290).
+    yellow faces, square signs; Frechet distance 1,184 (efficientnet-lite0, 512 samples; real pictures: 290).
     """
     return Recipe(shard=ShardRecipe(holdout=0.11))  # 207 pictures, on which restoration is measured
 
@@ -30,7 +30,7 @@ def emoji_text() -> Recipe:
     """`diffusion run --preset emoji-text`: the demo's pictures by class and caption, the captions read by MiniLM.
 
     Hardware: two CPU cores.  Time: 9:19, of which training 7:07, on a machine with other work to do.
-    Result: prompts bring kind and colour, seldom the thing itself; Frechet distance 1,204 (demo: 1,176).
+    Result: prompts bring kind and colour, seldom the thing itself; Frechet distance 1,204 (the demo then: 1,176).
     """
     line = demo()
     train = line.train.model_copy(

@@ -20,7 +20,8 @@ from flows.train import train_stage
 
 class Line(Frozen):
     """What the line made.  student: the measure of one, where the recipe asks for it; `model` is then the student's.
-    seconds: per stage; reused: the stages that took no work."""
+    seconds: per stage; reused: the stages that took no work.
+    """
 
     dataset: DatasetRef
     run: RunRef
@@ -44,8 +45,8 @@ def pipeline(
     """From pictures to an endpoint.
 
     source: a folder, a .zip, or "embedded".  until: the last stage.  site: None for the one the worker's environment
-    describes.  dataset: a published one to go on from, instead of the source.  init: the
-    registered model whose weights training starts from, see `flows.origin`.  What is finished already is not done again.
+    describes.  dataset: a published one to go on from, instead of the source.  init: the registered model whose weights
+    training starts from, see `flows.origin`.  What is finished already is not done again.
     """
     site = site or Site.from_environment()
     check(recipe, source, until, site, dataset)

@@ -10,7 +10,7 @@ from diffusion.data.precomputed import Computation
 from diffusion.recipe import TrainRecipe
 from diffusion.store.codecs import identity_for
 from diffusion.store.refs import DatasetRef
-from diffusion.store.text_encoders import text_identity
+from diffusion.store.text_encoders import identity_of
 from flows.console import progress, seconds, ticked
 from flows.foreground import ending_soon
 from flows.site import Site, ray_running
@@ -22,10 +22,7 @@ def precomputed(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> None:
     codec = identity_for(recipe)
     if codec:
         codec.side(dataset.resolution)
-    wanted = {"captions": None, "latents": codec}
-    if recipe.text_encoder != "none":
-        wanted["captions"] = text_identity(recipe.text_encoder, tokens=recipe.text_tokens)
-    for what, identity in wanted.items():
+    for what, identity in (("captions", identity_of(recipe)), ("latents", codec)):
         if identity is None:
             continue
         by = Computation(encoder=identity, device="cuda" if site.use_gpu else "cpu")

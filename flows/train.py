@@ -33,9 +33,9 @@ def train(
     init: str | None = None,
 ) -> RunRef:
     """Train on a dataset.  name: of the MLflow experiment.  site: None for the one the worker's environment describes.
-    evaluate: what will be asked of the run, whose checkpoints therefore stay, and of which `site.validates` makes a
-    quick look at each.  init: the registered model to start from, see
-    `flows.origin`."""
+    evaluate: what will be asked of the run: what it reads of the checkpoints stays, and the quick looks at them, where
+    `site.validates`, are like it.  init: the registered model to start from, see `flows.origin`.
+    """
     site = site or Site.from_environment()
     site.prepare()
     return train_stage(started_from(recipe, init, dataset, site), dataset, name, site, evaluate).ref

@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import PrefectException
 
 from diffusion.adapters.mlflow_runs import Tracking, log_validation
-from diffusion.adapters.ray_validate import Validation, named, validating
+from diffusion.adapters.ray_validate import Validation, validating
 from diffusion.evaluation.quick import quick
 from diffusion.recipe import EvaluateRecipe, TrainRecipe
 from diffusion.store.refs import DatasetRef, EvaluationRef
@@ -49,7 +49,7 @@ def _show(tracking: Tracking, run_id: str, found: EvaluationRef) -> None:
     """Where that fails the run goes on, and the report is in its folder."""
     moment = f"{found.run.images_seen:,} pictures"
     try:
-        log_validation(tracking, run_id, found, named(found))
+        log_validation(tracking, run_id, found)
         page = with_pictures(found.uri, "report.md")
         create_markdown_artifact(page, key="validation", description=f"Quick look at {moment}")
     except (PrefectException, HTTPError) as error:

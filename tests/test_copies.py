@@ -41,11 +41,13 @@ def test_an_empty_folder_gets_the_newest_copy_with_the_same_bytes(runs, bucket, 
     send_missing(runs, bucket)
     assert copies_in(bucket) == [FIRST, SECOND]
     elsewhere, heard = tmp_path_factory.mktemp("elsewhere"), []
-    assert bring_newest(elsewhere, bucket, heard.append) == (elsewhere / SECOND, [])
+    bring_newest(elsewhere, bucket, heard.append)
+    assert checkpoint.latest(elsewhere) == (elsewhere / SECOND, [])
     assert files(elsewhere / SECOND) == files(runs / SECOND)
     assert [(event["event"], event["images_seen"]) for event in heard] == [("fetched_checkpoint", 24)]
     assert [path.name for path in elsewhere.iterdir()] == [SECOND]
-    assert bring_newest(elsewhere, bucket, heard.append) == (elsewhere / SECOND, [])  # it is here now
+    bring_newest(elsewhere, bucket, heard.append)
+    assert checkpoint.latest(elsewhere) == (elsewhere / SECOND, [])  # it is here now
     assert len(heard) == 1
 
 
@@ -54,12 +56,14 @@ def test_a_damaged_copy_is_named_and_gives_way_to_the_one_before(runs, bucket, t
     send_missing(runs, bucket)
     flip(bucket.folder / SECOND / name)
     elsewhere, heard = tmp_path_factory.mktemp("elsewhere"), []
-    assert bring_newest(elsewhere, bucket, heard.append) == (elsewhere / FIRST, [])
+    bring_newest(elsewhere, bucket, heard.append)
+    assert checkpoint.latest(elsewhere) == (elsewhere / FIRST, [])
     assert [event["event"] for event in heard] == ["damaged_checkpoint", "fetched_checkpoint"]
     assert f"{bucket.uri}/{SECOND}/{name}" in heard[0]["reason"]
     assert [path.name for path in elsewhere.iterdir()] == [FIRST]
     send(runs / SECOND, bucket)  # the run comes by again
-    assert bring_newest(elsewhere, bucket, heard.append) == (elsewhere / SECOND, [])
+    bring_newest(elsewhere, bucket, heard.append)
+    assert checkpoint.latest(elsewhere) == (elsewhere / SECOND, [])
 
 
 def test_a_copy_without_its_manifest_does_not_count_and_one_that_lacks_a_file_is_damaged(runs, bucket, tmp_path):  # noqa: F811
@@ -76,7 +80,8 @@ def test_a_damaged_checkpoint_here_is_set_aside_for_its_copy(runs, bucket):  # n
     sound = files(runs / SECOND)
     flip(runs / SECOND / "weights.safetensors")
     assert checkpoint.latest(runs)[0] == runs / FIRST
-    assert bring_newest(runs, bucket, lambda event: None) == (runs / SECOND, [])
+    bring_newest(runs, bucket, lambda event: None)
+    assert checkpoint.latest(runs) == (runs / SECOND, [])
     assert files(runs / SECOND) == sound
     assert (runs / f"{SECOND}.damaged-1").exists()
 

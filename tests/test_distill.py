@@ -26,16 +26,18 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.flight import converse
 from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, RequestError, resolve
-from diffusion.store.bundle import Bundle, bundle_path, export_bundle, load_bundle, load_teacher
+from diffusion.store.bundle import Bundle, bundle_path, export_bundle, load_bundle, load_model
 from diffusion.store.refs import RunRef
 from diffusion.training import checkpoint
 from diffusion.training.step import TrainState, build_state, corrupt, train_step
+from diffusion.training.warm_start import check_teacher
 from flows.recipes import merged
 from tests.evaluated_run import make_run
 from tests.random_bundle import random_denoiser
 from tests.test_checkpoint import DATASET
 from tests.test_gate import GATE, IDENTITY, report
 from tests.test_step import CLASSES, CPU, RECIPE, bits_of, emoji, part  # noqa: F401  (emoji is a fixture)
+from tests.words import words
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -233,8 +235,7 @@ def line(emoji_folder, tiny_recipe, tmp_path_factory) -> Line:
     whole = tiny_recipe.model_copy(update={"distill": DistillRecipe(steps=3, images=16, warmup_images=0)})
     teacher = exported(make_run(emoji_folder, whole, root), whole, root)
     recipe = student_of(whole, teacher.digest)
-    denoiser = load_teacher(bundle_path(root, teacher.digest), recipe.train)
-    run = make_run(emoji_folder, recipe, root, teacher=denoiser)
+    run = make_run(emoji_folder, recipe, root, teacher=load_model(bundle_path(root, teacher.digest))[1])
     return Line(recipe, teacher, exported(run, recipe, root), run, root)
 
 
@@ -270,15 +271,21 @@ def test_a_student_refuses_to_draw_in_a_way_that_it_was_not_taught(line, asked):
     assert resolve(GenerateRequest(label="flags", **own), line.student.spec).steps == 3
 
 
-def test_a_bundle_must_draw_as_its_student_was_taught_and_a_teacher_be_the_one_that_was_named(line):
+def test_a_bundle_must_draw_as_its_student_was_taught(line):
     with pytest.raises(ValueError, match="answers at the noise levels it was taught for"):
         export_bundle(line.run, 0.1, line.root, line.teacher.spec.sampling)
-    folder, train = bundle_path(line.root, line.teacher.digest), line.recipe.train
-    wrong = train.model_copy(update={"lesson": train.lesson.model_copy(update={"teacher": "7" * 64})})
-    with pytest.raises(ValueError, match="not 777777777777 that was asked for"):
-        load_teacher(folder, wrong)
-    with pytest.raises(ValueError, match=r"train\.sigma_data=0\.7, and the teacher"):
-        load_teacher(folder, train.model_copy(update={"sigma_data": 0.7}))
+
+
+def test_a_student_is_of_its_teachers_network_and_is_shown_what_that_was(line):
+    train, spec = line.recipe.train, line.teacher.spec
+    check_teacher(train, spec.classes, spec)
+    with pytest.raises(ValueError, match=rf"train\.sigma_data is 0\.7, and the teacher {line.teacher.digest[:12]} has"):
+        check_teacher(train.model_copy(update={"sigma_data": 0.7}), spec.classes, spec)
+    with pytest.raises(ValueError, match="as classes"):
+        check_teacher(train, spec.classes[::-1], spec)
+    reads = spec.model_copy(update={"text": words("minilm").identity})
+    with pytest.raises(ValueError, match=r"train\.text_encoder is None, and the teacher .* has minilm"):
+        check_teacher(train, spec.classes, reads)
 
 
 def test_a_students_report_is_of_its_pictures_alone_and_the_gate_takes_it(line):

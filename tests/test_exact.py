@@ -22,6 +22,7 @@ from diffusion.training.exact import check_workers, tree_sum, workers_of
 from diffusion.training.loop import train
 from diffusion.training.parallel import data_parallel, exact_parallel, world_gather
 from diffusion.training.step import Part, TrainState, build_state, corrupt, parts_of, train_step
+from tests.random_batch import random_batch
 
 # eight processes meet often: on a machine with much else to do each meeting takes a while
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(600)]
@@ -55,11 +56,7 @@ DATASET = DatasetRef(
 
 
 def batch_at(start: int, size: int = EXACT.batch_size) -> Part:
-    generator = torch.Generator().manual_seed(start)
-    pixels = torch.randint(0, 256, (size, 16, 16, 3), dtype=torch.uint8, generator=generator)
-    index = torch.arange(start, start + size)
-    keys = [str(position) for position in index.tolist()]
-    return Part(pixels.permute(0, 3, 1, 2), index % 3, [""] * size, keys, index, None)
+    return random_batch(start, size, side=16, classes=3)
 
 
 def state_of(recipe: TrainRecipe) -> TrainState:

@@ -1,5 +1,6 @@
 """adapters/ray_elastic.py: which numbers of workers are taken.  A cluster that grows and shrinks is bench_kills."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,8 +8,10 @@ from ray.train import ScalingConfig
 
 from diffusion.adapters import ray_elastic
 from diffusion.adapters.ray_elastic import Fitting
+from diffusion.adapters.ray_train import _resized
 from diffusion.recipe import TrainRecipe
 from diffusion.training.exact import worlds_of
+from diffusion.training.journal import Journal
 
 PLAIN = TrainRecipe(batch_size=12, images=120)
 EXACT = TrainRecipe(batch_size=12, images=120, micro_batch=1)  # twelve parts: three workers of 4, six of 2, twelve of 1
@@ -47,3 +50,15 @@ def test_the_next_driver_of_a_run_takes_over_what_the_killed_one_reserved(monkey
     for driver in ("killed", "next"):
         Fitting(ScalingConfig(num_workers=(2, 6)), (2, 6), "run").after_controller_start(SimpleNamespace(run_id=driver))
     assert asked[0] == asked[1]
+
+
+def test_a_start_on_another_number_of_workers_is_told_also_by_the_next_driver(tmp_path: Path):
+    journal = Journal(tmp_path / "metrics.jsonl")
+    assert _resized(journal.world, {"event": "started", "images_seen": 0, "world": 2}) == []
+    journal.event({"event": "started", "images_seen": 0, "world": 2})
+    journal.event({"event": "checkpoint", "images_seen": 8})
+    journal = Journal(tmp_path / "metrics.jsonl")
+    resumed = {"event": "resumed", "images_seen": 8, "world": 4}
+    assert _resized(journal.world, resumed) == [{"event": "resized", "from": 2, "to": 4, "images_seen": 8}]
+    assert _resized(journal.world, resumed | {"world": 2}) == []
+    assert _resized(journal.world, {"event": "checkpoint", "images_seen": 16}) == []

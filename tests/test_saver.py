@@ -9,7 +9,7 @@ import ray.train
 
 from diffusion.adapters.ray_train_saver import Saver
 from diffusion.store.publish import DiskFull
-from diffusion.store.storage import LocalFolder, StorageUnavailable, open_storage
+from diffusion.store.storage import LocalFolder, StorageRefused, StorageUnavailable, open_storage
 from diffusion.training import checkpoint
 from diffusion.training.copies import copies_in
 from diffusion.training.retention import Keep
@@ -35,13 +35,14 @@ def reported(monkeypatch, tmp_path: Path) -> list[tuple[int, bool]]:
     return heard
 
 
-def test_each_is_reported_once_it_is_published_and_what_is_superseded_goes(reported, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [StorageUnavailable("no answer"), StorageRefused("expired"), OSError("stale")])
+def test_each_is_reported_once_it_is_published_and_what_is_superseded_goes(error, reported, tmp_path, monkeypatch):
     run, copies, told = tmp_path / "run", tmp_path / "copies", []
     put = LocalFolder.put
 
     def not_while_the_third_is_saved(storage, name, data):
         if Path(name).parent.name == f"{36:012d}" and not (run / f"{48:012d}").exists():
-            raise StorageUnavailable("no answer")
+            raise error
         put(storage, name, data)
 
     monkeypatch.setattr(LocalFolder, "put", not_while_the_third_is_saved)

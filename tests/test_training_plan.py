@@ -8,13 +8,12 @@ from diffusion.data import manifest
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading_order import order_of
 from diffusion.data.stream import batches
-from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.presets import PRESETS
 from diffusion.recipe import Recipe, TrainRecipe, UNetRecipe
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import LocalFolder
 from diffusion.training.plan import Plan, activation_bytes, inputs, plan_of, ranks_of
-from diffusion.training.step import build_state, end_of
+from diffusion.training.step import build_state, end_of, net_of
 from flows.dry_run import plan_told
 from tests.dataset_of import publish, sample
 from tests.made_run import CLASSES, make_run
@@ -24,11 +23,6 @@ SIDE = 32
 
 def plan(recipe: TrainRecipe, world: int = 1, **options: bool) -> Plan:
     return plan_of(recipe, side=SIDE, classes=len(CLASSES), world=world, **options)
-
-
-def net_of(recipe: TrainRecipe, image_channels: int = 0) -> Denoiser:
-    shape = {"resolution": SIDE, "classes": 3, "sigma_data": 0.5, "precision": recipe.precision}
-    return denoiser_of(recipe.unet, image_channels=image_channels, **shape)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -52,7 +46,7 @@ def test_the_activations_are_those_of_a_real_forward_pass(tiny_recipe: Recipe, p
     unet = UNetRecipe(**tiny_recipe.train.unet.model_dump() | conditions)
     encoder = {"text_encoder": "minilm", "text_tokens": 5} if conditions else {}
     recipe = tiny_recipe.train.model_copy(update={"unet": unet, "precision": precision} | encoder)
-    net = net_of(recipe)
+    net = net_of(recipe, side=SIDE, classes=len(CLASSES))
     real = activation_bytes(net, inputs(net, (recipe.batch_size, 3, SIDE, SIDE), 5))
     foretold = plan(recipe).memory.activations
     assert foretold == pytest.approx(real, rel=0 if precision == "fp32" else 1e-3)  # bf16: of norms' sums

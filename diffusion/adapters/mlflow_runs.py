@@ -31,8 +31,6 @@ _PARAMS_PER_REQUEST = 100
 _METRICS_PER_REQUEST = 1_000
 _RETRY_S = 30.0  # between tries while MLflow takes no metrics
 
-QUICK = "quick_"  # before the names of numbers that are of few pictures, found while training
-
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # runs come first
 
 _logger = logging.getLogger(__name__)
@@ -216,19 +214,20 @@ def log_evaluation(tracking: Tracking, evaluation: EvaluationRef, recipe: BaseMo
     return run_id
 
 
-def log_validation(tracking: Tracking, run_id: str, found: EvaluationRef, metrics: dict[str, float]) -> None:
-    """Log what a checkpoint was found to be worth to the run that trains it, at the checkpoint's moment, and its grid.
+def log_validation(tracking: Tracking, run_id: str, found: EvaluationRef) -> None:
+    """Log the `named` numbers of a quick look to the run that trains, at the checkpoint's moment, and its grid.
 
-    Where MLflow fails, it is not told: training goes on."""
-    from mlflow.entities import Metric
+    Where MLflow, or the folder of its files, fails, it is not told: training goes on.
+    """
     from mlflow.exceptions import MlflowException
 
-    now, step = int(time.time() * 1_000), found.run.images_seen
+    from diffusion.evaluation.quick import named  # it loads torch: not for each start of the program
+
     try:
         client = connect(tracking)
-        client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in metrics.items()])
-        client.log_artifact(run_id, f"{found.uri}/grid.png", f"validation/{step:012d}")
-    except (MlflowException, ConnectionError) as error:
+        log_metrics(client, run_id, found.model_copy(update={"metrics": named(found)}))
+        client.log_artifact(run_id, f"{found.uri}/grid.png", f"validation/{found.run.images_seen:012d}")
+    except (MlflowException, OSError) as error:
         _logger.warning("MLflow took no validation (%s); it is in %s", error, found.uri)
 
 
@@ -310,5 +309,7 @@ def _dataset_input(dataset: DatasetRef) -> "DatasetInput":
 
 def _last_step(client: "MlflowClient", run_id: str) -> int:
     """The highest step that any metric of the training itself has, for validations come late; -1 where there is none."""
-    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(QUICK)]
+    from diffusion.evaluation.quick import PREFIX
+
+    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(PREFIX)]
     return max((metric.step for name in names for metric in client.get_metric_history(run_id, name)), default=-1)

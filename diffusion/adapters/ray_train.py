@@ -40,7 +40,7 @@ from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
 from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss, check_sizes, end_of
-from diffusion.training.warm_start import check_origin
+from diffusion.training.warm_start import check_origin, check_teacher
 
 _POLL_S = 0.5  # of the driver for metrics
 _RESTARTS = 3  # of the metrics actor, and of a controller that fails to start its workers
@@ -80,22 +80,25 @@ def train_run(
     keep: which checkpoints stay.
     copies: folder or s3://bucket/prefix that checkpoints are copied to while the run trains.  Where `run_dir` lacks the
     newest of them, or one that `keep` names by its moment, it is brought from there.
-    teacher: folder of the bundle recipe.lesson.teacher, of a student's run.
-    origin: folder of the bundle recipe.init, on storage that all workers share.
+    teacher, origin: folder of the bundle recipe.lesson.teacher, of a student's run, and of recipe.init, on storage that all
+    workers share.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
     on_event: likewise with {"event": "warm_started" | "started" | "resumed" | "resized" | "damaged_checkpoint" |
     "damaged_sidecar" | "damaged_sample" | "checkpoint" | "checkpoint_not_copied" | "fetched_checkpoint" |
     "worker_failed", ...}.
     max_failures: how often a dead or failing worker is replaced.
     Raises ValueError for a batch that cannot be divided, for sizes that the network cannot read, for a model that it cannot
-    start from, and for a `run_dir` with another run in it, NonFiniteLoss, StorageUnavailable where the copies cannot be
-    reached, and TrainingFailed for all else that ends a run early.
+    start or learn from, and for a `run_dir` with another run in it, NonFiniteLoss, StorageUnavailable where the copies
+    cannot be reached, and TrainingFailed for all else that ends a run early.
     """
     worlds = worlds_of(recipe, workers)
     check_sizes(recipe, dataset)
     if recipe.init:
         check_origin(recipe, dataset.resolution, verify_bundle(origin, recipe.init)[0])
         origin = Path(origin).resolve()
+    if recipe.lesson:
+        check_teacher(recipe, dataset.classes, verify_bundle(teacher, recipe.lesson.teacher)[0])
+        teacher = Path(teacher).resolve()
     if not ray.is_initialized():
         raise RuntimeError("Ray is not running here: call within `with local_ray(...)`, or after ray.init(address=...)")
     run_dir = Path(run_dir).resolve()  # Ray's workers run in another directory
@@ -155,7 +158,7 @@ def _finished(job: Job) -> RunRef | None:
         return None
     return RunRef(
         uri=str(folder),
-        digest=digest_of(checkpoint.verify(folder)),
+        digest=digest_of(checkpoint.read_manifest(folder)),  # `latest` has verified it
         recipe_digest=digest_of(job.recipe),
         dataset=job.dataset,
         images_seen=saved.images_seen,

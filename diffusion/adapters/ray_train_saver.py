@@ -11,7 +11,7 @@ import ray.train
 
 from diffusion.data.stream import Batch
 from diffusion.store.publish import withdraw
-from diffusion.store.storage import StorageUnavailable, open_storage
+from diffusion.store.storage import StorageRefused, open_storage
 from diffusion.training import checkpoint
 from diffusion.training.copies import copies_in, remove, send, send_missing
 from diffusion.training.retention import Keep, superseded
@@ -66,16 +66,17 @@ class Saver:
     def _published(self, folder: Path, digest: str) -> None:
         images_seen = int(folder.name)
         self.tell({"event": "checkpoint", "images_seen": images_seen, "uri": str(folder), "digest": digest})
-        gone = [checkpoint.folder_of(self.checkpoints, m) for m in superseded(self.recipe, self.keep, images_seen)]
-        for old in gone:
-            withdraw(old)
+        gone = {checkpoint.folder_of(self.checkpoints, m) for m in superseded(self.recipe, self.keep, images_seen)}
+        for old in checkpoint.folders_in(self.checkpoints):
+            if old in gone:
+                withdraw(old)
         if self._copies:
             try:
                 send(folder, self._copies)
                 send_missing(self.checkpoints, self._copies)
                 for name in {old.name for old in gone} & set(copies_in(self._copies)):
                     remove(name, self._copies)
-            except StorageUnavailable as error:  # the next one makes up for it, or the driver at the end
+            except (OSError, StorageRefused) as error:  # the next one makes up for it, or the driver at the end
                 self.tell({"event": "checkpoint_not_copied", "images_seen": images_seen, "reason": str(error)})
 
     def _report(self) -> None:

@@ -22,7 +22,7 @@ from diffusion.data.reading_order import order_of
 from diffusion.data.sidecar import Sidecars
 from diffusion.data.stream import Batch, batches
 from diffusion.recipe import TrainRecipe
-from diffusion.store.bundle import load_model, load_teacher
+from diffusion.store.bundle import load_model
 from diffusion.store.codecs import codec_named
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
@@ -87,13 +87,13 @@ def run_worker(job: Job, send: Send) -> None:
     tell = send if rank == 0 else ignore
     torch.set_num_threads(job.threads)
     device = ray.train.torch.get_device()
-    gather = world_gather()
+    gather, lesson = world_gather(), job.recipe.lesson
     state = build_state(
         job.recipe,
         resolution=job.dataset.resolution,
         classes=len(job.dataset.classes),
         device=device,
-        teacher=load_teacher(job.teacher, job.recipe, device) if job.teacher else None,
+        teacher=load_model(job.teacher, digest=lesson.teacher)[1].to(device) if lesson else None,
     )
     state.net.net.recompute = job.recompute
     facts = checkpoint.facts_of(job.recipe, job.dataset, world=world, device=device, text=state.text, codec=state.codec)

@@ -5,7 +5,6 @@ a worker that is replaced may need, and what goes wrong in it is told and left. 
 the newest is next, and what is not measured when the run ends is not measured.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,12 +16,13 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from diffusion.adapters.mlflow_runs import QUICK
 from diffusion.data.reading import Reading
-from diffusion.evaluation.quick import look
+from diffusion.evaluation.quick import look, named
 from diffusion.recipe import EvaluateRecipe, TrainRecipe, digest_of
 from diffusion.store.averages import MANIFEST_NAME
+from diffusion.store.publish import sha256_file
 from diffusion.store.refs import DatasetRef, EvaluationRef, RunRef
+from diffusion.training.checkpoint import folders_in
 from diffusion.training.journal import Journal
 from diffusion.training.step import end_of
 
@@ -31,8 +31,8 @@ class Validation:
     """The driver's side.  `hear` takes the events of `train_run`, `turn` is called now and then; neither waits.
 
     What is found goes to the run's metrics.jsonl, once, as {"event": "validated", ...}, and to on_result; what went wrong as
-    "validation_failed" to on_event too.  After a restart only checkpoints that were not told of are looked at, and none
-    that was measured already is measured again.
+    "validation_failed" to on_event too.  After a restart only checkpoints whose numbers were not told are looked at, and
+    none that was measured already is measured again.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Validation:
         if event["event"] == "checkpoint":
             self._want(Path(event["uri"]), event["digest"])
         elif event["event"] == "resumed":
-            for folder in (self._run_dir / "checkpoints").glob("[0-9]*"):
-                manifest = folder / MANIFEST_NAME
-                if folder.name.isdigit() and int(folder.name) <= event["images_seen"] and manifest.is_file():
-                    self._want(folder, hashlib.sha256(manifest.read_bytes()).hexdigest())
+            for folder in folders_in(self._run_dir / "checkpoints"):
+                if int(folder.name) <= event["images_seen"]:
+                    with suppress(FileNotFoundError):  # workers train by now: it may be superseded at any moment
+                        self._want(folder, sha256_file(folder / MANIFEST_NAME))
         self.turn()
 
     def turn(self) -> None:
@@ -102,7 +102,8 @@ class Validation:
         try:
             found: EvaluationRef = ray.get(running)
         except RayError as error:
-            reason = str(getattr(error, "cause", None) or error).splitlines()[-1]
+            cause = getattr(error, "cause", None) or error
+            reason = (str(cause).splitlines() or [type(cause).__name__])[-1]  # some have no words
             event = {"event": "validation_failed", "images_seen": checkpoint.images_seen, "reason": reason}
             self._on_event(event)
         else:
@@ -119,11 +120,6 @@ def validating(*args: Any, **kwargs: Any) -> Iterator[Validation]:
         yield validation
     finally:
         validation.close()
-
-
-def named(found: EvaluationRef) -> dict[str, float]:
-    """Its numbers under names that say how they were found."""
-    return {f"{QUICK}{name}": value for name, value in found.metrics.items()}
 
 
 def _told(path: Path) -> set[int]:

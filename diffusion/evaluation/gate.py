@@ -17,10 +17,10 @@ class Verdict(Frozen):
 def verdict(challenger: Report, champion: Report | None, gate: GateRecipe) -> Verdict:
     """Whether `challenger` may take the place of `champion` (None: there is none yet).
 
-    It must be sane: every number finite, the held-out loss below gate.max_loss at every noise level, the Frechet
-    distance at most gate.max_frechet where that is set.  Beside a champion it must also be better beyond doubt: on equal
-    metric identities, its Frechet distance lower by more than t * sqrt(se^2 + se_champion^2), where t is Student's for a
-    two-sided interval of gate.confidence: so that the interval of the difference lies below 0 as a whole.
+    It must be sane: every number finite, the held-out loss (a student has none) below gate.max_loss at every noise level,
+    the Frechet distance at most gate.max_frechet where that is set.  Beside a champion it must also be better beyond
+    doubt: on equal metric identities, its Frechet distance lower by more than t * sqrt(se^2 + se_champion^2), where t is
+    Student's for a two-sided interval of gate.confidence: so that the interval of the difference lies below 0 as a whole.
 
     A student is compared with its teacher, though they draw otherwise, that being its purpose: its distance must beyond
     doubt be below 1 + gate.max_student_excess times the teacher's.

@@ -1,14 +1,14 @@
 """A quick look at a checkpoint while its run goes on: a small evaluation, whose numbers are named as such."""
 
-import shutil
 from pathlib import Path
 
 from diffusion.data.reading import Reading
 from diffusion.evaluation.measure import evaluate
 from diffusion.recipe import EvaluateRecipe, TrainRecipe, canonical_json, digest_of
-from diffusion.store.publish import write_atomic
+from diffusion.store.publish import withdraw, write_atomic
 from diffusion.store.refs import EvaluationRef, RunRef
 
+PREFIX = "quick_"  # before the names of its numbers
 _SAMPLES, _HELD_OUT, _COLUMNS = 64, 32, 4
 _REAL = 2_000  # pictures of the training split that the samples are compared with
 
@@ -40,6 +40,11 @@ def look(checkpoint: RunRef, recipe: EvaluateRecipe, root: Path, *, reading: Rea
     if done.exists():
         return EvaluationRef.model_validate_json(done.read_bytes())
     found = evaluate(checkpoint, recipe, root, reading=reading, real=_REAL)
-    shutil.rmtree(found.bundle_uri)
+    withdraw(Path(found.bundle_uri))  # whole or not at all: half of one would stand in the way of the next try
     write_atomic(done, canonical_json(found))
     return found
+
+
+def named(found: EvaluationRef) -> dict[str, float]:
+    """The numbers of a quick look under names that say so."""
+    return {f"{PREFIX}{name}": value for name, value in found.metrics.items()}

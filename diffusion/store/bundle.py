@@ -24,7 +24,6 @@ from diffusion.recipe import (
     PredictionName,
     SamplingRecipe,
     TaskName,
-    TrainRecipe,
     UNetRecipe,
     canonical_json,
     first_mistake,
@@ -225,19 +224,6 @@ def publish_bundle(folder: Path, store_root: Path) -> tuple[str, str]:
     except FileExistsError:
         verify_bundle(final, digest)
     return str(final), digest
-
-
-def load_teacher(folder: str | Path, recipe: TrainRecipe, device: str | torch.device = "cpu") -> Denoiser:
-    """The denoiser that recipe.lesson names, out of the bundle in `folder`.  Raises ValueError for any other."""
-    bundle = load_bundle(folder, device, digest=recipe.lesson.teacher)
-    for name in ("unet", "sigma_data", "prediction"):
-        own, asked = getattr(bundle.spec, name), getattr(recipe, name)
-        if own != asked:
-            raise ValueError(
-                f"train.{name}={asked}, and the teacher {bundle.digest[:12]} has {own}: a student is of its teacher's"
-                " network, so give the recipe by which that was trained"
-            )
-    return bundle.denoiser
 
 
 def verify_bundle(uri: str | Path, digest: str | None = None) -> tuple[BundleSpec, str]:

@@ -61,6 +61,13 @@ def text_identity(name: TextEncoderName, *, tokens: int = 64, folder: Path | Non
     return _transformers_identity(name, folder, tokens)
 
 
+def identity_of(recipe: TrainRecipe) -> TextIdentity | None:
+    """Likewise of what reads the captions of a run; None where nothing does."""
+    if recipe.text_encoder == "none":
+        return None
+    return text_identity(recipe.text_encoder, tokens=recipe.text_tokens)
+
+
 def encoder_of(recipe: TrainRecipe, device: str = "cpu") -> TextEncoder | None:
     """What reads the captions of a run, each once while there is room to remember it; None where nothing does."""
     if recipe.text_encoder == "none":

@@ -52,7 +52,7 @@ def remove(name: str, storage: Storage) -> None:
         storage.remove(found.name)
 
 
-def bring(name: str, storage: Storage, checkpoints: Path) -> Path:
+def bring(name: str, storage: Storage, checkpoints: Path) -> None:
     """Publish a verified copy below `checkpoints`, where a valid one of that name is not there already.
 
     Raises DamagedCheckpoint naming the object of which no intact bytes come, DiskFull.
@@ -64,13 +64,10 @@ def bring(name: str, storage: Storage, checkpoints: Path) -> Path:
             manifest = _twice(lambda: _fetch_manifest(name, storage, temporary))
             for file, expected in manifest.files.items():
                 _twice(lambda file=file, sha256=expected.sha256: _fetch(name, file, sha256, storage, temporary))
-    return final
 
 
-def bring_newest(
-    checkpoints: Path, storage: Storage, tell: Callable[[dict[str, object]], None]
-) -> tuple[Path | None, list[str]]:
-    """`checkpoint.latest`, with a copy brought first where a newer one than those below `checkpoints` is intact.
+def bring_newest(checkpoints: Path, storage: Storage, tell: Callable[[dict[str, object]], None]) -> None:
+    """Bring the newest copy that is intact, where it is newer than every valid checkpoint below `checkpoints`.
 
     tell: hears of each copy that is damaged, and of the one that was brought.
     """
@@ -79,13 +76,12 @@ def bring_newest(
         if newest and name <= newest.name:
             break
         try:
-            folder = bring(name, storage, checkpoints)
+            bring(name, storage, checkpoints)
         except DamagedCheckpoint as error:
             tell({"event": "damaged_checkpoint", "reason": str(error), "instead": None})
         else:
             tell({"event": "fetched_checkpoint", "images_seen": int(name), "uri": f"{storage.uri}/{name}"})
-            return folder, []
-    return checkpoint.latest(checkpoints)
+            break
 
 
 def _fetch_manifest(name: str, storage: Storage, folder: Path) -> Manifest:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from diffusion.recipe import TrainRecipe
 
-AddUp = Callable[
-    [list[Tensor]], None
-]  # tensors of each process -> on every process, in place, their `tree_sum` by rank
+# tensors of each process -> on every process, in place, their `tree_sum` by rank
+AddUp = Callable[[list[Tensor]], None]
 
 
 def tree_sum(terms: Iterable[list[Tensor]]) -> list[Tensor]:

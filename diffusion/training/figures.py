@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 
-from diffusion.degradation import image_channels
-from diffusion.flops import unet_flops
+from diffusion.flops import training_flops
 from diffusion.peak import peaks
 from diffusion.recipe import TrainRecipe
 from diffusion.training.loop import Gather
 from diffusion.training.step import Batch
 
 FIGURES = ("flop_per_s", "mfu", "memory_mib")  # functions of the machine, not of the recipe
-_FORWARD_AND_BACKWARD = 3  # times the forward pass, as all published shares count; computing blocks again is no gain
 
 
 class Figures:
@@ -34,22 +32,16 @@ class Figures:
         self._flops, self._images = 0, 0  # since the last record, of this process
 
         @cache
-        def forward(size: tuple[int, int]) -> int:
-            return unet_flops(
-                recipe.unet,
-                resolution=resolution // recipe.codec_factor,
-                picture_channels=recipe.codec_channels,
-                image_channels=image_channels(recipe.degradations),
-                size=size,
-            )
+        def cost(size: tuple[int, int]) -> int:
+            return training_flops(recipe, side=resolution // recipe.codec_factor, size=size)
 
-        self._forward = forward
+        self._cost = cost  # of a picture
 
     def counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, counted when the loop takes them."""
         for batch in batches:
             shown = batch.images if batch.latents is None else batch.latents
-            self._flops += len(batch.keys) * _FORWARD_AND_BACKWARD * self._forward(tuple(shown.shape[-2:]))
+            self._flops += len(batch.keys) * self._cost(tuple(shown.shape[-2:]))
             self._images += len(batch.keys)
             yield batch
 
@@ -66,7 +58,7 @@ class Figures:
             )
             self._flops = self._images = 0
             rate = record["images_per_s"] * sum(flops) / sum(images)
-            tell({**record, "flop_per_s": rate, "mfu": rate / self.peak, "memory_mib": max(memory)})
+            tell(record | dict(zip(FIGURES, (rate, rate / self.peak, max(memory)), strict=True)))
 
         return on_metrics
 

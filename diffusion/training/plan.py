@@ -14,12 +14,12 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from diffusion.data.manifest import Manifest
 from diffusion.data.reading_order import order_of
-from diffusion.degradation import image_channels
-from diffusion.denoiser import Denoiser, denoiser_of
-from diffusion.flops import unet_flops
+from diffusion.denoiser import Denoiser
+from diffusion.flops import training_flops
 from diffusion.recipe import TrainRecipe, checkpoints_of
 from diffusion.training.exact import check_workers
 from diffusion.training.optimizer import hidden_matrices
+from diffusion.training.step import net_of
 
 _FLOAT = 4  # bytes: weights and all that is kept of them are float32
 _LOOKED_AT = 2**20  # pictures of the order, from its beginning
@@ -78,17 +78,7 @@ def plan_of(recipe: TrainRecipe, *, side: int, classes: int, world: int, recompu
     sums = (share // at_once - 1).bit_length() + 1  # of gradients, which `exact.tree_sum` holds
     shape = (at_once, recipe.codec_channels, side, side)
     with FakeTensorMode():
-        net = denoiser_of(
-            recipe.unet,
-            resolution=side,
-            classes=classes,
-            sigma_data=recipe.sigma_data,
-            precision=recipe.precision,
-            prediction=recipe.prediction,
-            channels=recipe.codec_channels,
-            image_channels=image_channels(recipe.degradations),
-            seed=recipe.seed,
-        )
+        net = net_of(recipe, side=side, classes=classes)
         net.net.recompute = recompute
         activations = activation_bytes(net, inputs(net, shape, recipe.text_tokens))
     parameters = sum(parameter.numel() for parameter in net.parameters())
@@ -110,15 +100,7 @@ def plan_of(recipe: TrainRecipe, *, side: int, classes: int, world: int, recompu
         steps=moments[-1] // recipe.batch_size,
         checkpoints=len(moments),
         checkpoint_bytes=memory.weights + memory.optimizer + memory.averages,
-        flops=3
-        * unet_flops(
-            recipe.unet,
-            resolution=side,
-            batch=share,
-            tokens=recipe.text_tokens,
-            picture_channels=recipe.codec_channels,
-            image_channels=image_channels(recipe.degradations),
-        ),
+        flops=training_flops(recipe, side=side, batch=share, tokens=recipe.text_tokens),
         memory=memory,
         gradient_bytes=weights if world > 1 else 0,
         update_bytes=matrices * _FLOAT if world > 1 else 0,

@@ -180,17 +180,7 @@ def build_state(
     """
     assert (teacher is None) == (recipe.lesson is None)
     codec = identity_for(recipe)
-    net = denoiser_of(
-        recipe.unet,
-        resolution=codec.side(resolution) if codec else resolution,
-        classes=classes,
-        sigma_data=recipe.sigma_data,
-        precision=recipe.precision,
-        prediction=recipe.prediction,
-        channels=recipe.codec_channels,
-        image_channels=image_channels(recipe.degradations),
-        seed=recipe.seed,
-    ).to(device)
+    net = net_of(recipe, side=codec.side(resolution) if codec else resolution, classes=classes).to(device)
     net.train()
     if teacher is not None:
         net.load_state_dict(teacher.state_dict())
@@ -204,6 +194,21 @@ def build_state(
         uncertainty=uncertainty,
         codec=codec,
         teacher=teacher,
+    )
+
+
+def net_of(recipe: TrainRecipe, *, side: int, classes: int) -> Denoiser:
+    """The network of a recipe as its run begins.  side: of the squares that it sees, pictures or latents."""
+    return denoiser_of(
+        recipe.unet,
+        resolution=side,
+        classes=classes,
+        sigma_data=recipe.sigma_data,
+        precision=recipe.precision,
+        prediction=recipe.prediction,
+        channels=recipe.codec_channels,
+        image_channels=image_channels(recipe.degradations),
+        seed=recipe.seed,
     )
 
 
@@ -260,7 +265,7 @@ def null_condition(state: TrainState, batch: Batch, cond: dict[str, Tensor]) -> 
 def train_step(
     state: TrainState, batch: Batch, recipe: TrainRecipe, *, model: nn.Module | None = None, add_up: AddUp | None = None
 ) -> StepResult:
-    """One step on this process's share of the global batch: loss, gradient, clip, AdamW, averages, clock.
+    """One step on this process's share of the global batch: loss, gradient, clip, optimizer, averages, clock.
 
     model: state.net wrapped for data parallelism, which averages the gradients over equal shares; state.net if None.
     add_up: of the exact mode (recipe.micro_batch), instead of such a model; None if this is the only process.

@@ -3,6 +3,8 @@
 What the new network has beyond the old one answers nothing at first - text attention and the stem of a picture beside x end
 in zeros, as in a new network - so before its first step it answers as the model did, to the last bit where it computes in
 the same precision.  The clock starts at 0: learning rate, its warm-up and the averages are the new run's own.
+
+A student starts from its teacher's weights, to which nothing is added.
 """
 
 import re
@@ -14,6 +16,8 @@ from torch import Tensor
 from diffusion.denoiser import Denoiser
 from diffusion.recipe import TrainRecipe, UNetRecipe
 from diffusion.store.bundle import BundleSpec
+from diffusion.store.codecs import identity_for
+from diffusion.store.text_encoders import identity_of
 from diffusion.training.step import TrainState
 
 _LABELS = "net.embedding.label.weight"  # (classes + 1, width): the last row is the null label's
@@ -62,6 +66,23 @@ def check_origin(recipe: TrainRecipe, resolution: int, spec: BundleSpec) -> None
         raise _other(
             "unet.attention", own.attention, tuple(s for s, is_one in zip(sides, wanted, strict=True) if is_one)
         )
+
+
+def check_teacher(recipe: TrainRecipe, classes: tuple[str, ...], spec: BundleSpec) -> None:
+    """Raises ValueError naming the first field in which a student's network, or what it is shown, is not its teacher's."""
+    for name, here, there in (
+        ("train.unet", recipe.unet, spec.unet),
+        ("train.sigma_data", recipe.sigma_data, spec.sigma_data),
+        ("train.prediction", recipe.prediction, spec.prediction),
+        ("train.text_encoder", identity_of(recipe), spec.text),
+        ("train.codec", identity_for(recipe), spec.codec),
+        ("what the dataset has as classes", classes, spec.classes),
+    ):
+        if here != there:
+            raise ValueError(
+                f"{name} is {here}, and the teacher {recipe.lesson.teacher[:12]} has {there}: a student is of its teacher's"
+                " network and learns what that draws, so give the recipe and the pictures by which that was trained"
+            )
 
 
 @torch.no_grad()

@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -30,6 +29,7 @@ from diffusion.store.refs import DatasetRef
 from diffusion.training import checkpoint
 from diffusion.training.saving import Saving
 from diffusion.training.step import TrainState, build_state, train_step
+from tests.random_batch import random_batch
 
 LIMIT = 0.01  # of the time
 
@@ -75,10 +75,7 @@ def main() -> None:
     def steps() -> float:
         started = time.perf_counter()
         for _ in range(options.steps):
-            index = torch.arange(train.batch_size) + state.images_seen
-            images = torch.randint(0, 256, (train.batch_size, 3, side, side), dtype=torch.uint8)
-            batch = SimpleNamespace(images=images, label=index % 2, captions=[], keys=[], index=index, latents=None)
-            train_step(state, batch, train)
+            train_step(state, random_batch(state.images_seen, train.batch_size, side=side, classes=2), train)
         return time.perf_counter() - started
 
     rows: dict[str, list[tuple[float, float]]] = {}

@@ -23,6 +23,7 @@ from diffusion.recipe import Recipe
 from diffusion.training.exact import workers_of
 from diffusion.training.parallel import data_parallel, exact_parallel
 from diffusion.training.step import Part, build_state, parts_of, train_step
+from tests.random_batch import random_batch
 
 LIMIT = 0.85
 
@@ -33,7 +34,8 @@ def measure(rank: int, world: int, options: argparse.Namespace, rendezvous: str)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     recipe = PRESETS[options.preset]()
     batch = recipe.train.batch_size
-    share = list(parts_of(batch_of(recipe), batch // world))[rank]
+    whole = random_batch(0, batch, side=recipe.shard.resolution, classes=9)
+    share = list(parts_of(whole, batch // world))[rank]
     sizes = [size for size in options.sizes if size <= batch // world]
     modes = {"plain": stepper(recipe, None, share)} | {f"exact {size}": stepper(recipe, size, share) for size in sizes}
     wall: dict[str, list[float]] = {name: [] for name in modes}  # images/s of each turn
@@ -81,13 +83,6 @@ def stepper(recipe: Recipe, micro_batch: int | None, share: Part) -> Callable[[]
     assert dist.get_world_size() in workers_of(train)
     add_up = exact_parallel(state, train)
     return lambda: train_step(state, share, train, add_up=add_up)
-
-
-def batch_of(recipe: Recipe) -> Part:
-    side, size = recipe.shard.resolution, recipe.train.batch_size
-    pixels = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8)
-    index = torch.arange(size)
-    return Part(pixels.permute(0, 3, 1, 2), index % 9, [""] * size, [str(i) for i in range(size)], index, None)
 
 
 def main() -> None:

@@ -20,20 +20,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion.denoiser import Denoiser, denoiser_of
+from diffusion.denoiser import Denoiser
 from diffusion.presets import PRESETS
 from diffusion.recipe import Recipe
 from diffusion.training.optimizer import cost_of, hidden_matrices
 from diffusion.training.parallel import data_parallel
 from diffusion.training.plan import Plan, plan_of
-from diffusion.training.step import TrainState, build_state, train_step
+from diffusion.training.step import TrainState, build_state, net_of, train_step
+from tests.random_batch import random_batch
 
 LIMIT = 0.1  # of the measured step, by which the simulated one may miss it
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20  # bytes of gradients that DistributedDataParallel exchanges together
@@ -110,9 +110,7 @@ def process(rank: int, folder: str, preset: str, share: int, rounds: int) -> Non
     side = recipe.shard.resolution
     alone, together = (build_state(train, resolution=side, classes=9, device="cpu") for _ in range(2))
     model = data_parallel(together, side)
-    index = torch.arange(share) + rank * share
-    images = torch.randint(0, 256, (share, 3, side, side), dtype=torch.uint8)
-    batch = SimpleNamespace(images=images, label=index % 9, captions=[""] * share, keys=["0"] * share, index=index)
+    batch = random_batch(rank * share, share, side=side, classes=9)
 
     def took(call: Callable[[], object]) -> float:
         dist.barrier()
@@ -236,14 +234,8 @@ def on_paper(preset: str, gpu: Gpu, links: Links) -> None:
     """A table for the recipe's own batch, and one for a batch that grows with the workers."""
     recipe = PRESETS[preset]()
     side = recipe.shard.resolution // recipe.train.codec_factor
-    net = denoiser_of(
-        recipe.train.unet,
-        resolution=side,
-        classes=1000,
-        sigma_data=0.5,
-        precision="fp32",
-        channels=recipe.train.codec_channels,
-    )
+    plain = recipe.train.model_copy(update={"precision": "fp32"})  # no casts among the kernels
+    net = net_of(plain, side=side, classes=1000)
     kernels, muon = kernels_of(net, side), hidden_matrices(net)
     flops = 2 * NEWTON_SCHULZ * sum(cost_of(weight) for weight in muon)
     millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6

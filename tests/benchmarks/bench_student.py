@@ -73,7 +73,7 @@ def students(store: Path) -> dict[str, list[Way]]:
 
 def hurried(teacher: Way, sampling: SamplingRecipe, store: Path) -> Way:
     """The teacher's weights in a bundle that draws otherwise."""
-    spec = teacher.spec.model_copy(update={"sampling": sampling})
+    spec = teacher.spec.model_copy(update={"sampling": sampling, "guide": None})
     with staging(store / "bundles") as folder:
         (folder / WEIGHTS_NAME).write_bytes(Path(teacher.folder, WEIGHTS_NAME).read_bytes())
         (folder / SPEC_NAME).write_bytes(canonical_json(spec))

@@ -107,15 +107,16 @@ def test_a_validation_comes_late_and_no_training_metric_is_taken_for_logged(
     """Of a moment beyond which a driver that died had logged nothing yet."""
     run_id = open_run(tracking, "train", "e" * 64, tiny_recipe.train, dataset)
     moment = evaluation.run.images_seen
-    log_validation(tracking, run_id, evaluation, {"quick_frechet": 3.5})
-    assert _history(client, run_id, "quick_frechet") == [(moment, 3.5)]
+    log_validation(tracking, run_id, evaluation)
+    frechet = evaluation.metrics["frechet"]
+    assert _history(client, run_id, "quick_frechet") == [(moment, frechet)]
     grid = client.download_artifacts(run_id, f"validation/{moment:012d}/grid.png", str(tmp_path))
     assert Path(grid).read_bytes() == Path(evaluation.uri, "grid.png").read_bytes()
     with live_metrics(tracking, run_id) as log:
         log({"images_seen": moment, "loss": 0.5})
     assert _history(client, run_id, "loss") == [(moment, 0.5)]
     with caplog.at_level(logging.WARNING):
-        log_validation(tracking, "0" * 32, evaluation, {"quick_frechet": 3.5})
+        log_validation(tracking, "0" * 32, evaluation)
     assert evaluation.uri in caplog.text
 
 

@@ -19,7 +19,7 @@ from diffusion.data.ingest import shard_dataset
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
 from diffusion.data.shards import read_index
-from diffusion.recipe import SamplingRecipe, ShardRecipe, TrainRecipe, UNetRecipe, digest_of
+from diffusion.recipe import Lesson, SamplingRecipe, ShardRecipe, TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.bundle import export_bundle, load_model
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.storage import open_storage
@@ -212,13 +212,11 @@ def test_every_worker_reads_the_captions_of_its_pictures(ray_local: None, datase
 
 def test_a_finished_run_is_not_trained_again(undisturbed: RunRef, dataset: DatasetRef):
     heard: list[dict] = []
-    before = time.monotonic()
     again = train_run(
         RECIPE, dataset, run_dir_of(undisturbed), workers=2, on_metrics=heard.append, on_event=heard.append
     )
     assert again == undisturbed
     assert heard == []
-    assert time.monotonic() - before < 5
 
 
 def test_what_stays_is_copied_and_a_damaged_last_checkpoint_is_made_again_from_the_one_before(
@@ -332,3 +330,7 @@ def test_a_run_starts_from_a_model(undisturbed: RunRef, dataset: DatasetRef, tmp
     wide = recipe.unet.model_copy(update={"channels": 32})
     with pytest.raises(ValueError, match="channels=16"):
         train_run(recipe.model_copy(update={"unet": wide}), dataset, tmp_path / "other", origin=Path(uri))
+    student = SamplingRecipe(sampler="ddim", guidance=1)
+    taught = {"lesson": Lesson(teacher=digest, by=SamplingRecipe(), student=student), "unet": wide}
+    with pytest.raises(ValueError, match=rf"train\.unet is .*, and the teacher {digest[:12]} has"):
+        train_run(RECIPE.model_copy(update=taught), dataset, tmp_path / "other", teacher=Path(uri))
