@@ -26,9 +26,9 @@ def plan(recipe: TrainRecipe, world: int = 1, **options: bool) -> Plan:
     return plan_of(recipe, side=SIDE, classes=len(CLASSES), world=world, **options)
 
 
-def net_of(recipe: TrainRecipe, image_channels: int = 0) -> Denoiser:
+def net_of(recipe: TrainRecipe) -> Denoiser:
     shape = {"resolution": SIDE, "classes": 3, "sigma_data": 0.5, "precision": recipe.precision}
-    return denoiser_of(recipe.unet, image_channels=image_channels, **shape)
+    return denoiser_of(recipe.unet, **shape)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
