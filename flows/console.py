@@ -1,7 +1,7 @@
 """What a person sees: a line per stage, a bar with rate and time left, a summary.  Libraries' own output goes to a file.
 
 Where the output is no terminal (a CI log, a Prefect worker), a bar becomes a plain line about every ten seconds.  A program
-in the foreground that has said nothing for so long says at least that it lives.
+in the foreground that has said nothing for longer says at least that it lives.
 """
 
 import io
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 PLAIN_EVERY_S = 10.0
+_SILENT_S = 13.0  # longer than from one plain line to the next, which comes with the first update after `PLAIN_EVERY_S`
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but tabs and line ends
 
 _out: Console | None = None
@@ -123,7 +124,7 @@ def _elsewhere(descriptor: int, file: io.FileIO) -> Iterator[io.TextIOWrapper]:
 
 
 @contextmanager
-def alive(every_s: float = PLAIN_EVERY_S) -> Iterator[None]:
+def alive(every_s: float = _SILENT_S) -> Iterator[None]:
     """Within the block a line says that the program lives, where nothing else has said anything for `every_s`; another after
     twice as long, and so on.  On standard error, so that it is no part of what a command gives.
     """

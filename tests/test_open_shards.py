@@ -1,6 +1,7 @@
 """Shards in use are held in memory, as many as there is room for; what is held changes no byte and hides no damage."""
 
 import os
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,34 @@ def test_memory_is_used_again_and_never_while_somebody_reads_it(dataset):
     views = [whole(number) for number in range(4)]
     assert views == tars[:4]
     assert shards._buffers.bytes == 4 * open_shards._rounded(max(map(len, tars)))
+
+
+def test_a_process_that_is_forked_writes_into_memory_of_its_own(dataset):
+    """As the workers of a loader do: both processes have the same memory free."""
+    entries = entries_of(dataset)
+    shards = opened(dataset)
+    tars = [(Path(dataset.uri).parent.parent / entry.tar).read_bytes() for entry in entries]
+    views: list[memoryview] = []
+
+    def read_whole(number: int) -> None:
+        for _ in range(2):
+            shards.get(number)
+        views[:] = [shards.get(number).read(entries[number].bytes, 0)]
+        assert views == [tars[number]]
+        assert views[0].readonly
+
+    def go_on() -> None:
+        views.clear()
+        shards.forget(0)
+        read_whole(1)
+        assert shards._buffers.bytes == open_shards._rounded(len(tars[1]))  # it lies where the other lay
+
+    read_whole(0)
+    child = get_context("fork").Process(target=go_on)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    assert views == [tars[0]]
 
 
 def test_memory_for_shards_of_other_sizes_is_made_within_the_bound(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What is unpacked by zlib alone is what OpenCV reads, and what OpenCV refuses is refused in its words."""
 
 import struct
+import tracemalloc
 from zlib import adler32, compress, compressobj, crc32
 
 import cv2
@@ -112,6 +113,32 @@ def test_drawings_as_we_write_them_need_no_opencv_and_photographs_do():
     assert np.array_equal(out, drawings)
     mixed = [encode_png(pixels) for pixels in (drawings[0], pixels_of(256, 0, 16, 16), drawings[1])]
     assert decode_plain(mixed, out, [0, 1, 2]) == [1]
+
+
+def test_nothing_is_unpacked_beyond_the_pixels():
+    """What a hostile shard may hold: 16 MiB in 16 KiB."""
+    data = png_of(compress(bytes(lines_of(pixels_of(4, 0))) + bytes(2**24), 6))
+    tracemalloc.start()
+    try:
+        same_by_opencv([data])
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("window", [256, 2**15])
+def test_a_way_back_farther_than_the_window_that_is_told_is_opencvs_to_judge(window):
+    height = 40
+    lines = bytes(lines_of(np.concatenate([pixels_of(256, 1, height // 2)] * 2)))  # the way back: half a picture
+    packed = bytearray(compress(lines, 6))
+    packed[0] = 0x08 | (window.bit_length() - 9) << 4
+    packed[1] = 0x80 + (-(packed[0] * 256 + 0x80)) % 31
+    header = struct.pack(">IIBBBBB", WIDTH, height, 8, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", bytes(packed)), chunk(b"IEND", b"")
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    same_by_opencv([data], height)
+    out = np.empty((1, height, WIDTH, 3), np.uint8)
+    assert decode_plain([data], out, [0]) == ([0] if window < len(lines) else [])
 
 
 def odd_pictures() -> dict[str, bytes]:

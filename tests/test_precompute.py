@@ -27,7 +27,7 @@ from diffusion.data.sidecar import (
 from diffusion.data.stream import ShardReader, batches
 from diffusion.recipe import Recipe, ShardRecipe
 from diffusion.store.refs import DatasetRef
-from diffusion.store.storage import LocalFolder, open_storage
+from diffusion.store.storage import LocalFolder, StorageRefused, open_storage
 from diffusion.text import TextEncoder, TextIdentity, looking_up
 from diffusion.training.step import TrainState, build_state, train_step
 from tests.sidecars import in_a_root_of_its_own, sidecar_files
@@ -155,6 +155,15 @@ def test_a_damaged_header_is_told_in_a_line_and_not_in_a_library_s_words():
             DamagedSidecar, match=rf"{name} cannot be read: (format: it must be '|its header is not)[^\n]*$"
         ):
             open_sidecar(root, BY, SHARD)
+
+
+def test_a_storage_that_refuses_says_nothing_about_a_sidecar():
+    class Refusing(InMemory):
+        def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+            raise StorageRefused("the credentials are wrong")
+
+    with pytest.raises(StorageRefused):
+        open_sidecar(Refusing(), BY, SHARD)
 
 
 def test_a_name_says_all_that_the_content_depends_on(tmp_path):

@@ -174,6 +174,11 @@ def test_links_out_of_the_source_are_refused_and_links_within_are_read(tmp_path)
     assert len(open_source(folder)) == 2
     (tmp_path / "link").symlink_to(folder)
     assert len(open_source(tmp_path / "link")) == 2
+    zipped(folder / "a.zip", {"1.png": picture()})
+    (folder / "b.zip").symlink_to("a.zip")
+    assert len(open_source(f"{tmp_path}/link/*.zip")) == 2
+    for name in ("a.zip", "b.zip"):
+        (folder / name).unlink()
     (folder / "a" / "3.png").symlink_to("/etc/hostname")
     with pytest.raises(BadSource, match=r"3.png is a link out of the source"):
         open_source(folder)

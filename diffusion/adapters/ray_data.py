@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import RLock
 
 from diffusion.data import ingest
 from diffusion.data.shards import DamagedShard
@@ -25,6 +26,8 @@ _WAVE_TASKS = 2048
 _WAVE_BYTES = 2**26  # of tasks as text
 _GROUP_TASKS = 16  # that a worker gets in one go, and does again where it is killed
 _LOOK_S = 0.05  # how often Ray Data looks after its workers while it works for us
+_rays_own: list[tuple[float, float]] = []  # how often it would, once for each `_prompt` block that is open
+_prompting = RLock()  # re-entrant: an abandoned block may end wherever memory is collected
 
 
 def shard_dataset(
@@ -122,18 +125,23 @@ def failure(row: dict[str, str], what: str) -> Exception:
 @contextmanager
 def _prompt() -> Iterator[None]:
     """Ray Data learns what the cluster has when it asks again, after 1 s, and lets a single task run until then; and it
-    takes results and gives out tasks every 0.1 s.  In the block it does both every `_LOOK_S`.  Ray 2.60 has no option
-    for it.
+    takes results and gives out tasks every 0.1 s.  In the block it does both every `_LOOK_S`, until the last block of any
+    thread ends.  Ray 2.60 has no option for it.
     """
     from ray.data._internal.execution import streaming_executor_state as state
     from ray.data._internal.execution.resource_manager import ResourceManager
 
-    theirs = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
-    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _LOOK_S
+    with _prompting:
+        theirs = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
+        _rays_own.append(_rays_own[0] if _rays_own else theirs)
+        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _LOOK_S
     try:
         yield
     finally:
-        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = theirs
+        with _prompting:
+            theirs = _rays_own.pop()
+            if not _rays_own:
+                ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = theirs
 
 
 @contextmanager

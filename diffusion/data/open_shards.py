@@ -184,7 +184,7 @@ class _Buffers:
 
     From the heap, where small things lie between, what shards of differing sizes leave is holes; and what the system gives
     anew it clears page by page, which takes longer than reading a file that it has in memory.  Safe to use from several
-    threads.
+    threads, and after a fork: memory is a process's own.
     """
 
     def __init__(self) -> None:
@@ -193,13 +193,13 @@ class _Buffers:
         self._lock = Lock()
 
     def filled(self, file: _File, size: int) -> memoryview:
-        """The first `size` bytes of a file, fewer where it ends before.  When nobody refers to the view, nor to a part of
-        it, any more, its memory is used again."""
+        """The first `size` bytes of a file, fewer where it ends before, read-only.  When nobody refers to the view, nor to a
+        part of it, any more, its memory is used again."""
         buffer = self._taken(_rounded(size))
         used = np.frombuffer(buffer, np.uint8)
         # called wherever the last reference goes, perhaps in here: it may take no lock
         weakref.finalize(used, self._free[len(buffer)].append, buffer).atexit = False
-        return memoryview(used)[: file.into(used[:size])]
+        return memoryview(used)[: file.into(used[:size])].toreadonly()
 
     def _taken(self, size: int) -> mmap.mmap:
         with self._lock:
@@ -208,8 +208,9 @@ class _Buffers:
             for others in self._free.values():
                 while others and self.bytes + size > WHOLE_BYTES:
                     self.bytes -= len(others.pop())
+            buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             self.bytes += size
-        return mmap.mmap(-1, size)
+            return buffer
 
 
 def _rounded(size: int) -> int:

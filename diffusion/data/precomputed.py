@@ -22,7 +22,7 @@ import torch
 
 from diffusion.codec import Codec, CodecIdentity
 from diffusion.recipe import Frozen, canonical_json, digest_of, first_mistake
-from diffusion.store.storage import Storage
+from diffusion.store.storage import Storage, StorageRefused
 from diffusion.text import TextEncoder, TextIdentity
 
 _BYTES = {"I64": 8, "U32": 4, "U8": 1, "F32": 4}  # of safetensors' types
@@ -93,7 +93,7 @@ def start_of(facts: Frozen, tensors: Mapping[str, tuple[str, Sequence[int]]]) ->
 def opened(root: Storage, by: Computation, shard: str, kind: type[Said], first_read: int) -> Opened | None:
     """The sidecar of the shard with this sha256, `first_read` bytes of it at once and the table; None where there is none.
 
-    Raises DamagedSidecar.
+    Raises DamagedSidecar; StorageRefused and StorageUnavailable pass.
     """
     name = by.place(shard)
     try:
@@ -112,6 +112,8 @@ def opened(root: Storage, by: Computation, shard: str, kind: type[Said], first_r
             raise ValueError("its table differs from its sha256")
     except FileNotFoundError:
         return None
+    except StorageRefused:  # says nothing about the sidecar
+        raise
     except (LookupError, TypeError) as error:
         raise DamagedSidecar(damaged(root, name, "cannot be read: its header is not understood")) from error
     except ValueError as error:

@@ -168,6 +168,17 @@ def test_two_workers_begin_before_ray_data_looks_at_the_cluster_again(tmp_path, 
     assert ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S == 3600
 
 
+def test_ray_data_is_as_it_was_when_the_last_of_two_threads_is_done():
+    theirs = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
+    first, second = ray_data._prompt(), ray_data._prompt()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S == ray_data._LOOK_S
+    second.__exit__(None, None, None)
+    assert theirs == ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_a_killed_worker_s_task_is_done_again(tmp_path):
     path = tmp_path / "pids"

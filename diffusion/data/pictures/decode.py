@@ -15,7 +15,6 @@ before any are decoded.  Nothing else is opened: no format that can hold a progr
 
 import struct
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import simplejpeg
@@ -29,6 +28,7 @@ from diffusion.data.pictures.with_pillow import decode_with_pillow
 
 MAX_SCANS = 100  # of a progressive JPEG, each of which is decoded over all pixels: usual are ten
 _JPEG = b"\xff\xd8\xff"
+_HEADER = 26  # bytes of a PNG up to where its size, depth and colours are told
 _UNDECODABLE = "the data cannot be decompressed, or ends before the last pixel"
 
 
@@ -75,11 +75,12 @@ def decode_rows(
         raise ValueError(f"pictures are decoded into uint8 (..., H, W, 3), contiguous, not {out.dtype} {out.shape}")
     _, height, width, _ = out.shape
     cv2 = opencv()
-    imdecode, flags, header = cv2.imdecode, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, _header(height, width)
+    imdecode, flags = cv2.imdecode, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    header = png.plain_start(height, width)[:_HEADER]
     size, rows, bad = height * width * 3, memoryview(out.reshape(-1)), {}
     for number in decode_plain(pictures, out, places):
         data, place = pictures[number], places[number]
-        if data[:26] == header:
+        if data[:_HEADER] == header:
             pixels = imdecode(np.frombuffer(data, np.uint8), flags)
             if pixels is not None:
                 # numpy's own copy would let go of Python's lock, and take it again, for a microsecond's work
@@ -92,12 +93,6 @@ def decode_rows(
     return bad
 
 
-@cache
-def _header(height: int, width: int) -> bytes:
-    """How an 8-bit RGB PNG of that size begins.  [PNG, 11.2.1]"""
-    return png.SIGNATURE + struct.pack(">I4sIIBB", 13, b"IHDR", width, height, 8, 2)
-
-
 def _checked_into(data: bytes | memoryview, out: np.ndarray) -> None:
     """A JPEG into `out`, (H, W, 3); of a PNG, what is wrong with it."""
     if data[:3] == _JPEG:
@@ -106,7 +101,7 @@ def _checked_into(data: bytes | memoryview, out: np.ndarray) -> None:
         raise BadPicture("not a picture", f"begins with {bytes(data[:8]).hex(' ')}: neither PNG nor JPEG")
     elif len(data) < 33:
         raise BadPicture("truncated", f"a PNG of {len(data)} bytes")
-    elif data[:26] != _header(*out.shape[:2]):
+    elif data[:_HEADER] != png.plain_start(*out.shape[:2])[:_HEADER]:
         width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
         what = f"a PNG of {width} x {height} pixels, bit depth {depth}, colour type {colour}"
         raise BadPicture("wrong shape", f"{what}, where 8-bit RGB of {out.shape[1]} x {out.shape[0]} is expected")

@@ -7,8 +7,7 @@ those of many pictures.  Whatever is not exactly so is left to others, who also 
 
 import struct
 from collections.abc import Sequence
-from functools import cache
-from zlib import crc32, decompress
+from zlib import crc32, decompressobj
 from zlib import error as ZlibError
 
 import numpy as np
@@ -25,7 +24,8 @@ def decode_plain(pictures: Sequence[bytes | memoryview], out: np.ndarray, places
     Returns which of the pictures are not, by their numbers; of their rows nothing, or all that is theirs, is written.
     """
     _, height, width, _ = out.shape
-    start, size = _start(height, width), height * (3 * width + 1)
+    start, size = png.plain_start(height, width), height * (3 * width + 1)
+    window = min(size, 2**15)  # the longest way back that deflate knows, or all there is
     left: list[int] = []
     numbers: list[int] = []
     unpacked: list[bytes] = []
@@ -36,16 +36,18 @@ def decode_plain(pictures: Sequence[bytes | memoryview], out: np.ndarray, places
         if (
             packed > 2
             and data[42] & 0xC0 == 0x80
+            and 256 << (data[41] >> 4) >= window  # else it could reach farther back than it says it does
             and data.startswith(start)
             and data[33:41] == struct.pack(">I4s", packed, b"IDAT")
             and data.endswith(_END)
             and crc32(data[37:-16]) == int.from_bytes(data[-16:-12], "big")
         ):
+            unpacking = decompressobj(0)
             try:
-                lines = decompress(data[41:-16], 0, size)
+                lines = unpacking.decompress(data[41:-16], size)  # no more, however much there is
             except ZlibError:
                 lines = b""
-            if len(lines) == size:
+            if len(lines) == size and unpacking.eof and not unpacking.unused_data:
                 numbers.append(number)
                 unpacked.append(lines)
                 if len(numbers) * size >= _RUN:
@@ -56,13 +58,6 @@ def decode_plain(pictures: Sequence[bytes | memoryview], out: np.ndarray, places
     if numbers:
         left += _copied(unpacked, numbers, out, places)
     return left
-
-
-@cache
-def _start(height: int, width: int) -> bytes:
-    """How an 8-bit RGB PNG of that size begins, its lines in order.  [PNG, 11.2.1]"""
-    header = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
-    return png.SIGNATURE + struct.pack(">I", 13) + header + struct.pack(">I", crc32(header))
 
 
 def _copied(unpacked: list[bytes], numbers: list[int], out: np.ndarray, places: Sequence[int]) -> list[int]:

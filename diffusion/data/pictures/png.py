@@ -9,6 +9,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import NamedTuple
 
 from PIL import Image
@@ -29,6 +30,13 @@ class Png(NamedTuple):
     clear_grey: int | None  # 0 .. 2^depth - 1: of grey pictures the level that counts as transparent
     exif: bytes
     data: bytes | memoryview
+
+
+@cache
+def plain_start(height: int, width: int) -> bytes:
+    """How an 8-bit RGB PNG of that size begins, its lines in order: signature and header.  [PNG, 11.2.1]"""
+    header = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
+    return SIGNATURE + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
 
 
 def parse(data: bytes | memoryview) -> Png:

@@ -65,10 +65,10 @@ def _local_files(root: Path) -> Iterator[tuple[str, int, str, str]]:
             pending.append(_entries(Path(entry.path)))
         else:
             try:
-                size, mark = local_mark(Path(entry.path), root)
+                size, mark, real = local_mark(entry.path, root)
             except OSError as error:
                 raise BadSource(f"{entry.path}: {error.strerror}; is the source being changed?") from error
-            yield entry.path[below:], size, mark, real_path(entry.path)[below:]
+            yield entry.path[below:], size, mark, real[below:]
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry]:
@@ -80,24 +80,23 @@ def _entries(folder: Path) -> Iterator[os.DirEntry]:
         raise BadSource(f"{folder} cannot be listed ({error.strerror}): allow it, or move the folder away") from error
 
 
-def local_mark(path: Path, root: Path) -> tuple[int, str]:
-    """Size and mark of a file that really lies below `root`.  Raises BadSource; FileNotFoundError where nothing is."""
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
-        raise BadSource(f"{path} is a link out of the source, to {path.resolve()}: {_COPY}")
+def local_mark(path: str | Path, root: Path) -> tuple[int, str, str]:
+    """Size and mark of a file that really lies below `root`, and where it is read: where a link leads, which is followed
+    this once.  Raises BadSource; FileNotFoundError where nothing is.
+    """
+    path, linked = str(path), os.path.islink(path)
+    real = os.path.realpath(path) if linked else path
+    if linked and not Path(real).is_relative_to(os.path.realpath(root)):
+        raise BadSource(f"{path} is a link out of the source, to {real}: {_COPY}")
     try:
-        status = path.stat()
+        status = os.stat(real)
     except OSError as error:
-        if not path.is_symlink():
+        if not linked:
             raise
         raise BadSource(f"{path}: {error.strerror} (a broken link?); remove it") from error
     if not stat.S_ISREG(status.st_mode):
         raise BadSource(f"{path} is not a regular file: remove it from the source")
-    return status.st_size, f"{status.st_size}:{status.st_mtime_ns}"
-
-
-def real_path(path: str) -> str:
-    """Where a listed file is read: where a link leads, for no link is followed after the listing has checked it."""
-    return os.path.realpath(path) if os.path.islink(path) else path
+    return status.st_size, f"{status.st_size}:{status.st_mtime_ns}", real
 
 
 def archive_files(uri: str, file: str, mark: str, prefix: str = "") -> Iterator[File]:

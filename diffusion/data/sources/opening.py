@@ -49,8 +49,7 @@ class Source:
 def describe(source: Source, *, names: int = 5) -> dict:
     """What `--dry-run` says of a source, in one pass: kind, number of pictures and bytes (None: not known without reading
     them), classes with counts, formats by extension, pictures with a caption, with several and with control characters in
-    one, captions in all, the
-    first `names` names, what is left out and why, and other files by extension.
+    one, captions in all, the first `names` names, what is left out and why, and other files by extension.
     """
     formats: Counter[str] = Counter()
     captioned = several = captions = unprintable = 0
@@ -152,7 +151,7 @@ def _at(uri: str, written: str) -> File | None:
     if isinstance(storage, LocalFolder):
         if not Path(uri).exists():
             return None
-        size, mark = local_mark(Path(uri), Path(uri).parent)
+        size, mark, _ = local_mark(uri, Path(uri).parent)
     else:
         found = next((found for found in storage.walk(name) if found.name == name), None)
         if found is None:

@@ -76,7 +76,8 @@ def _chosen(pattern: str, names: dict[str, File]) -> list[str]:
 
 
 def _local(base: str, name: str) -> File:
-    return _file(base, name, *local_mark(Path(base, name), Path(base)))
+    size, mark, _ = local_mark(Path(base, name), Path(base))
+    return _file(base, name, size, mark)
 
 
 def _file(base: str, name: str, size: int, mark: str) -> File:

@@ -151,12 +151,14 @@ def open_file(placed: Placed) -> BinaryIO:
     return io.BufferedReader(Ranged(placed), _BLOCK)
 
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+# who may pass through a folder need not see what is in it
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
 
 
 def _open_listed(uri: str, file: str) -> BinaryIO:
-    """A file that the listing of a source found.  A link that came in its place since, or in that of a folder on the way, is
-    not followed: it may lead out of the source.
+    """A file that the listing of a source found.  A link that came in its place since, or in that of a folder between it and
+    the source, is not followed: it may lead out of the source.  Of a file that is named in full, by a table, its own place
+    alone is looked at.
     """
     placed = located(uri, file)
     if not isinstance(placed.storage, LocalFolder):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from diffusion.data.sources import parquet
-from diffusion.data.sources.containers import checked, folder_files, local_mark, real_path
+from diffusion.data.sources.containers import checked, folder_files, local_mark
 from diffusion.data.sources.items import BadSource, File, Item, check_inside, image_column, item_of, named, suffix
 from diffusion.data.sources.layouts import NOT_DOWNLOADED, check_rows
 from diffusion.data.sources.listing import Listing
@@ -96,10 +96,10 @@ def _files_named(listing: Listing, root: str) -> Iterator[File]:
         if leads_out((folder / name).parent):
             raise BadSource(f"the table names {name}, and a link there leads out of {root}: name the real path")
         try:
-            size, mark = local_mark(folder / name, real)
+            size, mark, where = local_mark(folder / name, real)
         except OSError:
             continue  # it is counted with all that are missing
-        yield checked("", name, size, mark, place("file", real_path(str(folder / name))))
+        yield checked("", name, size, mark, place("file", where))
 
 
 def _rows(listing: Listing, table: File, columns: Columns) -> Iterator[tuple[str, dict]]:
