@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from diffusion.data import manifest, versions
 from diffusion.data.pack import prepare, read_original
-from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.pictures.bad_picture import UNREADABLE, BadPicture
 from diffusion.data.pictures.buckets import Size, size_for
 from diffusion.data.sources import Item, describe, open_source
 from diffusion.recipe import ShardRecipe
@@ -78,16 +78,17 @@ def dry_run(
     def to_decode() -> Iterator[Item]:
         for item, what in _compared(opened.items(), _rows_of(root, last.digest) if last else iter(())):
             counts[what] += 1
-            if item is not None and what in ("new", "changed file"):
+            if item is not None and what in ("new", "changed file", "unread"):
                 yield item
 
     chosen = heapq.nsmallest(sample, to_decode(), key=lambda item: sha256(item.name.encode()).digest())
     changed = counts["changed file"] + counts["changed facts"]
-    changes = last and Changes(last.digest, counts["new"], changed, counts["vanished"], counts["same"])
+    same = counts["same"] + counts["unread"]
+    changes = last and Changes(last.digest, counts["new"], changed, counts["vanished"], same)
     return DryRun(
         source=describe(opened),
         changes=changes,
-        to_decode=counts["new"] + counts["changed file"],
+        to_decode=counts["new"] + counts["changed file"] + counts["unread"],
         sampled=_decoded(opened.uri, chosen, recipe, progress),
     )
 
@@ -119,6 +120,8 @@ def _compared(items: Iterator[Item], rows: Iterator[dict]) -> Iterator[tuple[Ite
 def _against(item: Item, row: dict) -> str:
     if item.mark != row["mark"]:
         return "changed file"
+    if row.get("kind") == UNREADABLE and "file" not in row:
+        return "unread"  # is tried again
     captions = [[caption.text, caption.weight] for caption in item.captions]
     before = row["label"], json.loads(row["captions"]), json.loads(row["extra"])
     return "same" if (item.label, captions, item.extra) == before else "changed facts"

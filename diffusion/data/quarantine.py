@@ -9,11 +9,12 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 from diffusion.data import manifest
 from diffusion.data.manifest import DUPLICATE, NOT_DAMAGE
-from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.pictures.bad_picture import POLICY, BadPicture
 from diffusion.recipe import Frozen, canonical_json, first_mistake
 from diffusion.store.storage import Storage, StorageRefused, open_storage
 
@@ -200,11 +201,18 @@ def too_many(
     rejected = sum(bad.values())
     kinds = ", ".join(f"{count} {kind}" for kind, count in bad.items())
     shown = "".join(f"\n  {file.name}: {file.kind} ({file.detail})" for file in examples)
-    enough = min(0.99, -(-rejected * 100 // total) / 100)
-    return TooManyRejected(
+    told = (
         f"{rejected} of {total} files cannot be used ({kinds}); shard.max_rejected allows {max_rejected:.1%}.{shown}\n"
-        f"All of them, with reasons: {where}. Repair or remove them in the source; or go on without them:"
-        f" `diffusion shard --set shard.max_rejected={enough}`"
+    )
+    told += f"All of them, with reasons: {where}. "
+    if unwanted := POLICY & bad.keys():
+        told += f"What is {' or '.join(sorted(unwanted))} is so by the recipe: shard.min_side, shard.max_aspect. "
+    if rejected == total:
+        return TooManyRejected(f"{told}Nothing would be left: repair the source, or give another")
+    enough = next(share for p in count(2) if (share := -(-rejected * 10**p // total) / 10**p) < 1)
+    return TooManyRejected(
+        f"{told}Repair or remove them in the source; or go on without them: `diffusion shard --set"
+        f" shard.max_rejected={enough}`"
     )
 
 
