@@ -2,7 +2,6 @@
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from diffusion.data import manifest
 from diffusion.data.manifest import Manifest, ShardEntry, Split
 from diffusion.data.pictures.buckets import shown
 from diffusion.recipe import canonical_json
+from diffusion.store.publish import temporary
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import S3_SCHEME, LocalFolder, Storage, open_storage
 
@@ -155,7 +155,6 @@ def local_copy(root: Storage, name: str) -> Iterator[Path]:
             raise FileNotFoundError(path)
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "shard")
-        root.fetch(name, path)
-        yield path
+    with temporary("a copy of a shard") as folder:
+        root.fetch(name, folder / "shard")
+        yield folder / "shard"

@@ -2,7 +2,6 @@
 
 import heapq
 import json
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from diffusion.data.pictures.bad_picture import UNREADABLE, BadPicture
 from diffusion.data.pictures.buckets import Size, size_for
 from diffusion.data.sources import Item, describe, open_source
 from diffusion.recipe import ShardRecipe
+from diffusion.store.publish import temporary
 from diffusion.store.storage import Storage
 
 SAMPLE = 256  # files that are decoded
@@ -96,8 +96,8 @@ def dry_run(
 def _rows_of(root: Storage, digest: str) -> Iterator[dict]:
     """What became of each file in the dataset before, by name."""
     before = manifest.load(f"{root.uri}/{manifest.place_of(digest)}", digest=digest)
-    with tempfile.TemporaryDirectory() as scratch:
-        yield from versions.read_files(root, before, Path(scratch))
+    with temporary("the list of a dataset's files") as scratch:
+        yield from versions.read_files(root, before, scratch)
 
 
 def _compared(items: Iterator[Item], rows: Iterator[dict]) -> Iterator[tuple[Item | None, str]]:

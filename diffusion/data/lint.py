@@ -6,7 +6,6 @@ The tars are read as tars, by Python's own module, and compared with the index b
 import hashlib
 import json
 import tarfile
-import tempfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from diffusion.data.pictures.buckets import Size
 from diffusion.data.pictures.decode import BadPicture, decode_into
 from diffusion.data.quarantine import DamagedQuarantine
 from diffusion.data.shards import EXTENSION, INDEX, parse_index
-from diffusion.store.publish import sha256_file
+from diffusion.store.publish import sha256_file, temporary
 from diffusion.store.storage import Storage
 
 _MEMBERS = ("cls", "json", "image", "txt")
@@ -75,9 +74,9 @@ def _beside(dataset: Dataset) -> Iterator[Finding]:
     if dataset.root.size(f"{quarantine.place_of(dataset.digest)}/{quarantine.REASONS}") is not None:
         yield from _set_aside(dataset)
     if dataset.root.size(f"{place}/{versions.FILES}") is not None:
-        with tempfile.TemporaryDirectory() as scratch:
+        with temporary("the list of a dataset's files") as scratch:
             try:
-                deque(versions.read_files(dataset.root, made, Path(scratch)), maxlen=0)
+                deque(versions.read_files(dataset.root, made, scratch), maxlen=0)
             except ValueError as error:
                 yield Finding(f"{place}/{versions.FILES}", "", str(error))
     if dataset.root.size(f"{place}/{versions.RECIPE}") is not None:

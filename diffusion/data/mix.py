@@ -7,7 +7,6 @@ shards with such pictures are written again without them; all others are shared.
 """
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from diffusion.data.manifest import DUPLICATE, Encoding, Manifest, Part, ShardEn
 from diffusion.data.reading_order import order_of
 from diffusion.data.shards import INDEX, PackedSample, put_shard, read_index, write_shard
 from diffusion.recipe import TrainRecipe, canonical_json, digest_of
+from diffusion.store.publish import temporary
 from diffusion.store.storage import Storage
 
 HELD_ELSEWHERE = "held out elsewhere"  # kind of what is left out of training
@@ -179,9 +179,9 @@ def _without(
         return entry, labels
     if leave.all():
         return None, labels
-    with tempfile.TemporaryDirectory() as folder, local_copy(root, entry.tar) as tar:
-        made = write_shard(Path(folder), entry.split, _samples(tar, index[~leave]), encoding, size=entry.size)
-        put_shard(root, Path(folder), made)
+    with temporary("a shard") as folder, local_copy(root, entry.tar) as tar:
+        made = write_shard(folder, entry.split, _samples(tar, index[~leave]), encoding, size=entry.size)
+        put_shard(root, folder, made)
     return made, labels
 
 
