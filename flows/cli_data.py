@@ -109,7 +109,8 @@ def info(
 
 @app.command()
 def lint(ref: Ref, home: Home = None, debug: Debug = False) -> None:
-    """Read every byte of a dataset and compare it with index and manifest.  Exit code 1 where anything is wrong."""
+    """Read every byte of a dataset, and of what it set aside, and compare it with index and manifest.  Exit code 1 where
+    anything is wrong."""
 
     def work(dataset: "Dataset", _: Site) -> None:
         from diffusion.data.lint import lint as look
