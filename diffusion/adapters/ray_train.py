@@ -153,7 +153,7 @@ def _finished(job: Job) -> RunRef | None:
     if folder is None:
         return None
     saved = checkpoint.read_facts(folder)
-    checkpoint.refuse_other_run(folder, saved, job.recipe, job.dataset)
+    checkpoint.refuse_other_run(folder, saved, job.recipe, job.dataset.digest)
     if saved.images_seen < end_of(job.recipe):
         return None
     return RunRef(
