@@ -198,32 +198,22 @@ def latent256() -> Recipe:
     Hardware: eight GPUs with 40 GiB.  Time: untested; its 400,000,000 pictures cost 60 EFLOP, five hours at 40 % of eight
     H100s' 989 TFLOP/s.  Result: untested.
     """
-    unet = UNetRecipe(channels=256, blocks=(3, 3, 3), attention=(16, 8), stem=1)
-    return Recipe(
-        name="latent256",
-        shard=ShardRecipe(resolution=256, encoding="jpeg", shard_size=1_024, holdout=0.01),
-        train=TrainRecipe(
-            unet=unet,
-            codec="autoencoder-kl",
-            codec_channels=4,
-            codec_factor=8,
-            images=400_000_000,
-            batch_size=1_024,
-            lr=1e-3,
-            decay="inverse_sqrt",
-            decay_images=70_000_000,
-            warmup_images=10_000_000,
-            sigma_data=1.0,
-            noise_mean=0.3,  # [EDM2, Table 6], whose latents have half the deviation
-            noise_std=1.0,
-            checkpoint_images=20_000_000,
-            streams=64,
-            window=16_384,
-        ),
-        evaluate=EvaluateRecipe(
-            samples=50_000, batch_size=250, sampling=SamplingRecipe(steps=32, sigma_min=0.002), loss_pictures=1_000
-        ),
+    line = imagenet64()
+    train = line.train.model_copy(
+        update={
+            "unet": UNetRecipe(channels=256, blocks=(3, 3, 3), attention=(16, 8), stem=1),
+            "codec": "autoencoder-kl",
+            "codec_channels": 4,
+            "codec_factor": 8,
+            "batch_size": 1_024,
+            "hflip": False,
+            "sigma_data": 1.0,
+            "noise_mean": 0.3,  # [EDM2, Table 6], whose latents have half the deviation
+            "noise_std": 1.0,
+        }
     )
+    shard = ShardRecipe(resolution=256, encoding="jpeg", shard_size=1_024, holdout=0.01)
+    return line.model_copy(update={"name": "latent256", "shard": shard, "train": train})
 
 
 PRESETS: dict[str, Callable[[], Recipe]] = {

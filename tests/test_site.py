@@ -13,6 +13,7 @@ from diffusion.presets import PRESETS
 from diffusion.recipe import Recipe
 from flows.preflight import check, check_devices, check_home, check_port, check_serving
 from flows.site import Site, keeping_ray, ray_is_kept
+from tests.ports import free_port
 
 FIELDS = {
     "home": "/somewhere",
@@ -32,12 +33,6 @@ FIELDS = {
     "shard_copies_mib": "500",
     "max_damaged": "0.01",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_each_field_is_a_variable() -> None:
