@@ -33,6 +33,7 @@ from diffusion.recipe import Columns
 from diffusion.store import s3
 from diffusion.store.storage import LocalFolder, StorageUnavailable
 from tests.made_sources import fill, items, lines, picture, read, said, zipped
+from tests.test_sources_archives import tarred
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 ROWS = [
@@ -241,6 +242,31 @@ def test_parquet_that_holds_pictures_in_rows(tmp_path):
         ("train-1.parquet/000000001", "picture", None),
     ]
     assert describe(alone)["bytes"] is None
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "parquet"])
+@pytest.mark.parametrize("swapped", ["file", "folder"])
+def test_an_archive_or_table_that_becomes_a_link_after_the_listing_is_not_read(tmp_path, kind, swapped):
+    folders = [tmp_path / name / "a" for name in ("source", "secret")]
+    for folder, colour in zip(folders, ("#111111", "#222222"), strict=True):
+        folder.mkdir(parents=True)
+        if kind == "zip":
+            zipped(folder / "x.zip", {"1.png": picture(colour)})
+        elif kind == "parquet":
+            parquet_of(folder / "x.parquet", {"image": [{"bytes": picture(colour), "path": "1.png"}]})
+        else:
+            tarred(folder / f"x.{kind}", {"1.png": picture(colour)}, "w" if kind == "tar" else "w:gz")
+    source = open_source(tmp_path / "source")
+    (item,) = source.items()
+    mine, secret = ((folder / f"x.{kind}") if swapped == "file" else folder for folder in folders)
+    mine.rename(tmp_path / "moved")
+    mine.symlink_to(secret)
+    places.unpacked.cache_clear()  # as in another process
+    with pytest.raises(BadPicture, match="it has become a link since it was listed"):
+        read_item(source.uri, item.place)
+    mine.unlink()
+    (tmp_path / "moved").rename(mine)
+    assert read_item(source.uri, item.place) == picture("#111111")
 
 
 def test_parquet_values_that_json_lacks(tmp_path):
