@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from diffusion.data.images import BadPicture
 from diffusion.data.sources import BadSource, Caption, describe, open_source, parquet, places, read_item
 from diffusion.recipe import Columns
-from tests.made_sources import fill, items, lines, picture, read, said
+from tests.made_archives import tarred
+from tests.made_sources import fill, items, lines, picture, read, said, zipped
 from tests.made_tables import ROWS, parquet_of, write_table
 
 SAID = [
@@ -200,6 +201,31 @@ def test_parquet_that_holds_pictures_in_rows(tmp_path):
         ("train-1.parquet/000000001", "picture", None),
     ]
     assert describe(alone)["bytes"] is None
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "parquet"])
+@pytest.mark.parametrize("swapped", ["file", "folder"])
+def test_an_archive_or_table_that_becomes_a_link_after_the_listing_is_not_read(tmp_path, kind, swapped):
+    folders = [tmp_path / name / "a" for name in ("source", "secret")]
+    for folder, colour in zip(folders, ("#111111", "#222222"), strict=True):
+        folder.mkdir(parents=True)
+        if kind == "zip":
+            zipped(folder / "x.zip", {"1.png": picture(colour)})
+        elif kind == "parquet":
+            parquet_of(folder / "x.parquet", {"image": [{"bytes": picture(colour), "path": "1.png"}]})
+        else:
+            tarred(folder / f"x.{kind}", {"1.png": picture(colour)}, "w" if kind == "tar" else "w:gz")
+    source = open_source(tmp_path / "source")
+    (item,) = source.items()
+    mine, secret = ((folder / f"x.{kind}") if swapped == "file" else folder for folder in folders)
+    mine.rename(tmp_path / "moved")
+    mine.symlink_to(secret)
+    places.unpacked.cache_clear()  # as in another process
+    with pytest.raises(BadPicture, match="it has become a link since it was listed"):
+        read_item(source.uri, item.place)
+    mine.unlink()
+    (tmp_path / "moved").rename(mine)
+    assert read_item(source.uri, item.place) == picture("#111111")
 
 
 def test_parquet_values_that_json_lacks(tmp_path):

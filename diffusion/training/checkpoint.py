@@ -86,9 +86,14 @@ def ema_name(sigma_rel: float) -> str:
     return f"ema-{sigma_rel!r}.safetensors"
 
 
+def name_of(images_seen: int) -> str:
+    """Of the folder of the checkpoint of this moment, and of its copy."""
+    return f"{images_seen:0{_NAME_DIGITS}d}"
+
+
 def folder_of(checkpoints: Path, images_seen: int) -> Path:
     """Where the checkpoint of this moment lies below a run's `checkpoints` folder."""
-    return Path(checkpoints) / f"{images_seen:0{_NAME_DIGITS}d}"
+    return Path(checkpoints) / name_of(images_seen)
 
 
 class Snapshot(NamedTuple):
