@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.data.images import BadPicture
-from diffusion.data.sources import BadSource, Caption, Item, open_source, places
+from diffusion.data.sources import BadSource, Caption, Item, listing, open_source, places
 from diffusion.data.sources.listing import Listing
 from diffusion.recipe import digest_of
 from tests.made_sources import fill, items, lines, picture, read, said, zipped
@@ -249,6 +249,12 @@ def test_files_that_cannot_be_read_are_bad_pictures(tmp_path, monkeypatch):
     for source in (folder, open_source(archive)):
         with pytest.raises(BadPicture, match="too large: more than 10 bytes"):
             read(source, "a/2.png")
+
+
+def test_too_many_labels_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "MAX_LABELS", 2)
+    with pytest.raises(BadSource, match="more than 2 different labels"):
+        open_source(fill(tmp_path, {f"{label}/1.png": b"" for label in "abc"}))
 
 
 @pytest.mark.parametrize("label", ["../../evil", "a/b", "a\\b", "two\nlines", "x" * 201, " cat", " "])
