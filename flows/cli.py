@@ -66,7 +66,7 @@ def shard(
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Cut pictures into shards: decode, resize, split into training and held-out, write.  What has changed since the last
+    """Cut pictures into shards.  Decode, resize, split into training and held-out, write; what has changed since the last
     time makes a new version."""
 
     def work(recipe: Recipe, site: Site) -> None:

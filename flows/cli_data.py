@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diffusion.store.storage import Storage
 
 app = typer.Typer(
-    help="Published datasets: what is in them, whether they are whole, how they differ.",
+    help="Published datasets.  What is in them, whether they are whole, how they differ.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -109,8 +109,8 @@ def info(
 
 @app.command()
 def lint(ref: Ref, home: Home = None, debug: Debug = False) -> None:
-    """Read every byte of a dataset, and of what it set aside, and compare it with index and manifest.  Exit code 1 where
-    anything is wrong."""
+    """Check every byte of a dataset.  Compares shards, lists and what was set aside with their sums, and shards with index
+    and manifest.  Exit code 1 where anything is wrong."""
 
     def work(dataset: "Dataset", _: Site) -> None:
         from diffusion.data.lint import lint as look
@@ -145,7 +145,7 @@ def preview(
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """A contact sheet of training pictures, evenly spread, and their captions.  Reads only what it shows."""
+    """A contact sheet of training pictures.  Evenly spread, with their captions; reads only what it shows."""
 
     def work(dataset: "Dataset", site: Site) -> None:
         from diffusion.data.images import encode_png
@@ -218,7 +218,7 @@ def mix(
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Publish a mixture: datasets read as one, each as often as its weight says.  Takes no room."""
+    """Publish a mixture of datasets.  They are read as one, each as often as its weight says; takes no room."""
 
     def work(site: Site) -> None:
         from diffusion.data.datasets import find, set_latest

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from diffusion.store.refs import DatasetRef
 
 app = typer.Typer(
-    help="Files that a dataset set aside: why, and what to do about it.", no_args_is_help=True, rich_markup_mode=None
+    help="Files that a dataset set aside.  Why, and what to do about it.", no_args_is_help=True, rich_markup_mode=None
 )
 
 Kind = Annotated[list[str] | None, typer.Option("--kind", help="Only files set aside for this reason. Repeatable.")]
@@ -37,7 +37,7 @@ def list_(
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """What was set aside, with reasons; with --out, the files themselves."""
+    """What was set aside, with reasons.  With --out, the files themselves."""
 
     def work(dataset: "Dataset", _: Site) -> None:
         from diffusion.data.quarantine import original
@@ -70,7 +70,7 @@ def list_(
 
 @app.command()
 def retry(ref: Ref, home: Home = None, debug: Debug = False) -> None:
-    """Decode everything in quarantine again, with the decoders of today.  What passes makes a new version."""
+    """Decode everything in quarantine again.  With the decoders of today; what passes makes a new version."""
 
     def work(dataset: "Dataset", site: Site) -> None:
         from diffusion.data.ingest import retry as again
@@ -93,7 +93,7 @@ def release(
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Let files pass that the recipe did not want: too small, too elongated, near duplicates.  Makes a new version."""
+    """Let files pass that the recipe did not want.  Those too small, too elongated, near duplicates; makes a new version."""
 
     def work(dataset: "Dataset", site: Site) -> None:
         from diffusion.data.ingest import release as let_pass
