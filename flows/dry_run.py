@@ -89,7 +89,14 @@ def dry_train(recipe: Recipe, dataset: DatasetRef | None, site: Site) -> None:
     side = (dataset.resolution if dataset else recipe.shard.resolution) // train.codec_factor
     classes = len(dataset.classes) if dataset else 1
     with progress("dry run", "networks"):
-        plan = plan_of(train, side=side, classes=classes, world=world, recompute=site.recompute)
+        plan = plan_of(
+            train,
+            side=side,
+            classes=classes,
+            world=world,
+            recompute=site.recompute,
+            sharded=site.shard_weights,
+        )
     ranks = ranks_of(manifest.load(dataset.uri), train, world) if dataset else None
     for title, text in plan_told(plan, ranks, dataset).items():
         say(f"  {title:<10} {text}")

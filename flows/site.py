@@ -45,6 +45,9 @@ class Site(Frozen):
     shard_weights: bool = Field(
         False, description="Divide weights, gradients, optimizer and averages over the training workers (FSDP2)"
     )
+    compile: bool = Field(
+        False, description="Have torch.compile compile the network for training; needs a C++ compiler"
+    )
     validation: bool | None = Field(
         None, description="Measure checkpoints beside training, on the CPU; none: where it trains on GPUs"
     )

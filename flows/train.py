@@ -112,6 +112,7 @@ def _trained(
                 threads=site.threads,
                 recompute=site.recompute,
                 shard_weights=site.shard_weights,
+                compile=site.compile,
                 reading=site.reading,
                 keep=keep,
                 copies=site.runs and f"{site.runs}/runs/{key[:16]}/checkpoints",

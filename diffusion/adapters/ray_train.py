@@ -62,6 +62,7 @@ def train_run(
     resize_s: float = 60.0,
     recompute: bool = False,
     shard_weights: bool = False,
+    compile: bool = False,
     reading: Reading = Reading(),
     keep: Keep = Keep(),
     copies: str | None = None,
@@ -79,6 +80,7 @@ def train_run(
     resize_s: how long after a start, and how often from then on, it is looked whether there is room for more.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
     shard_weights: divide weights, gradients, optimizer and averages over the workers (FSDP2).
+    compile: have torch.compile compile the network, which takes a while where its cache is empty.
     reading: how workers get at the shards; `reading.copies` is a folder of the node a worker runs on.
     keep: which checkpoints stay.
     copies: folder or s3://bucket/prefix that checkpoints are copied to while the run trains.  Where `run_dir` lacks the
@@ -112,7 +114,19 @@ def train_run(
     copies = copies and open_storage(copies).uri
     relay = f"train-{uuid.uuid4().hex}"
     job = Job(
-        recipe, dataset, run_dir, threads, recompute, relay, reading, keep, copies, teacher, origin, shard_weights
+        recipe,
+        dataset,
+        run_dir,
+        threads,
+        recompute,
+        relay,
+        reading,
+        keep,
+        copies,
+        teacher,
+        origin,
+        shard_weights,
+        compile,
     )
     with _only_driver(run_dir):
         journal = Journal(job.run_dir / "metrics.jsonl")
