@@ -372,5 +372,9 @@ def test_a_line_without_a_student_has_the_digest_that_it_always_had():
     assert student.train.lesson.by == few.evaluate.sampling.model_copy(update={"steps": few.distill.teacher_steps})
     assert (student.train.images, student.train.lr) == (few.distill.images, few.distill.lr)
     assert student.evaluate.sampling == student.train.lesson.student
+    with pytest.raises(
+        ValueError, match=f"init={'0' * 12}: a student starts from the weights of its teacher, {'7' * 12}"
+    ):
+        TrainRecipe.model_validate({**student.train.model_dump(), "init": "0" * 64})
     with pytest.raises(ValueError, match=r"no key 'train\.lesson'"):
         merged("demo", settings=["train.lesson=x"])

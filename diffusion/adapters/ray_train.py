@@ -32,9 +32,9 @@ from diffusion.data.reading import Reading
 from diffusion.recipe import TrainRecipe, digest_of
 from diffusion.store.bundle import verify_bundle
 from diffusion.store.refs import DatasetRef, RunRef
-from diffusion.store.storage import Storage, open_storage
+from diffusion.store.storage import open_storage
 from diffusion.training import checkpoint
-from diffusion.training.copies import bring, bring_newest, copies_in, send_missing
+from diffusion.training.copies import bring_newest, settle
 from diffusion.training.exact import worlds_of
 from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
@@ -89,8 +89,8 @@ def train_run(
     workers share.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
     on_event: likewise with {"event": "warm_started" | "started" | "resumed" | "resized" | "damaged_checkpoint" |
-    "damaged_sidecar" | "damaged_sample" | "checkpoint" | "checkpoint_not_copied" | "fetched_checkpoint" |
-    "worker_failed", ...}.
+    "damaged_sidecar" | "damaged_sample" | "checkpoint" | "checkpoint_failed" | "checkpoint_not_copied" |
+    "fetched_checkpoint" | "worker_failed", ...}.
     max_failures: how often a dead or failing worker is replaced.
     Raises ValueError for a batch or weights that cannot be divided, for sizes that the network cannot read, for a model that
     it cannot start or learn from, and for a `run_dir` with another run in it, NonFiniteLoss, StorageUnavailable where the
@@ -147,7 +147,7 @@ def train_run(
                 raise NonFiniteLoss(*non_finite)
             run = _finished(job)
         if run and copies:
-            _settle(job, open_storage(copies))
+            settle(job.checkpoints, open_storage(copies), recipe, keep)
     if run is None:
         raise TrainingFailed(f"{run_dir}: training ended without a valid last checkpoint; start it again to go on")
     return run
@@ -174,7 +174,7 @@ def _finished(job: Job) -> RunRef | None:
     if folder is None:
         return None
     saved = checkpoint.read_facts(folder)
-    checkpoint.refuse_other_run(folder, saved, job.recipe, job.dataset)
+    checkpoint.refuse_other_run(folder, saved, job.recipe, job.dataset.digest)
     if saved.images_seen < end_of(job.recipe):
         return None
     return RunRef(
@@ -184,14 +184,6 @@ def _finished(job: Job) -> RunRef | None:
         dataset=job.dataset,
         images_seen=saved.images_seen,
     )
-
-
-def _settle(job: Job, copies: Storage) -> None:
-    """Of a finished run: copy what has no copy yet, and bring what is to stay and is not here."""
-    send_missing(job.checkpoints, copies)
-    for name in copies_in(copies):
-        if int(name) in job.keep.moments:
-            bring(name, copies, job.checkpoints)
 
 
 def trainer_of(

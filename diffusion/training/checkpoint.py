@@ -43,7 +43,7 @@ class Facts(Frozen):
     """state.json: what the run is, and under what its bits were made."""
 
     recipe: TrainRecipe
-    dataset: DatasetRef
+    dataset_digest: str  # and not where it lies: the same run in another place has the same digests
     text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads the captions, if anything does")
     codec: CodecIdentity | None = Field(None, exclude_if=unset, description="What made its latents, if it learns any")
     images_seen: int = Field(ge=0)
@@ -78,7 +78,7 @@ def facts_of(
     """Facts of a run in this process, at images_seen = 0.  text, codec: of the state that is trained."""
     return Facts(
         recipe=recipe,
-        dataset=dataset,
+        dataset_digest=dataset.digest,
         text=text,
         codec=codec,
         images_seen=0,
@@ -91,9 +91,14 @@ def facts_of(
     )
 
 
+def name_of(images_seen: int) -> str:
+    """Of the folder of the checkpoint of this moment, and of its copy."""
+    return f"{images_seen:0{_NAME_DIGITS}d}"
+
+
 def folder_of(checkpoints: Path, images_seen: int) -> Path:
     """Where the checkpoint of this moment lies below a run's `checkpoints` folder."""
-    return Path(checkpoints) / f"{images_seen:0{_NAME_DIGITS}d}"
+    return Path(checkpoints) / name_of(images_seen)
 
 
 def save(state: TrainState, folder: Path, facts: Facts) -> str:
@@ -191,7 +196,7 @@ def _close(temporary: Path, snapshot: Snapshot, facts: Facts) -> Manifest:
     manifest = Manifest(
         images_seen=snapshot.images_seen,
         recipe_digest=digest_of(facts.recipe),
-        dataset_digest=facts.dataset.digest,
+        dataset_digest=facts.dataset_digest,
         weights=WEIGHTS_NAME,
         ema=snapshot.ema,
         files={
@@ -262,7 +267,7 @@ def load(folder: Path, state: TrainState, facts: Facts) -> dict[str, tuple[Any, 
     folder = Path(folder)
     verify(folder)
     saved = read_facts(folder)
-    refuse_other_run(folder, saved, facts.recipe, facts.dataset)
+    refuse_other_run(folder, saved, facts.recipe, facts.dataset_digest)
     if saved.text != facts.text:
         raise ValueError(
             f"{folder} was trained on the text encoder {saved.text}, and here is {facts.text}: the same captions would be"
@@ -279,11 +284,11 @@ def load(folder: Path, state: TrainState, facts: Facts) -> dict[str, tuple[Any, 
     return {name: (then[name], now[name]) for name in then if then[name] != now[name]}
 
 
-def refuse_other_run(folder: Path, saved: Facts, recipe: TrainRecipe, dataset: DatasetRef) -> None:
+def refuse_other_run(folder: Path, saved: Facts, recipe: TrainRecipe, dataset_digest: str) -> None:
     """Raise ValueError naming the first fields in which the checkpoint's recipe or dataset is not the one asked for."""
     differences = _differences("train", saved.recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
-    if saved.dataset.digest != dataset.digest:
-        differences.append(f"dataset.digest is {saved.dataset.digest[:12]}, asked {dataset.digest[:12]}")
+    if saved.dataset_digest != dataset_digest:
+        differences.append(f"dataset.digest is {saved.dataset_digest[:12]}, asked {dataset_digest[:12]}")
     if differences:
         raise ValueError(
             f"{folder} belongs to another run: {'; '.join(differences[:5])}. Resuming would mix two experiments: train into"
