@@ -35,7 +35,7 @@ def rows_of(shape: tuple[int, ...], rank: int, world: int) -> Rows:
 
 
 def units_of(net: UNet) -> list[nn.Module]:
-    """What is gathered whole to compute, one after the other.  The rest of the network is one more, which stays to the end."""
+    """What is gathered whole to compute, one after the other.  The rest of the network is one more, and stays to the end."""
     return [module for module in net.modules() if isinstance(module, Block | Attention | CrossAttention)]
 
 
