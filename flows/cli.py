@@ -151,7 +151,7 @@ def evaluate(
     """Measure the trained run: Frechet distance, held-out loss, variational bound, a grid of samples."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
+        run = _trained(recipe, dataset, source, init, site)
         with prefect_ready():
             from flows.evaluate import evaluate as flow
         evaluation = flow(recipe.evaluate, run, recipe.name, site)
@@ -179,7 +179,7 @@ def register(
     def work(recipe: Recipe, site: Site) -> None:
         from flows.finished import evaluation_of
 
-        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
+        run = _trained(recipe, dataset, source, init, site)
         evaluation = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
             from flows.register import register as flow
@@ -210,7 +210,7 @@ def distill(
 
         check_training(site, recipe.train)
         student_of(recipe, "0" * 64)  # before anything is started
-        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
+        run = _trained(recipe, dataset, source, init, site)
         teacher = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
             from flows.distill import distill as flow
@@ -328,10 +328,11 @@ def _dataset(recipe: Recipe, named: str | None, source: str | None, site: Site) 
         return _given(named, source, site) or dataset_of(recipe.shard, source or EMBEDDED, site)
 
 
-def _trained(recipe: Recipe, dataset: "DatasetRef", init: str | None, site: Site) -> "RunRef":
-    """The run that `train` made of the dataset."""
+def _trained(recipe: Recipe, named: str | None, source: str | None, init: str | None, site: Site) -> "RunRef":
+    """The run that `train` made of that dataset."""
     from flows.finished import run_of
 
+    dataset = _dataset(recipe, named, source, site)
     return run_of(origin.started_from(recipe.train, init, dataset, site), dataset, site)
 
 

@@ -9,6 +9,7 @@ from diffusion.store.bundle import BundleSpec
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import open_storage
 from diffusion.training.exact import worlds_of
+from diffusion.training.parallel import check_sharding
 from diffusion.training.plan import Plan, Ranks, plan_of, ranks_of
 from diffusion.training.step import check_sizes
 from diffusion.training.warm_start import carried
@@ -84,6 +85,8 @@ def dry_train(recipe: Recipe, dataset: DatasetRef | None, site: Site, init: str 
     """Say what training would take on the site's workers, whether they are there or not.  dataset: None where it is yet to
     be made.  init: see `flows.origin`.  Raises ValueError where it could not be done."""
     train, world = recipe.train, worlds_of(recipe.train, site.workers or site.train_workers)[-1]
+    if site.shard_weights:
+        check_sharding(train)
     if dataset is not None:
         check_sizes(train, dataset)
     resolution = dataset.resolution if dataset else recipe.shard.resolution

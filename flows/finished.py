@@ -1,6 +1,7 @@
 """What earlier commands have made, found without Prefect and Ray: what is missing is said before either is started."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from diffusion.data.sources import open_source
 from diffusion.data.versions import newest
@@ -11,16 +12,13 @@ from diffusion.store.storage import open_storage
 from diffusion.store.works import recall, work_key
 from flows.site import Site
 
+Ref = TypeVar("Ref", DatasetRef, RunRef, EvaluationRef)
+
 
 def dataset_of(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef:
     """The newest dataset of this source as it is now.  Raises ValueError where there is none."""
-    ref = newest_dataset(recipe, source, site)
-    if ref is None:
-        raise ValueError(
-            f"source {source} is not sharded with this recipe yet, or has changed since: run `diffusion shard` with the same"
-            " options"
-        )
-    return ref
+    missing = f"source {source} is not sharded with this recipe yet, or has changed since"
+    return _there(newest_dataset(recipe, source, site), missing, "shard")
 
 
 def newest_dataset(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef | None:
@@ -32,11 +30,7 @@ def newest_dataset(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef |
 def run_of(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> RunRef:
     """The run that `train` made of this dataset.  Raises ValueError where it has not."""
     ref = recall(site.store, train_key(recipe, dataset), RunRef)
-    if ref is None:
-        raise ValueError(
-            "there is no finished training run of this recipe yet: run `diffusion train` with the same options"
-        )
-    return ref
+    return _there(ref, "there is no finished training run of this recipe yet", "train")
 
 
 def in_reach(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> bool:
@@ -64,10 +58,12 @@ def run_copies(key: str, site: Site) -> str | None:
 def evaluation_of(recipe: EvaluateRecipe, run: RunRef, site: Site) -> EvaluationRef:
     """The evaluation that `evaluate` made of this run.  Raises ValueError where it has not."""
     ref = recall(site.store, evaluate_key(recipe, run), EvaluationRef)
+    return _there(ref, "the run is not evaluated with this recipe yet", "evaluate")
+
+
+def _there(ref: Ref | None, missing: str, command: str) -> Ref:
     if ref is None:
-        raise ValueError(
-            "the run is not evaluated with this recipe yet: run `diffusion evaluate` with the same options"
-        )
+        raise ValueError(f"{missing}: run `diffusion {command}` with the same options")
     return ref
 
 

@@ -111,6 +111,7 @@ def _trained(
                 use_gpu=site.use_gpu,
                 threads=site.threads,
                 recompute=site.recompute,
+                shard_weights=site.shard_weights,
                 reading=site.reading,
                 keep=keep,
                 copies=run_copies(key, site),

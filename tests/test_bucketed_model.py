@@ -31,8 +31,8 @@ from diffusion.training.step import TrainState, check_sizes
 from diffusion.unet import UNet
 from tests.evaluated_run import make_run
 from tests.random_bundle import random_bundle, random_spec, shaped_bundle
+from tests.running_engine import running
 from tests.shapes import RECIPE, SIZES, write
-from tests.test_engine import running
 from tests.test_loop import EXACT, _process, fresh, learned, run, vector, without_clocks
 from tests.test_loop import RECIPE as TRAIN
 from tests.test_step import bits_of

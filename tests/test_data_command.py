@@ -119,7 +119,9 @@ def test_info_tells_which_version_of_the_stage_made_how_many_shards(diffusion, t
 
 def test_a_damaged_manifest_does_not_hide_the_other_datasets(diffusion, root: LocalFolder, made: Dataset) -> None:
     root.put(f"datasets/{'0' * 16}/manifest.json", b"{")
+    root.put("latest.json", b"{")
     _, told = diffusion("list")
+    assert "latest.json, which says what latest is, is damaged" in told
     assert f"{'0' * 16}/manifest.json is damaged" in told
     assert made.digest[:16] in told
 

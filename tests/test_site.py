@@ -14,6 +14,7 @@ from diffusion.recipe import Recipe
 from diffusion.store.storage import StorageRefused
 from flows.preflight import check, check_devices, check_home, check_port, check_serving, check_training
 from flows.site import Site, keeping_ray, ray_is_kept
+from tests.ports import free_port
 from tests.random_bundle import published_model
 
 FIELDS = {
@@ -25,6 +26,7 @@ FIELDS = {
     "workers": "3",
     "gpu": "false",
     "recompute": "true",
+    "shard_weights": "true",
     "validation": "true",
     "host": "0.0.0.0",
     "port": "8123",
@@ -36,12 +38,6 @@ FIELDS = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_each_field_is_a_variable() -> None:
     assert set(FIELDS) == set(Site.model_fields)
     site = Site.from_environment({f"DIFFUSION_{name.upper()}": value for name, value in FIELDS.items()})
@@ -51,6 +47,7 @@ def test_each_field_is_a_variable() -> None:
         "workers": 3,
         "gpu": False,
         "recompute": True,
+        "shard_weights": True,
         "validation": True,
         "port": 8123,
         "replicas": 2,

@@ -1,9 +1,13 @@
-"""Checkpoints of a Ray Train worker: rank 0 publishes them beside the training, and every rank reports each to Ray Train."""
+"""Checkpoints of a Ray Train worker: rank 0 publishes them beside the training, and every rank reports each to Ray Train.
+
+Of weights that are divided over the workers every rank writes its own rows.
+"""
 
 import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from diffusion.store.publish import withdraw
 from diffusion.store.storage import StorageRefused, open_storage
 from diffusion.training import checkpoint
 from diffusion.training.copies import remove, send, send_missing
+from diffusion.training.parallel import world_gather
 from diffusion.training.retention import Keep, superseded
 from diffusion.training.saving import Saving
 from diffusion.training.step import TrainState
@@ -39,7 +44,13 @@ class Saver:
         self.checkpoints, self.notes, self.recipe, self.tell, self.keep = checkpoints, notes, facts.recipe, tell, keep
         self._copies = open_storage(copies) if copies else None
         self._first = ray.train.get_context().get_world_rank() == 0
-        self._saving = Saving(checkpoints, facts, self._published, self._lost) if self._first else None
+        self._saving = None
+        told = (self._published, self._lost) if self._first else (None, None)
+        if facts.sharded:
+            together = partial(checkpoint.publish_together, gather=world_gather(beside=True), first=self._first)
+            self._saving = Saving(checkpoints, facts, *told, together)
+        elif self._first:
+            self._saving = Saving(checkpoints, facts, *told)
         self._unreported: int | None = None  # images_seen of a checkpoint
         self._block = ExitStack()
 

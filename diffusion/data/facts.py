@@ -13,8 +13,8 @@ _EXAMPLES = 5
 
 
 def report(db: sqlite3.Connection, made: Manifest) -> dict:
-    """The version of the stage that made it; counts of files, classes, captions and formats; pictures by the lower bound of a
-    range of sizes; examples."""
+    """The version of the stage that made it; counts of files, classes, captions and formats; pictures by the lower bound of
+    a range of sizes; examples."""
     formats: dict[str, int] = {}
     for (name,) in db.execute("SELECT name FROM items"):
         suffix = PurePosixPath(name).suffix.lower() or "none"

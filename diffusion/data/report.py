@@ -6,6 +6,7 @@ there too.  None of these files is part of the dataset's identity, and nothing r
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from diffusion.data.images import BadPicture, encode_png, load
 from diffusion.data.manifest import DUPLICATE, Manifest
 from diffusion.data.pictures.buckets import shown
 from diffusion.data.preview import preview, sheet
+from diffusion.data.quarantine import DamagedQuarantine
 from diffusion.store.storage import open_storage
 
 PAGE, PICTURES, ASIDE = "report.md", "pictures.png", "set-aside.png"
@@ -52,13 +54,14 @@ def write_report(dataset: Dataset) -> str:
 
 
 def _originals(dataset: Dataset) -> Iterator[Original]:
-    """The first few files of each reason; none of duplicates, whose picture is in the shards."""
+    """The first few files of each reason; none of duplicates, whose picture is in the shards, and none that are lost."""
     counts: Counter[str] = Counter()
-    digests = [part.dataset for part in dataset.manifest.parts] or [dataset.digest]
-    for file in (file for digest in digests for file in quarantine.entries(dataset.root, digest)):
-        if file.kind != DUPLICATE and counts[file.kind] < _SHOWN:
-            counts[file.kind] += 1
-            yield Original(file.kind, quarantine.original(dataset.root, file) if file.place else None)
+    for digest in [part.dataset for part in dataset.manifest.parts] or [dataset.digest]:
+        with suppress(DamagedQuarantine):
+            for file in quarantine.entries(dataset.root, digest):
+                if file.kind != DUPLICATE and counts[file.kind] < _SHOWN:
+                    counts[file.kind] += 1
+                    yield Original(file.kind, quarantine.original(dataset.root, file) if file.place else None)
 
 
 def aside_rows(originals: Iterable[Original], side: int) -> dict[str, list[np.ndarray]]:
@@ -168,7 +171,7 @@ def _parents(line: list[Dataset]) -> Iterator[str]:
 
 
 def _made_by(line: list[Dataset]) -> str:
-    """Which versions of the shard stage made the shards of a dataset, "" where nothing is known.  line: it and its ancestors.
+    """Which versions of the shard stage made a dataset's shards, "" where nothing is known.  line: it and its ancestors.
 
     What it shares with its parent, that or an ancestor of that made.
     """

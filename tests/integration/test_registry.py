@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from diffusion.serving.request import GenerateRequest
 from diffusion.store.bundle import verify_bundle
 from flows.origin import look, resolved
 from flows.site import Site
+from tests.ports import free_port
 from tests.registered_run import FIRST, endpoint_png, evaluated, sampling
 
 REFUSED = Verdict(passed=False, reasons=("Frechet distance 13 against the champion's 12: not lower",))
@@ -261,9 +261,7 @@ def test_a_run_that_this_mlflow_does_not_know_still_registers(home, tracking, ru
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """A real MLflow server on loopback, ended with all its processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     folder = tmp_path / "server"
     folder.mkdir()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

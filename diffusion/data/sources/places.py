@@ -25,7 +25,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.pictures.bad_picture import UNREADABLE, BadPicture
 from diffusion.data.pictures.encode import encode_png
 from diffusion.data.sources.items import MAX_FILE_BYTES, BadSource
 from diffusion.store.storage import S3_SCHEME, LocalFolder, Storage, StorageUnavailable, open_plain, open_storage
@@ -106,7 +106,7 @@ def read_item(uri: str, place: str) -> bytes:
         raise
     except _UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadPicture("unreadable", f"{type(error).__name__}: {reason}") from error
+        raise BadPicture(UNREADABLE, f"{type(error).__name__}: {reason}") from error
     if len(data) > MAX_FILE_BYTES:
         raise too_large()
     return data
@@ -291,7 +291,7 @@ def _zip(
     uri: str, file: str, name: str, offset: int, compressed: int, size: int, method: int, flags: int, crc: int
 ) -> bytes:
     if flags & ENCRYPTED:
-        raise BadPicture("unreadable", "the entry is encrypted: pack it without a password")
+        raise BadPicture(UNREADABLE, "the entry is encrypted: pack it without a password")
     head = _LOCAL_HEADER + len(name.encode("utf-8", "surrogateescape")) + _SLACK
     data = stretch(uri, file, offset, head + _bounded(compressed))
     if len(data) < _LOCAL_HEADER or data[:4] != b"PK\3\4":
@@ -325,7 +325,7 @@ def _column(uri: str, file: str, mark: str, group: int, column: str, field: str 
                 group, columns=[column if field is None else f"{column}.{field}"]
             )
     except pa.ArrowException as error:
-        raise BadPicture("unreadable", f"{type(error).__name__}: {error}") from error
+        raise BadPicture(UNREADABLE, f"{type(error).__name__}: {error}") from error
     values = table.column(column)
     return values if field is None else pc.struct_field(values, field)
 
