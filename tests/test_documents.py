@@ -14,8 +14,6 @@ from flows.site import PREFIX, Site
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BENCHMARK = re.compile(r"python -m (tests\.benchmarks\.\w+)([^`\n]*)")
-
-
 SOURCES = [path for folder in ("diffusion", "flows", "tests") for path in (ROOT / folder).rglob("*.py")]
 KEYS = list(dict(recipes.keys()))
 COMMAND = typer.main.get_command(app)
