@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffusion.recipe import Recipe, student_of
-from flows import cli_data, cli_pictures, cli_quarantine, recipes
+from flows import cli_data, cli_pictures, cli_quarantine, origin, recipes
 from flows.console import say, waiting
 from flows.foreground import guarded, leaving, looking, prefect_ready, reported, stay
 from flows.options import (
@@ -29,7 +29,7 @@ from flows.options import (
     Which,
     Workers,
 )
-from flows.preflight import check, check_devices, check_encoders, check_serving
+from flows.preflight import check, check_encoders, check_serving, check_training
 from flows.site import Site
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ def train(
     """Train on the shards of the source.  Interrupted, it goes on from its last checkpoint when called again."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        check_devices(site, recipe.train)
-        check_encoders(recipe.train)
+        check_training(site, recipe.train)
         made = _dataset(recipe, dataset, source, site)
+        origin.look(recipe.train, init, made.resolution, site)
         with prefect_ready():
             from flows.train import train as flow
         run = flow(recipe.train, made, recipe.name, site, recipe.evaluate, init)
@@ -128,7 +128,7 @@ def train(
         from flows.finished import newest_dataset
 
         made = _given(dataset, source, site) or newest_dataset(recipe.shard, source or EMBEDDED, site)
-        dry_train(recipe, made, site)
+        dry_train(recipe, made, site, init)
 
     if dry:
         _do(look, debug, preset, recipe_file, settings, name, run=looking, home=home, workers=workers)
@@ -208,7 +208,7 @@ def distill(
     def work(recipe: Recipe, site: Site) -> None:
         from flows.finished import evaluation_of
 
-        check_devices(site, recipe.train)
+        check_training(site, recipe.train)
         student_of(recipe, "0" * 64)  # before anything is started
         run = _trained(recipe, dataset, source, init, site)
         teacher = evaluation_of(recipe.evaluate, run, site)
@@ -270,7 +270,7 @@ def run(
     def work(recipe: Recipe, site: Site) -> None:
         with waiting("reading the source and checking the machine"):
             given = _given(dataset, source, site)
-            check(recipe, source or EMBEDDED, until, site, given)
+            check(recipe, source or EMBEDDED, until, site, given, init)
         with prefect_ready():
             from flows.pipeline import pipeline
         line = pipeline(recipe, source or EMBEDDED, until, site, given, init)
@@ -331,10 +331,9 @@ def _dataset(recipe: Recipe, named: str | None, source: str | None, site: Site) 
 def _trained(recipe: Recipe, named: str | None, source: str | None, init: str | None, site: Site) -> "RunRef":
     """The run that `train` made of that dataset."""
     from flows.finished import run_of
-    from flows.origin import started_from
 
     dataset = _dataset(recipe, named, source, site)
-    return run_of(started_from(recipe.train, init, dataset, site), dataset, site)
+    return run_of(origin.started_from(recipe.train, init, dataset, site), dataset, site)
 
 
 def _do(

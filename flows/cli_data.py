@@ -53,11 +53,16 @@ def list_(home: Home = None, debug: Debug = False) -> None:
         from diffusion.data.datasets import latest, opened, places
 
         root = data_root(site)
-        newest = latest(root)
         say(f"  in {root.uri}")
+        try:
+            newest = latest(root)
+        except ValueError as error:
+            newest = None
+            warn(str(error))
         for uri in places(root):
             try:
                 dataset = opened(uri)
+                published = dataset.report.get("published", "")
             except ValueError as error:
                 warn(str(error))
                 continue
@@ -66,7 +71,7 @@ def list_(home: Home = None, debug: Debug = False) -> None:
             after = (
                 f"mixture of {len(made.parts)}" if made.parts else f"after {made.parent[:16]}" if made.parent else ""
             )
-            when = f"{dataset.report.get('published', ''):<20} {'latest' if dataset.digest == newest else '':<6}"
+            when = f"{published:<20} {'latest' if dataset.digest == newest else '':<6}"
             say(f"  {dataset.digest[:16]} {size} {len(made.classes):>6,} classes  {when}  {after}".rstrip())
 
     guarded(work, debug, home=home)
@@ -115,8 +120,9 @@ def lint(ref: Ref, home: Home = None, debug: Debug = False) -> None:
             warn(f"{place}{f', key {key}' if key else ''}: {what}")
         if findings:
             say(
-                f"  {len(findings):,} findings. What is published never changes, so this is damage: remove the files named"
-                f" here and {dataset.uri}/manifest.json, and make them again with `diffusion shard`"
+                f"  {len(findings):,} finding{'s' * (len(findings) != 1)}. What is published never changes, so this is"
+                f" damage: remove the files named here and {dataset.uri}/manifest.json, and make them again with `diffusion"
+                " shard`"
             )
             raise typer.Exit(1)
         made = dataset.manifest

@@ -42,6 +42,9 @@ class Site(Frozen):
     )
     gpu: bool | None = Field(None, description="Train and serve on GPUs; none: where there are any")
     recompute: bool = Field(False, description="Train in less memory and a third more time, to the same bits")
+    shard_weights: bool = Field(
+        False, description="Divide weights, gradients, optimizer and averages over the training workers (FSDP2)"
+    )
     validation: bool | None = Field(
         None, description="Measure checkpoints beside training, on the CPU; none: where it trains on GPUs"
     )

@@ -97,7 +97,9 @@ def test_versions_name_the_datasets_before_them(diffusion, root: LocalFolder, ma
 
 def test_a_damaged_manifest_does_not_hide_the_other_datasets(diffusion, root: LocalFolder, made: Dataset) -> None:
     root.put(f"datasets/{'0' * 16}/manifest.json", b"{")
+    root.put("latest.json", b"{")
     _, told = diffusion("list")
+    assert "latest.json, which says what latest is, is damaged" in told
     assert f"{'0' * 16}/manifest.json is damaged" in told
     assert made.digest[:16] in told
 

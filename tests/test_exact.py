@@ -16,10 +16,11 @@ from diffusion.presets import PRESETS
 from diffusion.recipe import TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.refs import DatasetRef
 from diffusion.training import checkpoint
+from diffusion.training.corrupt import corrupt
 from diffusion.training.exact import check_workers, tree_sum, workers_of
 from diffusion.training.loop import train
 from diffusion.training.parallel import data_parallel, exact_parallel, world_gather
-from diffusion.training.step import Part, TrainState, build_state, corrupt, parts_of, train_step
+from diffusion.training.step import Part, TrainState, build_state, parts_of, train_step
 from tests.joined import in_processes
 from tests.random_batch import random_batch
 

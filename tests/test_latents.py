@@ -25,7 +25,8 @@ from diffusion.store.codecs import codec_named, identity_for
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import LocalFolder
 from diffusion.training import checkpoint
-from diffusion.training.step import TrainState, build_state, corrupt, train_step
+from diffusion.training.corrupt import corrupt
+from diffusion.training.step import TrainState, build_state, train_step
 from tests.published import samples_of
 from tests.sidecars import in_a_root_of_its_own, sidecar_files
 from tests.small_codec import CHANNELS, FACTOR, VARIABLE, drawing_latents, saved

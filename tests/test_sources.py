@@ -257,8 +257,8 @@ def test_too_many_labels_are_refused(tmp_path, monkeypatch):
         open_source(fill(tmp_path, {f"{label}/1.png": b"" for label in "abc"}))
 
 
-@pytest.mark.parametrize("label", ["../../evil", "a/b", "a\\b", "two\nlines", "x" * 201])
-def test_a_class_name_that_could_lead_elsewhere_is_refused(tmp_path: Path, label: str):
+@pytest.mark.parametrize("label", ["../../evil", "a/b", "a\\b", "two\nlines", "x" * 201, " cat", " "])
+def test_a_class_name_that_could_lead_elsewhere_or_be_mistaken_is_refused(tmp_path: Path, label: str):
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "label": label}))
     with pytest.raises(BadSource, match="a class name is up to 200 printable characters without slashes"):

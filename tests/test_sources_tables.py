@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from diffusion.data.images import BadPicture
 from diffusion.data.sources import BadSource, Caption, describe, open_source, parquet, places, read_item
 from diffusion.recipe import Columns
-from tests.made_sources import fill, items, lines, picture, read, said
+from tests.made_archives import tarred
+from tests.made_sources import fill, items, lines, picture, read, said, zipped
 from tests.made_tables import ROWS, parquet_of, write_table
 
 SAID = [
@@ -137,6 +139,7 @@ def test_rows_that_cannot_be_understood_are_refused_by_line(pictures, rows, mess
         ("t.csv", f"path,text\n3.png,a\nx/1.png,{'a' * 200_000}\n", "begins in line 3 .* beyond line 3 .*131,072"),
         ("t.csv", 'path,text\n3.png,"a\nb"\nx/1.png,b,c\n', "line 4 has more fields"),
         ("t.csv", "path,label,label\n3.png,a,b\n", "t.csv has the column 'label' twice"),
+        ("t.csv", "path, label\n3.png, a\n", "t.csv has the column ' label', with blanks at an end"),
         ("t.csv", "path;text\n3.png;a\n", "one column, 'path;text': is it separated by ';'"),
         ("t.tsv", "path,text\n3.png,a\n", "one column, 'path,text': is it separated by ','"),
         ("t.csv", "path,text\n", "t.csv has no rows"),
@@ -202,6 +205,31 @@ def test_parquet_that_holds_pictures_in_rows(tmp_path):
     assert describe(alone)["bytes"] is None
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "parquet"])
+@pytest.mark.parametrize("swapped", ["file", "folder"])
+def test_an_archive_or_table_that_becomes_a_link_after_the_listing_is_not_read(tmp_path, kind, swapped):
+    folders = [tmp_path / name / "a" for name in ("source", "secret")]
+    for folder, colour in zip(folders, ("#111111", "#222222"), strict=True):
+        folder.mkdir(parents=True)
+        if kind == "zip":
+            zipped(folder / "x.zip", {"1.png": picture(colour)})
+        elif kind == "parquet":
+            parquet_of(folder / "x.parquet", {"image": [{"bytes": picture(colour), "path": "1.png"}]})
+        else:
+            tarred(folder / f"x.{kind}", {"1.png": picture(colour)}, "w" if kind == "tar" else "w:gz")
+    source = open_source(tmp_path / "source")
+    (item,) = source.items()
+    mine, secret = ((folder / f"x.{kind}") if swapped == "file" else folder for folder in folders)
+    mine.rename(tmp_path / "moved")
+    mine.symlink_to(secret)
+    places.unpacked.cache_clear()  # as in another process
+    with pytest.raises(BadPicture, match="it has become a link since it was listed"):
+        read_item(source.uri, item.place)
+    mine.unlink()
+    (tmp_path / "moved").rename(mine)
+    assert read_item(source.uri, item.place) == picture("#111111")
+
+
 def test_parquet_values_that_json_lacks(tmp_path):
     columns = {
         "image": [picture(), None],
@@ -235,3 +263,18 @@ def test_parquet_that_is_damaged_or_unwieldy_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "_MAX_GROUP_BYTES", 10)
     with pytest.raises(BadSource, match=r"in one row group, .* row_group_size=1000"):
         open_source(tmp_path / "t.parquet")
+
+
+def test_parquet_whose_texts_cannot_be_used_is_refused(tmp_path):
+    path, image = tmp_path / "t.parquet", pa.array([picture()])
+    not_utf8 = pa.StringArray.from_buffers(1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff"))
+    twice = pa.Table.from_arrays([image, pa.array(["a"]), pa.array(["b"])], names=["image", "text", "text"])
+    for table, message in (
+        (pa.table({"image": image, "text": not_utf8}), r"t.parquet holds the text b'a\\xff', which is not UTF-8"),
+        (twice, "t.parquet has the column 'text' twice"),
+        (pa.table({"image": image, "text": [b"bytes"]}), "t.parquet: the column 'text' is of type binary"),
+        (pa.table({"image": image, "label": pd.to_datetime(["2020-01-01"])}), "column 'label' is of type timestamp"),
+    ):
+        pq.write_table(table, path)
+        with pytest.raises(BadSource, match=message):
+            open_source(path)

@@ -6,6 +6,7 @@ there too.  None of these files is part of the dataset's identity, and nothing r
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from diffusion.data.images import BadPicture, encode_png, load
 from diffusion.data.manifest import DUPLICATE, Manifest
 from diffusion.data.pictures.buckets import shown
 from diffusion.data.preview import preview, sheet
+from diffusion.data.quarantine import DamagedQuarantine
 from diffusion.store.storage import Storage, open_storage
 
 PAGE, PICTURES, ASIDE = "report.md", "pictures.png", "set-aside.png"
@@ -51,13 +53,14 @@ def write_report(dataset: Dataset) -> str:
 
 
 def _originals(dataset: Dataset) -> Iterator[Original]:
-    """The first few files of each reason; none of duplicates, whose picture is in the shards."""
+    """The first few files of each reason; none of duplicates, whose picture is in the shards, and none that are lost."""
     counts: Counter[str] = Counter()
-    digests = [part.dataset for part in dataset.manifest.parts] or [dataset.digest]
-    for file in (file for digest in digests for file in quarantine.entries(dataset.root, digest)):
-        if file.kind != DUPLICATE and counts[file.kind] < _SHOWN:
-            counts[file.kind] += 1
-            yield Original(file.kind, quarantine.original(dataset.root, file) if file.place else None)
+    for digest in [part.dataset for part in dataset.manifest.parts] or [dataset.digest]:
+        with suppress(DamagedQuarantine):
+            for file in quarantine.entries(dataset.root, digest):
+                if file.kind != DUPLICATE and counts[file.kind] < _SHOWN:
+                    counts[file.kind] += 1
+                    yield Original(file.kind, quarantine.original(dataset.root, file) if file.place else None)
 
 
 def aside_rows(originals: Iterable[Original], side: int) -> dict[str, list[np.ndarray]]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from diffusion.data.sources.items import BadSource
+from diffusion.data.sources.rows import check_columns
 from diffusion.store.storage import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -18,12 +19,18 @@ _BATCH = 1024
 
 @contextmanager
 def reading(name: str, file: BinaryIO) -> Iterator["pq.ParquetFile"]:
-    """An opened table; whatever pyarrow raises in the block becomes BadSource."""
+    """An opened table; whatever pyarrow raises in the block becomes BadSource, and two columns of one name are."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        yield pq.ParquetFile(file)
+        table = pq.ParquetFile(file)
+        check_columns(name, table.schema_arrow.names)
+        yield table
+    except UnicodeDecodeError as error:
+        raise BadSource(
+            f"{name} holds the text {error.object[:40]!r}, which is not UTF-8 ({error.reason}): write the table again"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, StorageUnavailable | BadSource):
             raise
@@ -63,6 +70,17 @@ def rows(table: "pq.ParquetFile") -> Iterator[tuple[int, int, dict]]:
             for values in batch.to_pylist():
                 yield group, row, {name: _finite(value) for name, value in values.items()}
                 row += 1
+
+
+def check_said(name: str, table: "pq.ParquetFile", used: list[str]) -> None:
+    """Raises BadSource where a column whose label or captions are used holds what `rows` leaves out."""
+    for column in used:
+        kind = table.schema_arrow.field(column).type
+        if not _plain(kind):
+            raise BadSource(
+                f"{name}: the column {column!r} is of type {kind}, and labels and captions are texts, numbers or lists of"
+                " them: write it as such"
+            )
 
 
 def _plain(kind: "pa.DataType") -> bool:

@@ -11,7 +11,17 @@ from typing import BinaryIO
 
 from diffusion.data.sources import parquet
 from diffusion.data.sources.containers import checked, folder_files, local_mark
-from diffusion.data.sources.items import BadSource, File, Item, check_inside, image_column, item_of, named, suffix
+from diffusion.data.sources.items import (
+    BadSource,
+    File,
+    Item,
+    check_inside,
+    image_column,
+    item_of,
+    named,
+    said_columns,
+    suffix,
+)
 from diffusion.data.sources.layouts import NOT_DOWNLOADED, check_rows
 from diffusion.data.sources.listing import Listing
 from diffusion.data.sources.places import file_of, located, place, storage_at
@@ -129,6 +139,7 @@ def _held(listing: Listing, table: File, columns: Columns) -> tuple[str, str | N
             raise _no_pictures(table.inside, present)
         if missing := named(columns) - set(present):
             raise _no_columns(table.inside, missing, present)
+        parquet.check_said(table.inside, opened, said_columns(columns, present))
         return parquet.held(opened, column)
 
 
