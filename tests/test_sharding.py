@@ -1,7 +1,6 @@
 """FSDP2 over gloo: weights that are divided over processes are the same weights, in training and in checkpoints."""
 
 import errno
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -24,6 +22,7 @@ from diffusion.training.saving import Saving
 from diffusion.training.shards import rows_of
 from diffusion.training.snapshot import WEIGHTS_NAME, snapshot_of
 from diffusion.training.step import Part, TrainState, build_state, clip_gradients, parts_of
+from tests.joined import in_processes
 from tests.random_batch import random_batch
 from tests.test_exact import DATASET
 
@@ -155,10 +154,7 @@ def step(state: TrainState) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        mp.start_processes(process, (folder,), nprocs=WORLD, start_method="forkserver")
+    in_processes(WORLD, process, folder)
     return folder
 
 
