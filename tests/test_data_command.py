@@ -44,7 +44,8 @@ def root(site: Site) -> LocalFolder:
 @pytest.fixture
 def diffusion(monkeypatch: pytest.MonkeyPatch, site: Site):
     """Runs `diffusion data ...` here; gives (exit code, what was said), and a ValueError is the answer."""
-    monkeypatch.setattr("flows.cli_data.guarded", lambda work, debug, **given: work(site))
+    for name in ("guarded", "looking"):
+        monkeypatch.setattr(f"flows.cli_data.{name}", lambda work, debug, **given: work(site))
 
     def run(*arguments: str) -> tuple[int, str]:
         done = CliRunner().invoke(app, ["data", *arguments])
@@ -124,6 +125,14 @@ def test_a_damaged_manifest_does_not_hide_the_other_datasets(diffusion, root: Lo
     assert "latest.json, which says what latest is, is damaged" in told
     assert f"{'0' * 16}/manifest.json is damaged" in told
     assert made.digest[:16] in told
+
+
+def test_what_only_looks_needs_no_home_that_can_be_written(root: LocalFolder, made: Dataset, tmp_path: Path) -> None:
+    """The home's folder is a file: nothing can be written there, and no disk asked."""
+    (tmp_path / "home2").write_text("")
+    for command in (["list"], ["info", made.uri], ["diff", made.uri, made.uri], ["lint", made.uri]):
+        done = CliRunner().invoke(app, ["data", *command, "--home", str(tmp_path / "home2")])
+        assert done.exit_code == 0, done.output
 
 
 def test_lint_passes_what_is_whole_and_names_what_is_not(diffusion, root: LocalFolder, made: Dataset) -> None:

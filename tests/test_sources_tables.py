@@ -248,6 +248,20 @@ def test_parquet_values_that_json_lacks(tmp_path):
         read(source, second[0])
 
 
+@pytest.mark.parametrize("pack", [lambda folder, files: fill(folder, files), zipped])
+def test_metadata_may_be_parquet(tmp_path, pack):
+    rows = {"file_name": ["1.png", "x/2.png"], "text": [["a", "b"], None], "label": ["cat", "dog"], "n": [1, 2]}
+    metadata = parquet_of(tmp_path / "t.parquet", rows).read_bytes()
+    files = {"train/1.png": picture(), "train/x/2.png": picture("#000001"), "train/metadata.parquet": metadata}
+    assert said(pack(tmp_path / "s.zip", files)) == [
+        ("train/1.png", "cat", (Caption("a"), Caption("b")), {"n": 1}),
+        ("train/x/2.png", "dog", (), {"n": 2}),
+    ]
+    files["train/metadata.parquet"] = metadata[:-9]
+    with pytest.raises(BadSource, match=r"train/metadata.parquet cannot be read as Parquet"):
+        open_source(pack(tmp_path / "damaged.zip", files))
+
+
 def test_parquet_that_is_damaged_or_unwieldy_is_refused(tmp_path, monkeypatch):
     whole = parquet_of(tmp_path / "t.parquet", {"image": [picture()] * 4}).read_bytes()
     source = open_source(tmp_path / "t.parquet")

@@ -79,7 +79,7 @@ class Listing:
         for chunk in _chunks(rows):
             double = self._insert("rows", [(name, where, json.dumps(row)) for name, where, row in chunk])
             if double:
-                raise BadSource(f"{double[1]}: {double[0]} has a line already: keep one")
+                raise BadSource(f"{double[1]}: {double[0]} has a line already: keep one, with all its captions")
 
     def add_items(self, items: Iterable[Item]) -> None:
         """Raises BadSource where the labels are no classes: some are missing, or there are too many."""

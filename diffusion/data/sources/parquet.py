@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from diffusion.data.sources.items import BadSource
-from diffusion.data.sources.rows import check_columns
+from diffusion.data.sources.items import BadSource, suffix
+from diffusion.data.sources.rows import check_columns, text_rows
 from diffusion.store.storage import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -70,6 +70,16 @@ def rows(table: "pq.ParquetFile") -> Iterator[tuple[int, int, dict]]:
             for values in batch.to_pylist():
                 yield group, row, {name: _finite(value) for name, value in values.items()}
                 row += 1
+
+
+def table_rows(name: str, file: BinaryIO) -> Iterator[tuple[str, dict]]:
+    """(where, row) of a table of any kind, of which this is one.  Raises BadSource."""
+    if suffix(name) != ".parquet":
+        yield from text_rows(name, file)
+        return
+    with reading(name, file) as opened:
+        for number, (_, _, row) in enumerate(rows(opened)):
+            yield f"{name} row {number}", row
 
 
 def check_said(name: str, table: "pq.ParquetFile", used: list[str]) -> None:
