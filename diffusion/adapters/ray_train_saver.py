@@ -14,6 +14,7 @@ from diffusion.store.publish import withdraw
 from diffusion.store.storage import StorageRefused, open_storage
 from diffusion.training import checkpoint
 from diffusion.training.copies import copies_in, remove, send, send_missing
+from diffusion.training.journal import judged_in
 from diffusion.training.retention import Keep, superseded
 from diffusion.training.saving import Saving
 from diffusion.training.step import TrainState
@@ -66,8 +67,11 @@ class Saver:
     def _published(self, folder: Path, digest: str) -> None:
         images_seen = int(folder.name)
         self.tell({"event": "checkpoint", "images_seen": images_seen, "uri": str(folder), "digest": digest})
-        gone = {checkpoint.folder_of(self.checkpoints, m) for m in superseded(self.recipe, self.keep, images_seen)}
-        for old in checkpoint.folders_in(self.checkpoints):
+        folders = checkpoint.folders_in(self.checkpoints)
+        judged = judged_in(self.checkpoints.parent / "metrics.jsonl").among([int(there.name) for there in folders])
+        moments = superseded(self.recipe, self.keep, images_seen, judged)
+        gone = {checkpoint.folder_of(self.checkpoints, moment) for moment in moments}
+        for old in folders:
             if old in gone:
                 withdraw(old)
         if self._copies:
