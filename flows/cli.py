@@ -121,7 +121,9 @@ def train(
         with prefect_ready():
             from flows.train import train as flow
         run = flow(recipe.train, made, recipe.name, site, recipe.evaluate, init)
-        say(f"  checkpoint {run.uri}\n  digest     {run.digest}")
+        from flows.summary import trained
+
+        trained(run)
 
     def look(recipe: Recipe, site: Site) -> None:
         from flows.dry_run import dry_train

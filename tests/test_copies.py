@@ -7,7 +7,17 @@ import pytest
 from diffusion.store.averages import MANIFEST_NAME
 from diffusion.store.storage import LocalFolder, StorageUnavailable
 from diffusion.training import checkpoint
-from diffusion.training.copies import bring, bring_newest, copies_in, remove, send, send_missing
+from diffusion.training.copies import (
+    bring,
+    bring_best,
+    bring_newest,
+    copies_in,
+    remove,
+    send,
+    send_measured,
+    send_missing,
+)
+from diffusion.training.journal import SCORE, Journal, judged_in
 from tests.test_checkpoint import FACTS, runs, trained  # noqa: F401  (fixtures: two checkpoints, at 12 and 24)
 from tests.test_step import emoji  # noqa: F401
 
@@ -117,3 +127,23 @@ def test_what_is_damaged_here_is_not_copied_and_what_is_removed_is_gone(runs, bu
     remove(SECOND, bucket)
     remove(SECOND, bucket)
     assert list(bucket.walk()) == []
+
+
+def test_an_empty_folder_gets_the_best_and_what_was_measured_and_a_full_one_nothing(runs, bucket, tmp_path):  # noqa: F811
+    here, history, events = Journal(tmp_path / "here.jsonl"), tmp_path / "there.jsonl", []
+    elsewhere = tmp_path / "elsewhere"
+    bring_best(elsewhere, history, 1, bucket, events.append)  # nothing was measured, nor copied
+    here.event({"event": "validated", "images_seen": 12, "recipe": "few", SCORE: 3.0})
+    here.event({"event": "validated", "images_seen": 6, "recipe": "few", SCORE: 1.0})  # it went
+    here.event({"event": "validating", "images_seen": 24})
+    send_missing(runs, bucket)
+    send_measured(tmp_path / "here.jsonl", bucket)
+    assert copies_in(bucket) == [FIRST, SECOND]
+    Journal(history).event({"event": "validated", "images_seen": 24, "recipe": "few", SCORE: 4.0})
+    for _ in range(2):
+        bring_best(elsewhere, history, 1, bucket, events.append)
+        assert judged_in(history).scores == {"few": {24: 4.0, 12: 3.0, 6: 1.0}}
+        assert judged_in(history).under_way is None
+        assert [folder.name for folder in checkpoint.folders_in(elsewhere)] == [FIRST]
+        assert [(event["event"], event["images_seen"]) for event in events] == [("fetched_checkpoint", 12)]
+    assert files(elsewhere / FIRST) == files(runs / FIRST)

@@ -147,6 +147,8 @@ def test_rules_that_say_nothing_are_refused():
     ("evaluate", "read"),
     [
         ({"ema": 0.1}, [1_000]),
+        ({"ema": 0.1, "images": 400}, [400]),
+        ({"ema": 0.07, "images": 400}, [100, 200, 300, 400]),
         ({"ema": 0.1, "guide_images": 300}, [300, 1_000]),
         ({"ema": 0.1, "guide_images": 300, "guide_ema": 0.07}, [100, 200, 300, 1_000]),
         ({"ema": 0.07}, list(range(100, 1_001, 100))),

@@ -34,7 +34,7 @@ from diffusion.store.bundle import verify_bundle
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.storage import Storage, open_storage
 from diffusion.training import checkpoint
-from diffusion.training.copies import bring, bring_newest, copies_in, send_missing
+from diffusion.training.copies import bring, bring_best, bring_newest, copies_in, send_measured, send_missing
 from diffusion.training.exact import worlds_of
 from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
@@ -77,9 +77,9 @@ def train_run(
     resize_s: how long after a start, and how often from then on, it is looked whether there is room for more.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
     reading: how workers get at the shards; `reading.copies` is a folder of the node a worker runs on.
-    keep: which checkpoints stay.
+    keep: which checkpoints stay.  The best are known from what `ray_validate.Validation` writes to metrics.jsonl.
     copies: folder or s3://bucket/prefix that checkpoints are copied to while the run trains.  Where `run_dir` lacks the
-    newest of them, or one that `keep` names by its moment, it is brought from there.
+    newest of them, one of the best that are to stay, or one that `keep` names by its moment, it is brought from there.
     teacher, origin: folder of the bundle recipe.lesson.teacher, of a student's run, and of recipe.init, on storage that all
     workers share.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
@@ -108,7 +108,7 @@ def train_run(
     relay = f"train-{uuid.uuid4().hex}"
     job = Job(recipe, dataset, run_dir, threads, recompute, relay, reading, keep, copies, teacher, origin)
     with _only_driver(run_dir):
-        journal = Journal(job.run_dir / "metrics.jsonl")
+        journal = Journal(job.history)
 
         def tell(event: dict[str, Any]) -> None:
             journal.event(event)
@@ -116,6 +116,8 @@ def train_run(
 
         if copies:
             bring_newest(job.checkpoints, open_storage(copies), tell)
+            if keep.best:
+                bring_best(job.checkpoints, job.history, keep.best, open_storage(copies), tell)
         run = _finished(job)
         if run is None:
             trainer = trainer_of(
@@ -168,6 +170,8 @@ def _finished(job: Job) -> RunRef | None:
 def _settle(job: Job, copies: Storage) -> None:
     """Of a finished run: copy what has no copy yet, and bring what is to stay and is not here."""
     send_missing(job.checkpoints, copies)
+    if job.keep.best:
+        send_measured(job.history, copies)
     for name in copies_in(copies):
         if int(name) in job.keep.moments:
             bring(name, copies, job.checkpoints)
@@ -231,7 +235,7 @@ def fit(
     on_event: Callable[[dict[str, Any]], None],
 ) -> Any:
     """Run the trainer, handing on the workers' records meanwhile.  Returns what worker 0 returned."""
-    journal = Journal(job.run_dir / "metrics.jsonl")
+    journal = Journal(job.history)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may die
     relay = Relay.options(name=job.relay, scheduling_strategy=here).remote()
     outcome: Future = Future()

@@ -13,7 +13,7 @@ from diffusion.data.stream import Batch
 from diffusion.store.publish import withdraw
 from diffusion.store.storage import StorageRefused, open_storage
 from diffusion.training import checkpoint
-from diffusion.training.copies import copies_in, remove, send, send_missing
+from diffusion.training.copies import copies_in, remove, send, send_measured, send_missing
 from diffusion.training.journal import judged_in
 from diffusion.training.retention import Keep, superseded
 from diffusion.training.saving import Saving
@@ -68,7 +68,8 @@ class Saver:
         images_seen = int(folder.name)
         self.tell({"event": "checkpoint", "images_seen": images_seen, "uri": str(folder), "digest": digest})
         folders = checkpoint.folders_in(self.checkpoints)
-        judged = judged_in(self.checkpoints.parent / "metrics.jsonl").among([int(there.name) for there in folders])
+        history = self.checkpoints.parent / "metrics.jsonl"
+        judged = judged_in(history).among([int(there.name) for there in folders])
         moments = superseded(self.recipe, self.keep, images_seen, judged)
         gone = {checkpoint.folder_of(self.checkpoints, moment) for moment in moments}
         for old in folders:
@@ -80,6 +81,8 @@ class Saver:
                 send_missing(self.checkpoints, self._copies)
                 for name in {old.name for old in gone} & set(copies_in(self._copies)):
                     remove(name, self._copies)
+                if self.keep.best:
+                    send_measured(history, self._copies)
             except (OSError, StorageRefused) as error:  # the next one makes up for it, or the driver at the end
                 self.tell({"event": "checkpoint_not_copied", "images_seen": images_seen, "reason": str(error)})
 

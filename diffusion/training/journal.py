@@ -83,12 +83,11 @@ def judged_in(path: Path) -> Judged:
     """What metrics.jsonl tells of validation, also while it is written.  Without one nothing is judged."""
     scores: dict[str, dict[int, float]] = {}
     told, under_way = set(), None
-    for line in _whole_lines(Path(path)):
-        record = json.loads(line) if b"validat" in line else {}
-        event, moment = record.get("event"), record.get("images_seen")
+    for record in _of_validation(path):
+        event, moment = record["event"], record["images_seen"]
         if event == "validating":
             under_way = moment
-        elif event in ("validated", "validation_failed") and moment == under_way:
+        elif moment == under_way:
             under_way = None
         if event == "validated":
             told.add(moment)
@@ -96,6 +95,16 @@ def judged_in(path: Path) -> Judged:
                 kind = record.get("recipe", "")
                 scores[kind] = scores.pop(kind, {}) | {moment: record[SCORE]}
     return Judged(scores, under_way, frozenset(told))
+
+
+def measurements_in(path: Path) -> list[dict[str, Any]]:
+    """The events of metrics.jsonl that tell of a checkpoint that was measured."""
+    return [record for record in _of_validation(path) if record["event"] == "validated"]
+
+
+def _of_validation(path: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in _whole_lines(Path(path)) if b"validat" in line]
+    return [record for record in records if record.get("event") in ("validating", "validated", "validation_failed")]
 
 
 def _whole_lines(path: Path) -> list[bytes]:
