@@ -13,7 +13,7 @@ import typer
 
 from diffusion.recipe import Recipe, student_of
 from flows import cli_data, cli_pictures, cli_quarantine, recipes
-from flows.console import say, waiting
+from flows.console import waiting
 from flows.foreground import guarded, leaving, looking, prefect_ready, reported, stay
 from flows.options import (
     Dataset,
