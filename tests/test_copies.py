@@ -17,7 +17,7 @@ from diffusion.training.copies import (
     send_measured,
     send_missing,
 )
-from diffusion.training.journal import SCORE, Journal, judged_in
+from diffusion.training.journal import SCORE, Journal, judged_in, measurements_in
 from tests.test_checkpoint import FACTS, runs, trained  # noqa: F401  (fixtures: two checkpoints, at 12 and 24)
 from tests.test_step import emoji  # noqa: F401
 
@@ -143,6 +143,7 @@ def test_an_empty_folder_gets_the_best_and_what_was_measured_and_a_full_one_noth
     for _ in range(2):
         bring_best(elsewhere, history, 1, bucket, events.append)
         assert judged_in(history).scores == {"few": {24: 4.0, 12: 3.0, 6: 1.0}}
+        assert [record["images_seen"] for record in measurements_in(history)] == [24, 12, 6]
         assert judged_in(history).under_way is None
         assert [folder.name for folder in checkpoint.folders_in(elsewhere)] == [FIRST]
         assert [(event["event"], event["images_seen"]) for event in events] == [("fetched_checkpoint", 12)]
