@@ -29,9 +29,9 @@ from diffusion.training.step import end_of
 class Validation:
     """The driver's side.  `hear` takes the events of `train_run`, `turn` is called now and then; neither waits.
 
-    What is begun goes to the run's metrics.jsonl as {"event": "validating", ...}; what is found, once, as "validated", and to
-    on_result; what went wrong as "validation_failed", and to on_event.  After a restart only checkpoints whose numbers were
-    not told are looked at, and none that was measured already is measured again.
+    What is begun goes to the run's metrics.jsonl as {"event": "validating", ...}; what is found, once, as "validated", and
+    to on_result; what went wrong as "validation_failed", and to on_event.  After a restart only checkpoints whose numbers
+    were not told are looked at, and none that was measured already is measured again.
     """
 
     def __init__(
