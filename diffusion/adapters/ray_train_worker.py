@@ -63,6 +63,10 @@ class Job:
         return self.run_dir / "checkpoints"
 
     @property
+    def history(self) -> Path:
+        return self.run_dir / "metrics.jsonl"
+
+    @property
     def notes(self) -> Path:
         return self.run_dir / "ray"
 
