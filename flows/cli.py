@@ -13,7 +13,7 @@ import typer
 
 from diffusion.recipe import Recipe, student_of
 from flows import cli_data, cli_pictures, cli_quarantine, origin, recipes
-from flows.console import say, waiting
+from flows.console import waiting
 from flows.foreground import guarded, leaving, looking, prefect_ready, reported, stay
 from flows.options import (
     Dataset,
@@ -121,7 +121,9 @@ def train(
         with prefect_ready():
             from flows.train import train as flow
         run = flow(recipe.train, made, recipe.name, site, recipe.evaluate, init)
-        say(f"  checkpoint {run.uri}\n  digest     {run.digest}")
+        from flows.summary import trained
+
+        trained(run)
 
     def look(recipe: Recipe, site: Site) -> None:
         from flows.dry_run import dry_train

@@ -94,7 +94,14 @@ def dry_train(recipe: Recipe, dataset: DatasetRef | None, site: Site, init: str 
     side = resolution // train.codec_factor
     classes = len(dataset.classes) if dataset else 1
     with progress("dry run", "networks"):
-        plan = plan_of(train, side=side, classes=classes, world=world, recompute=site.recompute)
+        plan = plan_of(
+            train,
+            side=side,
+            classes=classes,
+            world=world,
+            recompute=site.recompute,
+            sharded=site.shard_weights,
+        )
     ranks = ranks_of(manifest.load(dataset.uri), train, world) if dataset else None
     lines = plan_told(plan, ranks, dataset)
     if model:

@@ -37,6 +37,13 @@ class Site(Frozen):
     )
     keep_last: int | None = Field(None, ge=2, description="Newest checkpoints of a run that stay; none: all stay")
     keep_images: int | None = Field(None, ge=1, description="With keep_last: one in so many images stays, too")
+    validation: bool | None = Field(
+        None,
+        description="Measure checkpoints beside training, on the CPU; none: where it trains on GPUs, or for keep_best",
+    )
+    keep_best: int | None = Field(
+        None, ge=1, description="With keep_last: so many stay, too, whose Frechet distance beside training was lowest"
+    )
     workers: int | tuple[int, int] | None = Field(
         None, description="Training workers, or LEAST:MOST of them; none: one per GPU, or 2 on a CPU"
     )
@@ -45,8 +52,8 @@ class Site(Frozen):
     shard_weights: bool = Field(
         False, description="Divide weights, gradients, optimizer and averages over the training workers (FSDP2)"
     )
-    validation: bool | None = Field(
-        None, description="Measure checkpoints beside training, on the CPU; none: where it trains on GPUs"
+    compile: bool = Field(
+        False, description="Have torch.compile compile the network for training; needs a C++ compiler"
     )
     host: str = Field("127.0.0.1", description="Address the endpoint listens on")
     port: int = Field(7777, ge=1, le=65_535, description="Port of the endpoint")
@@ -82,12 +89,19 @@ class Site(Frozen):
             raise ValueError("at least one must train, and the most come after the least")
         return workers
 
-    @field_validator("keep_images")
+    @field_validator("keep_images", "keep_best")
     @classmethod
-    def _beside_the_last(cls, images: int | None, info: ValidationInfo) -> int | None:
-        if images is not None and info.data.get("keep_last") is None:
+    def _beside_the_last(cls, number: int | None, info: ValidationInfo) -> int | None:
+        if number is not None and info.data.get("keep_last") is None:
             raise ValueError("all checkpoints stay without DIFFUSION_KEEP_LAST: say how many of the newest do")
-        return images
+        return number
+
+    @field_validator("keep_best")
+    @classmethod
+    def _judged(cls, best: int | None, info: ValidationInfo) -> int | None:
+        if best is not None and info.data.get("validation") is False:
+            raise ValueError("none is judged with DIFFUSION_VALIDATION=false: leave that out, or this")
+        return best
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: object) -> "Site":
@@ -141,7 +155,9 @@ class Site(Frozen):
     @property
     def validates(self) -> bool:
         """Whether checkpoints are measured while training.  On a CPU the workers have all cores; beside GPUs cores wait."""
-        return self.use_gpu if self.validation is None else self.validation
+        if self.validation is None:
+            return self.keep_best is not None or self.use_gpu
+        return self.validation
 
     @property
     def train_workers(self) -> int:

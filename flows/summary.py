@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from diffusion.evaluation.report import average, load_report
 from diffusion.store.bundle import SPEC_NAME, BundleSpec
-from diffusion.store.refs import EvaluationRef, ModelRef
+from diffusion.store.refs import EvaluationRef, ModelRef, RunRef
+from diffusion.training.checkpoint import folders_in
+from diffusion.training.journal import SCORE, judged_in, ranked
 from flows.console import say, seconds, warn
 from flows.site import Site
 
@@ -22,6 +24,7 @@ def summary(line: "Line", site: Site, *, answers: bool) -> None:
     say()
     taken = ", ".join(f"{s} {'reused' if s in line.reused else seconds(t)}" for s, t in line.seconds.items())
     say(f"  {seconds(sum(line.seconds.values()))}  ({taken})", title=line.model.name)
+    best_on_the_way(line.run)
     measured(line.evaluation)
     if line.student is not None:
         say("  student")
@@ -35,6 +38,25 @@ def summary(line: "Line", site: Site, *, answers: bool) -> None:
         answering(line.endpoint)
     elif line.endpoint is not None:
         say("  endpoint   answered, and ends with this command; `diffusion deploy` starts it again")
+
+
+def trained(run: RunRef) -> None:
+    """Where a run's last checkpoint is, and which before it may be better."""
+    say(f"  checkpoint {run.uri}")
+    say(f"  digest     {run.digest}")
+    best_on_the_way(run)
+
+
+def best_on_the_way(run: RunRef) -> None:
+    """Which of the checkpoints before the end, of those that are there and were measured beside training, did best."""
+    last = Path(run.uri)
+    there = [int(folder.name) for folder in folders_in(last.parent) if folder != last]
+    kinds = list(judged_in(last.parent.parent / "metrics.jsonl").among(there).scores.values())
+    if kinds and (scores := kinds[-1]):
+        best = ranked(scores)[0]
+        of = f"{len(scores)} that were" if len(scores) > 1 else "the one that was"
+        say(f"  best       of {of} measured on the way: at {best:,} images, {SCORE} {scores[best]:.4g}")
+        say(f"             `--set evaluate.images={best}` evaluates it as the run's end is evaluated, and registers it")
 
 
 def measured(evaluation: EvaluationRef) -> None:

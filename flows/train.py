@@ -69,7 +69,9 @@ def _trained(
     stage: str, recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site, evaluate: EvaluateRecipe
 ) -> Done[RunRef]:
     key = train_key(recipe, dataset)
-    keep = Keep(last=site.keep_last, images=site.keep_images, moments=moments_read(evaluate, recipe))
+    keep = Keep(
+        last=site.keep_last, images=site.keep_images, best=site.keep_best, moments=moments_read(evaluate, recipe)
+    )
     curve: list[dict[str, float]] = []
 
     def make() -> RunRef:
@@ -112,6 +114,7 @@ def _trained(
                 threads=site.threads,
                 recompute=site.recompute,
                 shard_weights=site.shard_weights,
+                compile=site.compile,
                 reading=site.reading,
                 keep=keep,
                 copies=run_copies(key, site),

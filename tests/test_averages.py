@@ -188,5 +188,6 @@ def test_coefficients_are_those_of_the_averages_that_are_read(run, recipe):
 
 def test_the_guide_has_the_models_width_where_it_has_none_of_its_own():
     assert wanted_by(EvaluateRecipe(ema=0.07), 64) == (Snapshot(64, 0.07), None)
+    assert wanted_by(EvaluateRecipe(ema=0.07, images=16, guide_images=8), 64) == (Snapshot(16, 0.07), Snapshot(8, 0.07))
     assert wanted_by(EvaluateRecipe(ema=0.07, guide_images=8), 64) == (Snapshot(64, 0.07), Snapshot(8, 0.07))
     assert wanted_by(EvaluateRecipe(guide_images=8, guide_ema=0.05), 64) == (Snapshot(64, 0.1), Snapshot(8, 0.05))

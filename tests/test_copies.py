@@ -8,7 +8,18 @@ import pytest
 from diffusion.store.averages import MANIFEST_NAME
 from diffusion.store.storage import LocalFolder, StorageUnavailable
 from diffusion.training import checkpoint
-from diffusion.training.copies import bring, bring_newest, copies_in, remove, send, send_missing, settle
+from diffusion.training.copies import (
+    bring,
+    bring_best,
+    bring_newest,
+    copies_in,
+    remove,
+    send,
+    send_measured,
+    send_missing,
+    settle,
+)
+from diffusion.training.journal import SCORE, Journal, judged_in, measurements_in
 from diffusion.training.retention import Keep
 from tests.test_checkpoint import FACTS, RECIPE, runs, trained  # noqa: F401  (fixtures: two checkpoints, at 12 and 24)
 from tests.test_step import emoji  # noqa: F401
@@ -142,7 +153,7 @@ def test_at_the_end_of_a_run_a_removal_that_failed_is_made_up_for(runs, bucket, 
     assert copies_in(bucket) == [SECOND]
     assert any(found.name.startswith(FIRST) for found in bucket.walk()), "of half a removal something is left"
     left = 1_000
-    settle(runs, bucket, recipe, Keep(last=2))
+    settle(runs, runs.parent / "none.jsonl", bucket, recipe, Keep(last=2))
     assert copies_in(bucket) == [SECOND, last.name]
     assert not any(found.name.startswith(FIRST) for found in bucket.walk())
 
@@ -153,9 +164,30 @@ def test_a_damaged_copy_of_a_run_that_has_ended_tells_how_to_have_it_made_again(
     shutil.rmtree(runs / FIRST)
     flip(bucket.folder / FIRST / "weights.safetensors")
     with pytest.raises(checkpoint.DamagedCheckpoint, match="delete it and all later ones") as told:
-        settle(runs, bucket, recipe, keep)
+        settle(runs, runs.parent / "none.jsonl", bucket, recipe, keep)
     assert f"{bucket.uri}/{FIRST}/weights.safetensors, fetched twice" in str(told.value)
     assert "comes by" not in str(told.value)
     remove({FIRST}, bucket)
-    settle(runs, bucket, recipe, keep)
+    settle(runs, runs.parent / "none.jsonl", bucket, recipe, keep)
     assert copies_in(bucket) == [SECOND]
+
+
+def test_an_empty_folder_gets_the_best_and_what_was_measured_and_a_full_one_nothing(runs, bucket, tmp_path):  # noqa: F811
+    here, history, events = Journal(tmp_path / "here.jsonl"), tmp_path / "there.jsonl", []
+    elsewhere = tmp_path / "elsewhere"
+    bring_best(elsewhere, history, 1, bucket, events.append)  # nothing was measured, nor copied
+    here.event({"event": "validated", "images_seen": 12, "recipe": "few", SCORE: 3.0})
+    here.event({"event": "validated", "images_seen": 6, "recipe": "few", SCORE: 1.0})  # it went
+    here.event({"event": "validating", "images_seen": 24})
+    send_missing(runs, bucket)
+    send_measured(tmp_path / "here.jsonl", bucket)
+    assert copies_in(bucket) == [FIRST, SECOND]
+    Journal(history).event({"event": "validated", "images_seen": 24, "recipe": "few", SCORE: 4.0})
+    for _ in range(2):
+        bring_best(elsewhere, history, 1, bucket, events.append)
+        assert judged_in(history).scores == {"few": {24: 4.0, 12: 3.0, 6: 1.0}}
+        assert [record["images_seen"] for record in measurements_in(history)] == [24, 12, 6]
+        assert judged_in(history).under_way is None
+        assert [folder.name for folder in checkpoint.folders_in(elsewhere)] == [FIRST]
+        assert [(event["event"], event["images_seen"]) for event in events] == [("fetched_checkpoint", 12)]
+    assert files(elsewhere / FIRST) == files(runs / FIRST)

@@ -365,7 +365,7 @@ def test_a_teacher_of_whom_nothing_can_be_learned_is_refused_with_what_to_change
 def test_a_line_without_a_student_has_the_digest_that_it_always_had():
     assert "distill" not in Recipe().model_dump()
     assert "lesson" not in Recipe().train.model_dump()
-    few = merged("demo", settings=["distill.steps=4"])
+    few = merged("demo", settings=["distill.steps=4", "evaluate.images=10016"])
     assert few.distill == DistillRecipe(steps=4)
     assert few.train == Recipe().train
     student = student_of(few, "7" * 64)
@@ -376,5 +376,6 @@ def test_a_line_without_a_student_has_the_digest_that_it_always_had():
         ValueError, match=f"init={'0' * 12}: a student starts from the weights of its teacher, {'7' * 12}"
     ):
         TrainRecipe.model_validate({**student.train.model_dump(), "init": "0" * 64})
+    assert student.evaluate.images is None  # that was the teacher's
     with pytest.raises(ValueError, match=r"no key 'train\.lesson'"):
         merged("demo", settings=["train.lesson=x"])

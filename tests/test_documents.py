@@ -14,8 +14,8 @@ from flows.site import PREFIX, Site
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BENCHMARK = re.compile(r"python -m (tests\.benchmarks\.\w+)([^`\n]*)")
-
-
+SOURCES = [path for folder in ("diffusion", "flows", "tests") for path in (ROOT / folder).rglob("*.py")]
+KEYS = list(dict(recipes.keys()))
 COMMAND = typer.main.get_command(app)
 
 
@@ -76,6 +76,16 @@ def test_links_lead_somewhere(path):
         if anchor:
             titles = re.findall(r"^#+ (.+)$", other.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_files_and_keys_of_recipes_that_are_named_are_there(path):
+    named = set(re.findall(r"`([\w/]+\.(?:\w+\.)*\w+)", path.read_text()))
+    for file in (name for name in named if name.endswith(".py")):
+        assert any(found.as_posix().endswith(f"/{file}") for found in SOURCES), file
+    stages = {key.split(".")[0] for key in KEYS if "." in key}
+    for name in (name for name in named if name.split(".")[0] in stages and not name.endswith(".py")):
+        assert any(key == name or key.startswith(f"{name}.") for key in KEYS), name
 
 
 def test_the_readme_names_every_setting_of_the_site():

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffusion.denoiser import EDM
 from diffusion.evaluation import reference
 from diffusion.evaluation.features import ExtractorIdentity
-from diffusion.evaluation.gate import verdict
+from diffusion.evaluation.gate import differences, verdict
 from diffusion.evaluation.measure import evaluate, in_process
 from diffusion.evaluation.plan import draws, evenly, tasks
 from diffusion.evaluation.report import load_report
@@ -19,6 +20,7 @@ from diffusion.recipe import EvaluateRecipe, GateRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.bundle import load_bundle
+from diffusion.store.publish import sha256_file
 from diffusion.threads import one_thread
 from tests.evaluated_run import make_run
 
@@ -195,6 +197,14 @@ def test_any_average_and_a_guide_are_measured_without_training_again(emoji_folde
     assert evaluate(run, recipe, root) == ref
     plain = evaluate(run, tiny_recipe.evaluate, root)
     assert not {"reconstruction", "guide"} & load_report(plain.uri).model_dump().keys()
+    early = evaluate(run, tiny_recipe.evaluate.model_copy(update={"images": 8}), root)
+    assert differences(load_report(early.uri), load_report(plain.uri)) == ()  # the gate compares the two
+    assert (early.run.images_seen, load_report(early.uri).images_seen) == (8, 8)
+    assert load_report(early.uri).run_digest == early.run.digest == sha256_file(Path(early.run.uri, "manifest.json"))
+    served = load_file(Path(early.bundle_uri, "weights.safetensors"))
+    kept = load_file(Path(run.uri).with_name(f"{8:012d}") / f"ema-{tiny_recipe.evaluate.ema}.safetensors")
+    assert served.keys() == kept.keys()
+    assert all(torch.equal(served[name], kept[name]) for name in kept)
 
 
 def test_kept_features_are_never_another_identitys(tmp_path):

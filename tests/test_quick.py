@@ -10,7 +10,7 @@ from diffusion.recipe import EvaluateRecipe, TrainRecipe
 from tests.evaluated_run import make_run
 
 WHOLE = EvaluateRecipe(
-    ema=0.08, guide_images=20_000, sampling={"guidance_kind": "autoguidance", "steps": 7}, samples=5_000
+    ema=0.08, images=20_000, guide_images=20_000, sampling={"guidance_kind": "autoguidance", "steps": 7}, samples=5_000
 )
 
 
@@ -18,7 +18,12 @@ def test_a_quick_look_asks_for_little_and_for_nothing_that_a_checkpoint_lacks():
     """An average that the run keeps, no other checkpoint, and else what the whole evaluation asks for."""
     small = quick(WHOLE, TrainRecipe(ema=(0.05, 0.1)))
     assert (small.samples, small.loss_pictures, small.grid_columns, small.bound_steps) == (64, 32, 4, 0)
-    assert (small.ema, small.guide_images, small.sampling.guidance_kind) == (0.1, None, "classifier_free")
+    assert (small.images, small.ema, small.guide_images, small.sampling.guidance_kind) == (
+        None,
+        0.1,
+        None,
+        "classifier_free",
+    )
     assert (small.sampling.steps, small.loss_levels, small.seed) == (7, WHOLE.loss_levels, WHOLE.seed)
     smaller = EvaluateRecipe(samples=20, loss_pictures=5, grid_columns=1, bound_steps=0)
     assert quick(smaller, TrainRecipe()) == smaller

@@ -52,6 +52,9 @@ def test_a_wrong_key_or_value_is_refused_by_name(change, word):
     [
         ({"evaluate": {"ema": 0.28}}, "ema"),
         ({"evaluate": {"guide_images": 10_000}}, "guide_images=10000: .* at 10016, 20000, 30016, 33024 images"),
+        ({"evaluate": {"images": 10_000}}, "evaluate.images=10000: .* at 10016, 20000, 30016, 33024 images"),
+        ({"evaluate": {"images": 10_016, "guide_images": 20_000}}, "the worse model is not a later one"),
+        ({"evaluate": {"images": 10_016, "guide_images": 10_016}}, "the worse model is the model itself"),
         ({"evaluate": {"guide_images": 33_024}}, "the worse model is the model itself"),
         ({"evaluate": {"guide_images": 33_024, "guide_ema": 0.1}}, "the worse model is the model itself"),
         ({"evaluate": {"guide_ema": 0.05}}, "give evaluate.guide_images"),
@@ -89,14 +92,14 @@ def test_checkpoints_are_whole_batches_and_end_with_the_run():
     assert checkpoints_of(recipe.model_copy(update={"checkpoint_images": 1_000})) == (108,)
 
 
-@pytest.mark.parametrize("setting", [{"ema": 0.2}, {"guide_images": 33_024, "guide_ema": 0.05}])
+@pytest.mark.parametrize("setting", [{"ema": 0.2}, {"guide_images": 33_024, "guide_ema": 0.05}, {"images": 20_000}])
 def test_any_average_may_be_asked_for(setting):
     assert Recipe.model_validate({"evaluate": setting})
 
 
 def test_a_recipe_without_what_is_new_is_written_as_before():
     written = PRESETS["demo"]().evaluate.model_dump()
-    assert not {"guide_images", "guide_ema"} & written.keys()
+    assert not {"images", "guide_images", "guide_ema"} & written.keys()
     assert not {"guidance_kind", "guidance_rescale"} & written["sampling"].keys()
 
 

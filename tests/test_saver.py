@@ -12,6 +12,7 @@ from diffusion.store.publish import DiskFull
 from diffusion.store.storage import LocalFolder, StorageRefused, StorageUnavailable, open_storage
 from diffusion.training import checkpoint
 from diffusion.training.copies import copies_in
+from diffusion.training.journal import SCORE, Journal
 from diffusion.training.retention import Keep
 from tests.test_checkpoint import FACTS, RECIPE, fresh
 
@@ -61,6 +62,34 @@ def test_each_is_reported_once_it_is_published_and_what_is_superseded_goes(error
         ("checkpoint", 12), ("checkpoint", 24), ("checkpoint", 36), ("checkpoint_not_copied", 36), ("checkpoint", 48),
         ("checkpoint", 60),
     ]  # fmt: skip
+
+
+def test_the_best_by_the_runs_history_stays_here_and_in_the_copies_and_one_that_went_takes_no_place(reported, tmp_path):
+    run, copies, journal = tmp_path / "run", tmp_path / "copies", Journal(tmp_path / "metrics.jsonl")
+    state, keep = fresh(), Keep(last=2, best=1)
+    there = {}
+    with Saver(run, tmp_path, FACTS_OF_EIGHT, lambda event: None, keep=keep, copies=str(copies)) as saver:
+        for images_seen, history in (
+            (12, ("validating", 12, None)),
+            (24, ("validating", 12, None)),
+            (36, ("validating", 12, None)),
+            (48, ("validated", 12, 7.0)),  # the last that is judged while it is there
+            (60, ("validated", 24, 5.0)),  # which went before
+            (72, ("validated", 60, 6.0)),
+            (84, ("validated", 72, 6.0)),
+            (96, ("validating", 96, None)),
+        ):
+            state.images_seen = images_seen
+            saver(state)
+            saver._saving.wait()
+            name, moment, score = history
+            journal.event({"event": name, "images_seen": moment} | ({SCORE: score} if score else {}))
+            there[images_seen] = [int(folder.name) for folder in checkpoint.folders_in(run)]
+            assert [int(name) for name in copies_in(open_storage(copies))] == there[images_seen]
+    assert there == {
+        12: [12], 24: [12, 24], 36: [12, 24, 36], 48: [12, 36, 48], 60: [12, 48, 60], 72: [12, 60, 72],
+        84: [60, 72, 84], 96: [60, 84, 96],
+    }  # fmt: skip
 
 
 def test_what_failed_to_be_published_is_not_reported(reported, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """FSDP2 over gloo: weights that are divided over processes are the same weights, in training and in checkpoints."""
 
 import errno
-import multiprocessing
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -24,6 +22,7 @@ from diffusion.training.saving import Saving
 from diffusion.training.shards import rows_of
 from diffusion.training.snapshot import WEIGHTS_NAME, snapshot_of
 from diffusion.training.step import Part, TrainState, build_state, clip_gradients, parts_of
+from tests.joined import in_processes
 from tests.random_batch import random_batch
 from tests.test_exact import DATASET
 
@@ -59,9 +58,10 @@ class Stop(Exception):
     pass
 
 
-def turn(folder: Path, recipe: TrainRecipe, *, sharded: bool, stop: int = 12 * STEPS) -> None:
+def turn(folder: Path, recipe: TrainRecipe, *, sharded: bool, stop: int = 12 * STEPS, recompute: bool = False) -> None:
     """Start or go on, up to `stop`, as one of the processes that are joined, and save as each way does."""
     rank, gather, state = dist.get_rank(), world_gather(), state_of(recipe)
+    state.net.net.recompute = recompute
     if sharded:
         shard(state, recipe)
         assert state.ema.averages[0.05][0].shape == next(iter(state.parameters().values())).shape
@@ -101,7 +101,7 @@ def process(rank: int, folder: Path) -> None:
     turn(folder / "changed", PLAIN, sharded=True)
     turn(folder / "sharded", RECIPE, sharded=True)
     turn(folder / "killed", RECIPE, sharded=True, stop=24)
-    turn(folder / "killed", RECIPE, sharded=True)
+    turn(folder / "killed", RECIPE, sharded=True, recompute=True)
     full_disk(folder, rank)
     same_gradients(folder, rank)
     dist.destroy_process_group()
@@ -154,10 +154,7 @@ def step(state: TrainState) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        mp.start_processes(process, (folder,), nprocs=WORLD, start_method="forkserver")
+    in_processes(WORLD, process, folder)
     return folder
 
 
@@ -175,7 +172,7 @@ def test_the_weights_are_those_of_data_parallelism_but_for_the_order_of_sums(run
     assert (whole - divided).norm() < 1e-3 * (whole - before).norm()
 
 
-def test_a_run_that_was_killed_comes_to_the_same_bits(runs: Path):
+def test_a_run_that_was_killed_comes_to_the_same_bits_also_where_blocks_are_computed_again(runs: Path):
     assert digest_of(checkpoint.verify(end_of(runs / "killed"))) == digest_of(
         checkpoint.verify(end_of(runs / "sharded"))
     )

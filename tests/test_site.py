@@ -23,10 +23,12 @@ FIELDS = {
     "runs": "s3://bucket/models",
     "keep_last": "3",
     "keep_images": "50000",
+    "keep_best": "2",
     "workers": "3",
     "gpu": "false",
     "recompute": "true",
     "shard_weights": "true",
+    "compile": "true",
     "validation": "true",
     "host": "0.0.0.0",
     "port": "8123",
@@ -44,10 +46,12 @@ def test_each_field_is_a_variable() -> None:
     assert site.model_dump(mode="json") == FIELDS | {
         "keep_last": 3,
         "keep_images": 50_000,
+        "keep_best": 2,
         "workers": 3,
         "gpu": False,
         "recompute": True,
         "shard_weights": True,
+        "compile": True,
         "validation": True,
         "port": 8123,
         "replicas": 2,
@@ -71,6 +75,7 @@ def test_given_values_win_over_the_environment() -> None:
         ("WORKERS", "1:2:3", "workers=1:2:3: neither a number, as 4, nor a least and a most, as 2:8"),
         ("WORKRES", "2", "DIFFUSION_WORKERS"),
         ("KEEP_IMAGES", "500", "^keep_images=500: all checkpoints stay without DIFFUSION_KEEP_LAST"),
+        ("KEEP_BEST", "2", "^keep_best=2: all checkpoints stay without DIFFUSION_KEEP_LAST"),
         ("DATA", "gs://b/x", "^data=gs://b/x: gs://b/x: 'gs' is no kind of storage"),
     ],
 )
@@ -194,3 +199,10 @@ def test_the_line_and_training_check_where_copies_go_and_where_weights_come_from
 )
 def test_checkpoints_are_measured_where_cores_wait_or_somebody_wants_it(gpu, wanted, validates) -> None:
     assert Site(gpu=gpu, validation=wanted).validates == validates
+
+
+def test_the_best_stay_where_checkpoints_are_measured_and_asking_for_them_has_them_measured() -> None:
+    assert Site(gpu=False, keep_last=2, keep_best=1).validates
+    variables = {"DIFFUSION_KEEP_LAST": "2", "DIFFUSION_KEEP_BEST": "1", "DIFFUSION_VALIDATION": "false"}
+    with pytest.raises(ValueError, match=r"^keep_best=1: none is judged with DIFFUSION_VALIDATION=false"):
+        Site.from_environment(variables)

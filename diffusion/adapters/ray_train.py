@@ -34,7 +34,7 @@ from diffusion.store.bundle import verify_bundle
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.storage import open_storage
 from diffusion.training import checkpoint
-from diffusion.training.copies import bring_newest, settle
+from diffusion.training.copies import bring_best, bring_newest, settle
 from diffusion.training.exact import worlds_of
 from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
@@ -62,6 +62,7 @@ def train_run(
     resize_s: float = 60.0,
     recompute: bool = False,
     shard_weights: bool = False,
+    compile: bool = False,
     reading: Reading = Reading(),
     keep: Keep = Keep(),
     copies: str | None = None,
@@ -79,10 +80,11 @@ def train_run(
     resize_s: how long after a start, and how often from then on, it is looked whether there is room for more.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
     shard_weights: divide weights, gradients, optimizer and averages over the workers (FSDP2).
+    compile: have torch.compile compile the network, which takes a while where its cache is empty.
     reading: how workers get at the shards; `reading.copies` is a folder of the node a worker runs on.
-    keep: which checkpoints stay.
+    keep: which checkpoints stay.  The best are known from what `ray_validate.Validation` writes to metrics.jsonl.
     copies: folder or s3://bucket/prefix that checkpoints are copied to while the run trains.  Where `run_dir` lacks the
-    newest of them, or one that `keep` names by its moment, it is brought from there.
+    newest of them, one of the best that are to stay, or one that `keep` names by its moment, it is brought from there.
     teacher, origin: folder of the bundle recipe.lesson.teacher, of a student's run, and of recipe.init, on storage that all
     workers share.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
@@ -112,10 +114,22 @@ def train_run(
     copies = copies and open_storage(copies).uri
     relay = f"train-{uuid.uuid4().hex}"
     job = Job(
-        recipe, dataset, run_dir, threads, recompute, relay, reading, keep, copies, teacher, origin, shard_weights
+        recipe,
+        dataset,
+        run_dir,
+        threads,
+        recompute,
+        relay,
+        reading,
+        keep,
+        copies,
+        teacher,
+        origin,
+        shard_weights,
+        compile,
     )
     with _only_driver(run_dir):
-        journal = Journal(job.run_dir / "metrics.jsonl")
+        journal = Journal(job.history)
 
         def tell(event: dict[str, Any]) -> None:
             journal.event(event)
@@ -123,6 +137,8 @@ def train_run(
 
         if copies:
             bring_newest(job.checkpoints, open_storage(copies), tell)
+            if keep.best:
+                bring_best(job.checkpoints, job.history, keep.best, open_storage(copies), tell)
         run = _finished(job)
         if run is None:
             trainer = trainer_of(
@@ -133,7 +149,7 @@ def train_run(
                 raise NonFiniteLoss(*non_finite)
             run = _finished(job)
         if run and copies:
-            settle(job.checkpoints, open_storage(copies), recipe, keep)
+            settle(job.checkpoints, job.history, open_storage(copies), recipe, keep)
     if run is None:
         raise TrainingFailed(f"{run_dir}: training ended without a valid last checkpoint; start it again to go on")
     return run
@@ -230,7 +246,7 @@ def fit(
     on_event: Callable[[dict[str, Any]], None],
 ) -> Any:
     """Run the trainer, handing on the workers' records meanwhile.  Returns what worker 0 returned."""
-    journal = Journal(job.run_dir / "metrics.jsonl")
+    journal = Journal(job.history)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may die
     relay = Relay.options(name=job.relay, scheduling_strategy=here).remote()
     outcome: Future = Future()

@@ -17,7 +17,8 @@ from diffusion.data.stream import Batch
 from diffusion.store.publish import withdraw
 from diffusion.store.storage import StorageRefused, open_storage
 from diffusion.training import checkpoint
-from diffusion.training.copies import remove, send, send_missing
+from diffusion.training.copies import remove, send, send_measured, send_missing
+from diffusion.training.journal import judged_in
 from diffusion.training.parallel import world_gather
 from diffusion.training.retention import Keep, superseded
 from diffusion.training.saving import Saving
@@ -77,8 +78,11 @@ class Saver:
     def _published(self, folder: Path, digest: str) -> None:
         images_seen = int(folder.name)
         self.tell({"event": "checkpoint", "images_seen": images_seen, "uri": str(folder), "digest": digest})
-        gone = {checkpoint.name_of(moment) for moment in superseded(self.recipe, self.keep, images_seen)}
-        for old in checkpoint.folders_in(self.checkpoints):
+        folders = checkpoint.folders_in(self.checkpoints)
+        history = self.checkpoints.parent / "metrics.jsonl"
+        judged = judged_in(history).among([int(there.name) for there in folders])
+        gone = {checkpoint.name_of(moment) for moment in superseded(self.recipe, self.keep, images_seen, judged)}
+        for old in folders:
             if old.name in gone:
                 withdraw(old)
         if self._copies:
@@ -86,6 +90,8 @@ class Saver:
                 send(folder, self._copies)
                 send_missing(self.checkpoints, self._copies)
                 remove(gone, self._copies)
+                if self.keep.best:
+                    send_measured(history, self._copies)
             except (OSError, StorageRefused) as error:  # the next one makes up for it, or the driver at the end
                 self.tell({"event": "checkpoint_not_copied", "images_seen": images_seen, "reason": str(error)})
 

@@ -28,6 +28,7 @@ from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
 from diffusion.text import looking_up, remembering
 from diffusion.training import checkpoint
+from diffusion.training.compiling import check_compiler
 from diffusion.training.device import sent_ahead
 from diffusion.training.figures import Figures, peak_of
 from diffusion.training.loop import ignore, train
@@ -55,10 +56,15 @@ class Job:
     teacher: Path | None = None  # bundle of recipe.lesson's
     origin: Path | None = None  # folder of the bundle recipe.init
     shard_weights: bool = False
+    compile: bool = False
 
     @property
     def checkpoints(self) -> Path:
         return self.run_dir / "checkpoints"
+
+    @property
+    def history(self) -> Path:
+        return self.run_dir / "metrics.jsonl"
 
     @property
     def notes(self) -> Path:
@@ -105,6 +111,9 @@ def run_worker(job: Job, send: Send) -> None:
         carried = warm_start(state, job.dataset.classes, *load_model(job.origin, digest=job.recipe.init))
     if job.shard_weights:
         shard(state, job.recipe)
+    if job.compile:
+        check_compiler()
+        state.net.compile()
     facts = checkpoint.facts_of(
         job.recipe,
         job.dataset,
@@ -113,6 +122,7 @@ def run_worker(job: Job, send: Send) -> None:
         text=state.text,
         codec=state.codec,
         sharded=state.shards is not None,
+        compiled=job.compile,
     )
     changed = checkpoint.load(folder, state, facts) if folder else {}
     for reason in damaged:

@@ -5,7 +5,6 @@ a worker that is replaced may need, and what goes wrong in it is told and left. 
 the newest is next, and what is not measured when the run ends is not measured.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,16 +22,16 @@ from diffusion.store.averages import MANIFEST_NAME
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import DatasetRef, EvaluationRef, RunRef
 from diffusion.training.checkpoint import folders_in
-from diffusion.training.journal import Journal
+from diffusion.training.journal import Journal, judged_in
 from diffusion.training.step import end_of
 
 
 class Validation:
     """The driver's side.  `hear` takes the events of `train_run`, `turn` is called now and then; neither waits.
 
-    What is found goes to the run's metrics.jsonl, once, as {"event": "validated", ...}, and to on_result; what went wrong as
-    "validation_failed" to on_event too.  After a restart only checkpoints whose numbers were not told are looked at, and
-    none that was measured already is measured again.
+    What is begun goes to the run's metrics.jsonl as {"event": "validating", ...}; what is found, once, as "validated", and
+    to on_result; what went wrong as "validation_failed", and to on_event.  After a restart only checkpoints whose numbers
+    were not told are looked at, and none that was measured already is measured again.
     """
 
     def __init__(
@@ -73,6 +72,8 @@ class Validation:
         if self._waiting:
             checkpoint = self._waiting.pop(max(self._waiting))
             root = str(self._run_dir / "validation")
+            # told first: by this those who delete checkpoints leave it alone
+            self._tell({"event": "validating", "images_seen": checkpoint.images_seen})
             self._running = _look.remote(checkpoint, self._recipe, root, self._reading), checkpoint
 
     def close(self) -> None:
@@ -86,7 +87,7 @@ class Validation:
     def _want(self, folder: Path, digest: str) -> None:
         images = int(folder.name)
         if self._heard is None:
-            self._heard = _told(self._run_dir / "metrics.jsonl")
+            self._heard = set(judged_in(self._run_dir / "metrics.jsonl").told)
         if images in self._heard or images >= end_of(self._train):  # the last one is evaluated in full
             return
         self._heard.add(images)
@@ -105,8 +106,12 @@ class Validation:
             event = {"event": "validation_failed", "images_seen": checkpoint.images_seen, "reason": reason_of(error)}
             self._on_event(event)
         else:
-            event = {"event": "validated", "images_seen": checkpoint.images_seen, "uri": found.uri} | named(found)
+            facts = {"images_seen": checkpoint.images_seen, "recipe": digest_of(self._recipe), "uri": found.uri}
+            event = {"event": "validated"} | facts | named(found)
             self._on_result(found)
+        self._tell(event)
+
+    def _tell(self, event: dict[str, Any]) -> None:
         Journal(self._run_dir / "metrics.jsonl").event(event)
 
 
@@ -124,15 +129,6 @@ def reason_of(error: RayError) -> str:
     """Why a task failed, in a line: the last of its cause's words, or, of one without words, its kind."""
     cause = getattr(error, "cause", None) or error
     return (str(cause).splitlines() or [type(cause).__name__])[-1]
-
-
-def _told(path: Path) -> set[int]:
-    """Moments of which metrics.jsonl tells that they were validated."""
-    if not path.exists():
-        return set()
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    records = map(json.loads, lines)
-    return {record["images_seen"] for record in records if record.get("event") == "validated"}
 
 
 # a process of its own, whose priority ends with it; no CPU of Ray's, see above

@@ -30,7 +30,7 @@ from diffusion.evaluation.report import (
 from diffusion.evaluation.stats import Gaussian, digits, floor, frechet_to
 from diffusion.evaluation.worker import Result, Setup, Worker
 from diffusion.recipe import EvaluateRecipe
-from diffusion.store.averages import wanted_by
+from diffusion.store.averages import at, wanted_by
 from diffusion.store.bundle import export_bundle, verify_bundle
 from diffusion.store.refs import EvaluationRef, RunRef
 from diffusion.threads import one_thread
@@ -63,6 +63,7 @@ def evaluate(
     The same run and recipe give the same report, byte for byte, on any number of workers.
     """
     store_root = Path(store_root)
+    run = at(run, recipe.images) if recipe.images else run
     data = manifest.load(run.dataset.uri, digest=run.dataset.digest)
     setup = _setup(run, recipe, store_root, device, reading)
     spec, _ = verify_bundle(setup.bundle_uri, setup.bundle_digest)

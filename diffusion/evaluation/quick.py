@@ -24,6 +24,7 @@ def quick(recipe: EvaluateRecipe, train: TrainRecipe) -> EvaluateRecipe:
             "grid_columns": min(recipe.grid_columns, _COLUMNS),
             "bound_steps": 0,
             "ema": min(train.ema, key=lambda width: abs(width - recipe.ema)),
+            "images": None,
             "guide_images": None,
             "guide_ema": None,
             "sampling": recipe.sampling.model_dump() | {"guidance_kind": "classifier_free"},

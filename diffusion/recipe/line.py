@@ -23,6 +23,12 @@ class EvaluateRecipe(Frozen):
         description="Relative width of the average to evaluate, register and serve; one that train.ema lacks is put"
         " together from the run's checkpoints",
     )
+    images: int | None = Field(
+        None,
+        ge=1,
+        exclude_if=unset,
+        description="Checkpoint to evaluate, register and serve, by the images it has seen; none: the run's last",
+    )
     guide_images: int | None = Field(
         None, ge=1, exclude_if=unset, description="Autoguidance's worse model: the same run at this checkpoint"
     )
@@ -122,12 +128,19 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _checks(self) -> "Recipe":
         evaluate, moments = self.evaluate, checkpoints_of(self.train)
-        if evaluate.guide_images not in (None, *moments):
+        for name in ("images", "guide_images"):
+            if getattr(evaluate, name) not in (None, *moments):
+                raise ValueError(
+                    f"evaluate.{name}={getattr(evaluate, name)}: the run has checkpoints at"
+                    f" {', '.join(map(str, moments))} images; give one of these"
+                )
+        end = evaluate.images or moments[-1]
+        if evaluate.guide_images and evaluate.guide_images > end:
             raise ValueError(
-                f"evaluate.guide_images={evaluate.guide_images}: the run has checkpoints at"
-                f" {', '.join(map(str, moments))} images; give one of these"
+                f"evaluate.guide_images={evaluate.guide_images} and evaluate.images={end}: the worse model is not a later"
+                f" one; give an earlier checkpoint"
             )
-        if (evaluate.guide_images, evaluate.guide_ema or evaluate.ema) == (moments[-1], evaluate.ema):
+        if (evaluate.guide_images, evaluate.guide_ema or evaluate.ema) == (end, evaluate.ema):
             raise ValueError(
                 f"evaluate.guide_images={evaluate.guide_images}: the worse model is the model itself; give an earlier"
                 f" checkpoint, or another evaluate.guide_ema"
@@ -193,7 +206,7 @@ def student_of(recipe: Recipe, teacher: str) -> Recipe:
         train = TrainRecipe.model_validate({**recipe.train.model_dump(), **taught, "lesson": lesson, "init": None})
     except ValidationError as error:
         raise ValueError(f"no student can be made: {first_mistake(error)}") from None
-    measured = {"sampling": student, "guide_images": None, "guide_ema": None}
+    measured = {"sampling": student, "images": None, "guide_images": None, "guide_ema": None}
     return recipe.model_copy(
         update={
             "train": train,

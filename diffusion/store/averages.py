@@ -76,7 +76,13 @@ class Average(NamedTuple):
 def wanted_by(recipe: EvaluateRecipe, run_images: int) -> tuple[Snapshot, Snapshot | None]:
     """The averages that an evaluation of a run of this length serves: the model's, and its guide's if it has one."""
     guide = Snapshot(recipe.guide_images, recipe.guide_ema or recipe.ema) if recipe.guide_images else None
-    return Snapshot(run_images, recipe.ema), guide
+    return Snapshot(recipe.images or run_images, recipe.ema), guide
+
+
+def at(run: RunRef, images_seen: int) -> RunRef:
+    """A run as far as one of its checkpoints.  Raises ValueError where there is none, or another run's."""
+    folder, manifest = read_manifest(run, images_seen)
+    return run.model_copy(update={"uri": str(folder), "digest": digest_of(manifest), "images_seen": images_seen})
 
 
 def moments_read(evaluate: EvaluateRecipe, train: TrainRecipe) -> tuple[int, ...]:
@@ -133,9 +139,10 @@ def read_manifest(run: RunRef, images_seen: int) -> tuple[Path, Manifest]:
         moments = sorted(int(p.parent.name) for p in last.parent.glob(f"*/{MANIFEST_NAME}") if p.parent.name.isdigit())
         raise ValueError(
             f"{folder} is no checkpoint: it has no {path.name}; there are those at {', '.join(map(str, moments)) or 'no'}"
-            f" images. A guide is one of these, and an average of a width that the run did not keep needs every one: put"
-            f" the missing one back, or delete those after it and run `diffusion train` again. (DIFFUSION_KEEP_LAST deletes"
-            f" those that the evaluation asked for when the run was trained does not read.)"
+            f" images. What evaluate.images and evaluate.guide_images name are of these, and an average of a width that the"
+            f" run did not keep needs every one: put the missing one back, or delete those after it and run `diffusion"
+            f" train` again. (DIFFUSION_KEEP_LAST deletes those that the evaluation asked for when the run was trained does"
+            f" not read.)"
         )
     data = path.read_bytes() if folder != last else read_checked(path, run.digest, _DAMAGED)
     try:

@@ -1,24 +1,27 @@
 """Copies of a run's checkpoints in a storage, for when its folder is lost: `<images_seen>/` with the same files.
 
 A copy counts while its manifest is there, which is stored last and deleted first.  It is used only where all of its
-files have the digests of that manifest.
+files have the digests of that manifest.  Beside them lies `validated.json`, what is known of the best.
 """
 
+import json
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from diffusion.recipe import TrainRecipe
+from diffusion.recipe import TrainRecipe, canonical_json
 from diffusion.store.averages import MANIFEST_NAME, Manifest
 from diffusion.store.publish import publishing, room_in, sha256_file
 from diffusion.store.storage import Storage
 from diffusion.training import checkpoint
 from diffusion.training.checkpoint import DamagedCheckpoint
+from diffusion.training.journal import Journal, judged_in, measurements_in
 from diffusion.training.retention import Keep, superseded
 from diffusion.training.step import end_of
 
 _COPY = re.compile(rf"([0-9]+)/{re.escape(MANIFEST_NAME)}")
+_MEASURED = "validated.json"
 
 T = TypeVar("T")
 
@@ -79,24 +82,24 @@ def bring_newest(checkpoints: Path, storage: Storage, tell: Callable[[dict[str, 
     for name in reversed(copies_in(storage)):
         if newest and name <= newest.name:
             break
-        try:
-            bring(name, storage, checkpoints)
-        except DamagedCheckpoint as error:
-            reason = f"{error}. It is replaced when the run comes by again"
-            tell({"event": "damaged_checkpoint", "reason": reason, "instead": None})
-        else:
-            tell({"event": "fetched_checkpoint", "images_seen": int(name), "uri": f"{storage.uri}/{name}"})
+        remedy = ". It is replaced when the run comes by again"
+        if _bring_and_tell(name, storage, checkpoints, tell, remedy):
             break
 
 
-def settle(checkpoints: Path, storage: Storage, recipe: TrainRecipe, keep: Keep) -> None:
+def settle(checkpoints: Path, history: Path, storage: Storage, recipe: TrainRecipe, keep: Keep) -> None:
     """Of a finished run: copy what has no copy yet, delete what need not stay, and bring what `keep` names by its moment.
 
+    history: metrics.jsonl of the run, which tells of what was measured.
     Raises DamagedCheckpoint where the last has neither a valid checkpoint nor an intact copy.
     """
-    gone = {checkpoint.name_of(moment) for moment in superseded(recipe, keep, end_of(recipe))}
+    names = {folder.name for folder in checkpoint.folders_in(checkpoints)} | set(copies_in(storage))
+    judged = judged_in(history).among([int(name) for name in names])
+    gone = {checkpoint.name_of(moment) for moment in superseded(recipe, keep, end_of(recipe), judged)}
     send_missing(checkpoints, storage, but=gone)
     remove(gone, storage)
+    if keep.best:
+        send_measured(history, storage)
     for name in copies_in(storage):
         if int(name) in keep.moments:
             try:
@@ -106,6 +109,47 @@ def settle(checkpoints: Path, storage: Storage, recipe: TrainRecipe, keep: Keep)
                     f"{error}, and the run has ended. To have that checkpoint made again, delete it and all later ones from"
                     f" {storage.uri} and {checkpoints}, and train again; to do without it, delete {storage.uri}/{name} alone"
                 ) from error
+
+
+def send_measured(history: Path, storage: Storage) -> None:
+    """Copy what metrics.jsonl tells of checkpoints that were measured."""
+    storage.put(_MEASURED, canonical_json(measurements_in(history)))
+
+
+def bring_best(
+    checkpoints: Path, history: Path, n: int, storage: Storage, tell: Callable[[dict[str, object]], None]
+) -> None:
+    """Have metrics.jsonl tell of what was measured, and the n best be there, as far as the copies have them.
+
+    tell: hears of each that was brought, and of each whose copy is damaged.
+    """
+    try:
+        measured = json.loads(storage.read(_MEASURED))
+    except FileNotFoundError:
+        measured = []
+    journal, told = Journal(history), judged_in(history).told
+    for record in measured:
+        if record["images_seen"] not in told:
+            journal.event(record)
+    here = {folder.name for folder in checkpoint.folders_in(checkpoints)}
+    there = set(copies_in(storage))
+    best = judged_in(history).among([int(name) for name in here | there]).best(n)
+    for name in sorted(there - here):
+        if int(name) in best:
+            _bring_and_tell(name, storage, checkpoints, tell)
+
+
+def _bring_and_tell(
+    name: str, storage: Storage, checkpoints: Path, tell: Callable[[dict[str, object]], None], remedy: str = ""
+) -> bool:
+    """Whether an intact copy came."""
+    try:
+        bring(name, storage, checkpoints)
+    except DamagedCheckpoint as error:
+        tell({"event": "damaged_checkpoint", "reason": f"{error}{remedy}", "instead": None})
+        return False
+    tell({"event": "fetched_checkpoint", "images_seen": int(name), "uri": f"{storage.uri}/{name}"})
+    return True
 
 
 def _fetch_manifest(name: str, storage: Storage, folder: Path) -> Manifest:

@@ -21,7 +21,7 @@ from diffusion.training.optimizer import (
     optimizer_over,
     step_by_rows,
 )
-from diffusion.training.shards import rows_of, shards_of
+from diffusion.training.shards import rows_of, shards_of, units_of
 from diffusion.training.step import TrainState, device_of
 
 
@@ -99,7 +99,7 @@ def data_parallel(state: TrainState, resolution: int) -> nn.Module:
 def shard(state: TrainState, recipe: TrainRecipe) -> None:
     """Divide weights, gradients, optimizer and averages of a state that has taken no step over the processes (FSDP2).
 
-    A level of the U-Net at a time is gathered whole where it computes, in the forward and again in the backward pass, and
+    A block of the U-Net at a time is gathered whole where it computes, in the forward and again in the backward pass, and
     its gradients are averaged into rows as they come in.  Numbers are those of `data_parallel` but for the order of sums.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -110,8 +110,8 @@ def shard(state: TrainState, recipe: TrainRecipe) -> None:
     net, hidden = state.net, {id(matrix) for matrix in hidden_matrices(state.net)}
     names = [name for name, parameter in net.named_parameters() if id(parameter) in hidden]
     mesh = init_device_mesh(device_of(state).type, (world,))
-    for level in (*net.net.down, *net.net.up):
-        fully_shard(level, mesh=mesh)
+    for unit in units_of(net.net):
+        fully_shard(unit, mesh=mesh)
     beside = {"uncertainty": state.uncertainty} if state.uncertainty else {}
     if state.uncertainty:
         fully_shard(state.uncertainty.out, mesh=mesh)  # not the whole, which answers with a view: FSDP2 warns of that

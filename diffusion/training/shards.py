@@ -1,6 +1,6 @@
 """What one of several processes holds of a network that is divided over them: some rows of each parameter.
 
-Whole weights are known to the forward and the backward pass alone, a level of the U-Net at a time.  Optimizer, averages,
+Whole weights are known to the forward and the backward pass alone, a block of the U-Net at a time.  Optimizer, averages,
 clipping and checkpoints deal with a process's own rows: plain tensors, in the memory of torch's DTensors.
 [ZeRO: Rajbhandari et al. 2020, stage 3; Zhao et al. 2023, "PyTorch FSDP"]
 """
@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from diffusion.unet import Attention, Block, CrossAttention, UNet
 
 
 class Rows(NamedTuple):
@@ -30,6 +32,11 @@ def rows_of(shape: tuple[int, ...], rank: int, world: int) -> Rows:
     each = -(-shape[0] // world)
     start = min(rank * each, shape[0])
     return Rows(tuple(shape), start, min(each, shape[0] - start))
+
+
+def units_of(net: UNet) -> list[nn.Module]:
+    """What is gathered whole to compute, one after the other.  The rest of the network is one more, and stays to the end."""
+    return [module for module in net.modules() if isinstance(module, Block | Attention | CrossAttention)]
 
 
 @dataclass(frozen=True)

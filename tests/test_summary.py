@@ -1,0 +1,42 @@
+"""flows/summary.py: what a run ends with names the best of its checkpoints that can be evaluated, and how."""
+
+from pathlib import Path
+
+import pytest
+
+from diffusion.store.refs import DatasetRef, RunRef
+from diffusion.training.checkpoint import folder_of
+from diffusion.training.journal import SCORE, Journal
+from flows.recipes import merged
+from flows.summary import trained
+
+DATASET = DatasetRef(uri="", digest="", resolution=64, classes=("a",), images=1, holdout=0, rejected=0)
+
+
+def run_with(root: Path, *moments: int) -> RunRef:
+    for moment in moments:
+        folder_of(root / "checkpoints", moment).mkdir(parents=True)
+    last = folder_of(root / "checkpoints", max(moments))
+    return RunRef(uri=str(last), digest="d" * 64, recipe_digest="", dataset=DATASET, images_seen=max(moments))
+
+
+def test_the_best_is_one_that_is_there_by_the_newest_kind_of_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_with(tmp_path, 10_016, 20_000, 30_016, 33_024)
+    trained(run)
+    assert "measured" not in capsys.readouterr().out
+    journal = Journal(tmp_path / "metrics.jsonl")
+    for moment, kind, score in (
+        (10_016, "former", 1.0),
+        (10_016, "few", 1_700.0),
+        (15_008, "few", 1_200.0),  # it went
+        (20_000, "few", 1_600.0),
+        (30_016, "few", 1_650.0),
+    ):
+        journal.event({"event": "validated", "images_seen": moment, "recipe": kind, SCORE: score})
+    trained(run)
+    said = capsys.readouterr().out
+    assert "of 3 that were measured on the way: at 20,000 images, quick_frechet 1600\n" in said
+    setting = said.split("--set ")[1].split("`")[0]
+    assert merged("demo", settings=[setting]).evaluate.images == 20_000
