@@ -7,6 +7,7 @@ import numpy as np
 
 from diffusion.data.open_shards import Read
 from diffusion.data.pictures.decode import BadPicture
+from diffusion.data.pictures.sums import sum_of
 from diffusion.data.shards import INDEX
 from diffusion.store.storage import StorageUnavailable
 
@@ -25,7 +26,7 @@ def undamaged(read: Read, rows: np.ndarray) -> list[bytes | memoryview] | None:
         raise
     except OSError:
         return None
-    return stored if list(map(crc32, stored)) == rows["image_crc32"].tolist() else None
+    return stored if [sum_of(data, crc32) for data in stored] == rows["image_crc32"].tolist() else None
 
 
 def stored_at(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryview, Captions]:
@@ -40,7 +41,7 @@ def stored_at(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryvie
         data = memoryview(read(max(start + size, words_start + words_size) - begin, begin))
         picture = data[start - begin : start - begin + size]
         text = data[words_start - begin : words_start - begin + words_size]
-    if crc32(picture) != crc:
+    if sum_of(picture, crc32) != crc:
         if len(picture) != size:
             raise BadPicture("truncated", f"{len(picture)} of {size} bytes at offset {start}")
         raise BadPicture("damaged", "its crc32 is not that of the index")

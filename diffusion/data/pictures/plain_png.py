@@ -16,6 +16,7 @@ from zlib import error as ZlibError
 import numpy as np
 
 from diffusion.data.pictures import png
+from diffusion.data.pictures.sums import sum_of
 
 _HEAD = struct.Struct(">33sI4sH")  # signature and header; length and kind of the next chunk; how zlib's stream begins
 _TAIL = struct.Struct(">I12s")  # sum of that chunk; the end
@@ -25,7 +26,6 @@ _FLUSHED = b"\0\0\xff\xff"  # how what is flushed ends: with a block of nothing
 _LAST = b"\3\0"  # another one that says it is the last
 _FARTHEST = 15  # bits of the longest way back that deflate knows
 _RUN = 2**18  # bytes unpacked before they are copied: they are in the processor's caches still
-_HELD = 5_000  # bytes that zlib sums without letting go of Python's lock
 
 
 def encode_plain(pixels: np.ndarray) -> bytes:
@@ -76,7 +76,7 @@ def _stream(data: memoryview, start: bytes, size: int) -> memoryview | None:
         and length == packed
         and kind == b"IDAT"
         and end == _END
-        and crc32(data[37 : -_TAIL.size]) == total
+        and sum_of(data[37 : -_TAIL.size], crc32) == total
     ):
         return data[41 : -_TAIL.size]
     return None
@@ -133,10 +133,7 @@ def _at_once(streams: list[memoryview], size: int) -> bytes | None:
         return None
     view = memoryview(lines)
     for n, stream in enumerate(streams):
-        total = 1
-        for start in range(n * size, (n + 1) * size, _HELD):
-            total = adler32(view[start : min(start + _HELD, (n + 1) * size)], total)
-        if total != int.from_bytes(stream[-4:], "big"):
+        if sum_of(view[n * size : (n + 1) * size], adler32, 1) != int.from_bytes(stream[-4:], "big"):
             return None
     return lines
 
