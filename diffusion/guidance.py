@@ -98,8 +98,11 @@ class Guidance:
         if not 0 <= self.interval[0] <= self.interval[1]:
             raise ValueError(f"interval={self.interval}: give the lowest sigma first, and none below 0")
 
-    def acts_at(self, sigma: float) -> bool:
-        return self.scale != 1 and self.interval[0] <= sigma <= self.interval[1]
+    def acts_at(self, sigma: Tensor) -> bool:
+        """sigma (B,), all equal.  It is read, which waits for its device, only where the interval leaves anything out."""
+        if self.scale == 1 or self.interval == (0.0, float("inf")):
+            return self.scale != 1
+        return self.interval[0] <= float(sigma[0]) <= self.interval[1]
 
     def combine(self, wanted: Tensor, unwanted: Tensor) -> Tensor:
         """unwanted + scale (wanted - unwanted), and of that a share with the standard deviation of `wanted`.
@@ -126,7 +129,7 @@ def _guided(conversation: Conversation, query: Query, wanted: Cond, unwanted: Co
     """A conversation whose open query is `query`, each of its questions asked under both conditions where guidance acts."""
     while True:
         x, sigma, own = query
-        if guidance.acts_at(float(sigma[0])):
+        if guidance.acts_at(sigma):
             both = {name: torch.cat([value, value]) for name, value in own.items()}
             both |= {name: torch.cat([wanted[name], unwanted[name]]) for name in wanted}
             answers = yield Query(torch.cat([x, x]), torch.cat([sigma, sigma]), both)
