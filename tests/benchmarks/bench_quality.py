@@ -12,8 +12,7 @@ diffusers  its training script (`diffusers_script.py`) around its `UNet2DModel`,
            rates: what counts is the best of all these for it, beside it the recipe as it is
 
 Pictures: the embedded emoji, or with `--fashion-mnist FOLDER` Fashion-MNIST from its four IDX files, by the protocol of
-docs/training.md.  What a perfect model would score is the floor: of the emoji, real pictures against the other real ones;
-of Fashion-MNIST, as many test pictures as are drawn.
+docs/training.md.  The floor is what real pictures score in the place of drawn ones.
 
 Each trained side takes minutes and is kept, with a grid of its samples, in `--out`; the same command goes on where it was
 interrupted, and prints the table of what there is.
@@ -179,18 +178,22 @@ class Bench:
             return self.extractor(torch.from_numpy(pictures)).numpy()
 
     def floor(self) -> str:
-        samples = self.recipe.samples
+        """What real pictures score in the place of drawn ones: of the training split, and of another where there is one."""
+        samples, labels = self.recipe.samples, torch.from_numpy(self.reader.labels)
+        chosen = list(plan.evenly(len(labels), LIMIT))
+        with one_thread():
+            found = floor(self.real(self.reader, LIMIT), labels[chosen], samples, seed=self.recipe.seed)
+        told = (
+            f"{found.pictures} training pictures against the {found.against} others: {found.value:.1f} ± {found.spread:.1f}"
+            f" between {found.splits} splits"
+        )
         if self.data.test is None:
-            labels = torch.from_numpy(self.reader.labels)
-            found = floor(self.real(self.reader, LIMIT), labels[list(plan.evenly(len(labels), LIMIT))], samples, seed=0)
-            return (
-                f"{found.pictures} real pictures against the {found.against} others: {found.value:.0f}"
-                f" ± {found.spread:.0f} between {found.splits} splits"
-            )
+            return told
         test = ShardReader(self.data.test.uri, digest=self.data.test.digest, captions=False)
         features = self.real(test, samples)
-        found = frechet_to(self.reference, features)
-        return f"{len(features)} test pictures in place of drawn ones: {found.value:.1f} ± {found.standard_error:.1f}"
+        with one_thread():
+            apart = frechet_to(self.reference, features)
+        return f"{told}; {len(features)} test pictures: {apart.value:.1f} ± {apart.standard_error:.1f}"
 
     def scored(self, name: str, asked: int, pictures: np.ndarray) -> Scored:
         with one_thread():
