@@ -117,7 +117,7 @@ def train(
     def work(recipe: Recipe, site: Site) -> None:
         check_training(site, recipe.train)
         made = _dataset(recipe, dataset, source, site)
-        origin.look(recipe.train, init, made.resolution, site)
+        origin.check_news(recipe.train, init, made, site)
         with prefect_ready():
             from flows.train import train as flow
         run = flow(recipe.train, made, recipe.name, site, recipe.evaluate, init)

@@ -85,6 +85,13 @@ def look(recipe: TrainRecipe, init: str | None, resolution: int, site: Site) -> 
     return recipe, spec
 
 
+def check_news(recipe: TrainRecipe, init: str | None, dataset: DatasetRef, site: Site) -> None:
+    """Raises ValueError as `started_from` would, before anything is started or fetched."""
+    recipe, spec = look(recipe, init, dataset.resolution, site)
+    if init and spec:
+        learned(recipe, spec, dataset, site)
+
+
 def learned(recipe: TrainRecipe, spec: "BundleSpec", dataset: DatasetRef, site: Site) -> TrainRecipe | None:
     """The recipe that made a model of this dataset, where but for its beginning that is `recipe`; None where it is not.
 

@@ -31,6 +31,7 @@ from flows.pictures import (
     read,
     refuse_student,
     settled,
+    size_for,
     written,
 )
 from flows.site import Site
@@ -71,6 +72,7 @@ def restore(
     target = folder(site, out, "restored", picture.stem)
     asked, image = parsed(**options), read(picture)
     hole = None if mask is None else mask_image(mask, image)
+    learning = f"{task} of a small picture" if task == "colorization" and factor else task
 
     def check(name: str, spec: BundleSpec) -> None:
         refuse_student(name, spec, "restoration")
@@ -80,11 +82,14 @@ def restore(
                 f" that draws pixels, with --name or --bundle"
             )
         resolve(asked, spec)
+        _check_learned(way, learning, name, spec)
+        if hole is not None:
+            _window(hole, size_for(image, spec))
+        elif factor is not None:
+            _check_pixels(image, size_for(image, spec), factor)
 
     model = open_model(site, name, which, bundle, check)
-    trained = _trained(
-        way, f"{task} of a small picture" if task == "colorization" and factor else task, noise, repeats, model
-    )
+    trained = _trained(way, learning, noise, repeats, model)
     asked = asked if asked.steps or not trained else asked.model_copy(update={"steps": TRAINED_STEPS})
     request = settled(model.at_size(asked, image), model)
     operator, y, before = measure(model, image, task, factor, hole)
@@ -140,11 +145,7 @@ def measure(
     """The operator of the task, what it says of the picture, and that as a picture to look at (1, 3, H, W)."""
     size = model.size_for(image)
     if task == "inpainting":
-        operator = Mask(mask_of(mask, size))
-        if not operator.keep.any():
-            raise ValueError(
-                "the mask is white everywhere: nothing of the picture is kept. `diffusion sample` draws freely"
-            )
+        operator = _window(mask, size)
         y = operator.forward(in_model(fitted(image, size, "picture"), model))
         return operator, y, operator.pinv(y)
     if task == "colorization" and factor is None:
@@ -158,18 +159,33 @@ def measure(
     return Composition(blocks, Grey()), y, blocks.pinv(y).expand(1, 3, *size)
 
 
+def _window(mask: Image.Image, size: Size) -> Mask:
+    """What stays of a picture.  Raises ValueError where that is nothing, or all."""
+    operator = Mask(mask_of(mask, size))
+    if not operator.keep.any():
+        raise ValueError(
+            "the mask is white everywhere: nothing of the picture is kept. `diffusion sample` draws freely"
+        )
+    return operator
+
+
 def _small(image: Image.Image, blocks: BlockMean, model: Model) -> Tensor:
     """What the blocks' means are of the picture: the picture itself, where it is small, (1, 3, H / factor, W / factor)."""
     size, factor = model.size_for(image), blocks.factor
+    _check_pixels(image, size, factor)
+    if not _has(image, size, 1):
+        return in_model(fitted(image, (size[0] // factor, size[1] // factor), "picture"), model)
+    say(f"  made small a picture of {image.width} x {image.height}: the means of {factor} x {factor} pixels are used")
+    return blocks.forward(in_model(fitted(image, size, "picture"), model))
+
+
+def _check_pixels(image: Image.Image, size: Size, factor: int) -> None:
+    """The picture is large enough to grow to `size` by this factor."""
     if not _has(image, size, factor):
         raise ValueError(
             f"the picture is {image.width} x {image.height}, the model draws {size[1]} x {size[0]}:"
             f" {_factors_for(image, size)}"
         )
-    if not _has(image, size, 1):
-        return in_model(fitted(image, (size[0] // factor, size[1] // factor), "picture"), model)
-    say(f"  made small a picture of {image.width} x {image.height}: the means of {factor} x {factor} pixels are used")
-    return blocks.forward(in_model(fitted(image, size, "picture"), model))
 
 
 def _has(image: Image.Image, size: Size, factor: int) -> bool:
@@ -185,15 +201,19 @@ def _factors_for(image: Image.Image, size: Size) -> str:
     return f"give --factor {' or '.join(map(str, fitting))}"
 
 
-def _trained(way: str | None, task: str, noise: float, repeats: int | None, model: Model) -> bool:
-    """Whether to go the trained way, and a line that says so.  Raises ValueError where that is asked and there is none."""
-    learned = model.bundle.spec.degradations
-    if way == "trained" and task not in learned:
+def _check_learned(way: str | None, task: str, name: str, spec: BundleSpec) -> None:
+    if way == "trained" and task not in spec.degradations:
+        learned = ", ".join(spec.degradations) or "no restoration"
         raise ValueError(
-            f"--way trained: {model.name} was trained for {', '.join(learned) or 'no restoration'}, not for {task}. Leave"
-            f" --way out, or train a model for it, `diffusion run --preset restorer`, and give --name restorer"
+            f"--way trained: {name} was trained for {learned}, not for {task}. Leave --way out, or train a model for it,"
+            f" `diffusion run --preset restorer`, and give --name restorer"
         )
-    trained = way == "trained" or (way is None and task in learned and not noise and repeats is None)
+
+
+def _trained(way: str | None, task: str, noise: float, repeats: int | None, model: Model) -> bool:
+    """Whether to go the trained way, and a line that says so."""
+    learned = task in model.bundle.spec.degradations
+    trained = way == "trained" or (way is None and learned and not noise and repeats is None)
     told = f"trained, {model.name} learned {task}" if trained else "zero-shot, by what a model that draws knows"
     say(f"  way        {told}")
     return trained

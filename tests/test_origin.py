@@ -20,7 +20,7 @@ from diffusion.store.works import remember, work_path
 from diffusion.training.checkpoint import name_of
 from flows.dry_run import dry_train, start_told
 from flows.finished import run_copies, run_folder, train_key
-from flows.origin import look, origin_of, resolved, started_from
+from flows.origin import check_news, look, origin_of, resolved, started_from
 from flows.site import Site
 from tests.random_bundle import CLASSES, RESOLUTION, UNET, published_model
 
@@ -86,6 +86,11 @@ def test_a_model_whose_run_is_elsewhere_is_not_trained_again(tmp_path):
     first = model_of(site, RECIPE, data)
     with pytest.raises(ValueError, match=f"its run is not in {site.home}.*without --init it is made once more"):
         started_from(RECIPE, first, data, site)
+    with pytest.raises(ValueError, match=f"its run is not in {site.home}"):
+        check_news(RECIPE, first, data, site)
+    check_news(RECIPE, first, dataset_of("b"), site)
+    check_news(RECIPE.model_copy(update={"init": first}), None, data, site)
+    check_news(RECIPE, None, data, site)
     second = model_of(site, began := RECIPE.model_copy(update={"init": first}), grown := dataset_of("b"))
     with pytest.raises(ValueError, match=f"without --init, with --set train.init={first}, it is made once more"):
         started_from(RECIPE, second, grown, site)
