@@ -26,13 +26,14 @@ def unet_flops(
     """
     width, sizes = 4 * recipe.channels, [recipe.channels * m for m in recipe.multipliers]
     height, breadth = size or (resolution, resolution)
+    rows, columns, sides = map(recipe.sides, (height, breadth, resolution))
     keys = tokens + 1 if recipe.text_width else 0
     macs = recipe.channels * width + width * width  # the embedding of noise level and label
     for i, (features, blocks) in enumerate(zip(sizes, recipe.blocks, strict=True)):
-        positions = (height // recipe.stem // 2**i) * (breadth // recipe.stem // 2**i)
+        positions = rows[i] * columns[i]
         before = sizes[i - 1] if i else recipe.channels
         macs += sum(_block(a, features, positions, width) for a in [before] + [features] * (2 * blocks - 1))
-        if resolution // recipe.stem // 2**i in recipe.attention:
+        if sides[i] in recipe.attention:
             reading = _reading(features, positions, keys, recipe.text_width)
             macs += 2 * blocks * (_attention(features, positions) + reading)
         macs += positions * features * before if i else 0  # the merge

@@ -84,7 +84,7 @@ def told(found: DryRun, recipe: ShardRecipe) -> dict[str, str]:
 def dry_train(recipe: Recipe, dataset: DatasetRef | None, site: Site, init: str | None = None) -> None:
     """Say what training would take on the site's workers, whether they are there or not.  dataset: None where it is yet to
     be made.  init: see `flows.origin`.  Raises ValueError where it could not be done."""
-    train, world = recipe.train, worlds_of(recipe.train, site.workers or site.train_workers)[-1]
+    train, world = recipe.train, worlds_of(recipe.train, site.train_workers)[-1]
     if site.shard_weights:
         check_sharding(train)
     if dataset is not None:

@@ -30,7 +30,7 @@ def evaluate_stage(recipe: EvaluateRecipe, run: RunRef, name: str, site: Site) -
                 run,
                 recipe,
                 site.store,
-                actors=site.train_workers,
+                actors=site.most_workers,
                 use_gpu=site.use_gpu,
                 reading=site.reading,
                 progress=update,

@@ -35,5 +35,5 @@ def precompute_stage(what: str, by: Computation, dataset: DatasetRef, site: Site
     """Make the sidecars of a dataset that are missing.  what: for people, captions or latents."""
     started = time.monotonic()
     with ending_soon(), ray_running(site), progress(what, "pictures") as update:
-        precompute_dataset(dataset, by, actors=site.train_workers, progress=update)
+        precompute_dataset(dataset, by, actors=site.most_workers, progress=update)
     ticked(f"{what:<9} {seconds(time.monotonic() - started)}")

@@ -144,7 +144,7 @@ def check_devices(site: Site, recipe: TrainRecipe) -> None:
     if site.compile and site.ray is None:  # the workers of a cluster may be elsewhere: they look themselves
         check_compiler()
     try:
-        workers = worlds_of(recipe, site.workers or site.train_workers)[0]
+        workers = worlds_of(recipe, site.train_workers)[0]
     except ValueError as error:
         raise ValueError(
             f"{error}: `--workers` or DIFFUSION_WORKERS. The recipe stays: the batch is part of the experiment, the workers"

@@ -160,10 +160,8 @@ class Site(Frozen):
         return self.validation
 
     @property
-    def train_workers(self) -> int:
-        """At most."""
-        if isinstance(self.workers, tuple):
-            return self.workers[-1]
+    def train_workers(self) -> int | tuple[int, int]:
+        """How many train, or the least and the most."""
         if self.workers is not None:
             return self.workers
         if not self.use_gpu:
@@ -171,6 +169,12 @@ class Site(Frozen):
         import torch
 
         return torch.cuda.device_count()
+
+    @property
+    def most_workers(self) -> int:
+        """How many train at most; as many work on what else can be divided."""
+        workers = self.train_workers
+        return workers[-1] if isinstance(workers, tuple) else workers
 
     @property
     def reading(self) -> Reading:
@@ -181,7 +185,7 @@ class Site(Frozen):
     @property
     def threads(self) -> int:
         """CPU threads of a training worker: the cores are divided.  Part of what makes a run on a CPU bit-reproducible."""
-        return max(1, (os.cpu_count() or 1) // self.train_workers)
+        return max(1, (os.cpu_count() or 1) // self.most_workers)
 
     def tracking(self, name: str) -> "Tracking":
         """Where the MLflow runs and versions of the model `name` are."""
@@ -262,7 +266,7 @@ def _ray(site: Site) -> Iterator[None]:
 def _local(site: Site) -> AbstractContextManager[None]:
     cores = os.cpu_count() or 1
     # training takes its workers' threads, the rest is for what reads and writes beside them
-    return local_ray(site.home / "ray", cpus=max(4, cores, site.train_workers * site.threads + 2))
+    return local_ray(site.home / "ray", cpus=max(4, cores, site.most_workers * site.threads + 2))
 
 
 @contextmanager

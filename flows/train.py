@@ -102,7 +102,7 @@ def _trained(
                 if event["event"] in ("started", "resumed"):  # the rate counts from here
                     update(event["images_seen"], recipe.images)
 
-            workers = site.workers or site.train_workers
+            workers = site.train_workers
             told = " to ".join(map(str, workers)) if isinstance(workers, tuple) else workers
             say(f"  {stage:<9} {told} workers on {'GPUs' if site.use_gpu else 'the CPU'}")
             run = train_run(

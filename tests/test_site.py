@@ -145,7 +145,7 @@ def test_a_batch_that_cannot_be_divided_is_found_before_the_work(tmp_path: Path)
 
 def test_workers_may_be_a_least_and_a_most() -> None:
     site = Site.from_environment({"DIFFUSION_WORKERS": "2:8"})
-    assert (site.workers, site.train_workers) == ((2, 8), 8)
+    assert (site.train_workers, site.most_workers) == ((2, 8), 8)
     assert Site.model_validate_json(site.model_dump_json()) == site
 
 

@@ -153,7 +153,7 @@ class Recipe(Frozen):
             raise ValueError(f"shard.resolution={resolution} must be divisible by {of} = {divisor}")
         if self.shard.bucket_aspect is not None:
             self._check_buckets(divisor)
-        sides = [resolution // factor // unet.stem // 2**i for i in range(len(unet.multipliers))]
+        sides = unet.sides(resolution // factor)
         if not set(unet.attention) <= set(sides):
             near = min(sides, key=lambda side: abs(side - max(unet.attention)))
             raise ValueError(

@@ -28,6 +28,10 @@ class UNetRecipe(Frozen):
         """What both sides of a picture must be multiples of: stem x 2^(levels - 1)."""
         return self.stem * 2 ** (len(self.multipliers) - 1)
 
+    def sides(self, side: int) -> list[int]:
+        """Of the feature maps on each level, in a network for squares of `side`."""
+        return [side // self.stem // 2**level for level in range(len(self.multipliers))]
+
     @model_validator(mode="after")
     def _checks(self) -> "UNetRecipe":
         if len(self.blocks) != len(self.multipliers):

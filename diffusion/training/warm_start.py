@@ -62,7 +62,7 @@ def check_origin(recipe: TrainRecipe, resolution: int, spec: BundleSpec) -> None
             raise _other(name, here, there)
     levels = _attending(own, resolution // recipe.codec_factor)
     if levels != (wanted := _attending(given, spec.shape_at((spec.resolution, spec.resolution))[1])):
-        sides = _sides(own, resolution // recipe.codec_factor)
+        sides = own.sides(resolution // recipe.codec_factor)
         raise _other(
             "unet.attention", own.attention, tuple(s for s, is_one in zip(sides, wanted, strict=True) if is_one)
         )
@@ -138,13 +138,9 @@ def _rows(labels: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:
     return labels[[old.index(name) if name in old else null for name in new] + [null]]
 
 
-def _sides(unet: UNetRecipe, side: int) -> list[int]:
-    return [side // unet.stem // 2**i for i in range(len(unet.multipliers))]
-
-
 def _attending(unet: UNetRecipe, side: int) -> list[bool]:
     """Which levels have attention in a network for pictures of this side: its sides depend on it, its weights do not."""
-    return [one in unet.attention for one in _sides(unet, side)]
+    return [one in unet.attention for one in unet.sides(side)]
 
 
 def _other(name: str, here: Any, there: Any) -> ValueError:
