@@ -7,6 +7,8 @@ Meng et al. 2023, Sec. 3, of guidance; Heek et al. 2024, of few segments]
 """
 
 import math
+from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -54,15 +56,31 @@ def answer_of(end: Tensor, x: Tensor, sigma: float, following: float) -> Tensor:
 def taught(teacher: Denoise, x: Tensor, sigma: Tensor, cond: Cond, null: Cond, lesson: Lesson) -> Tensor:
     """What a student is to answer at x (B, C, H, W): T, which leads to where the teacher leads.  (B, C, H, W)
 
-    sigma (B,), each one of `student_levels`; cond, null: a row for each, with the class, and without.
+    sigma (B,), each one of `student_levels`, best on the CPU: they are read.  cond, null: a row for each, with the class,
+    and without.
     """
     levels, target = student_levels(lesson).tolist(), torch.empty_like(x)
     for way, (level, following) in zip(segments(lesson), pairwise(levels), strict=True):
-        rows = (sigma == level).nonzero().squeeze(1)
+        rows = (sigma == level).nonzero().squeeze(1).to(x.device, non_blocking=True)
         if len(rows):
             end = _led(teacher, x[rows], way, _rows(cond, rows), _rows(null, rows), lesson)
             target[rows] = answer_of(end, x[rows], level, following)
     return target
+
+
+@lru_cache(maxsize=4)  # each size of picture asks
+def asked(lesson: Lesson) -> Fraction:
+    """For how many rows a teacher answers to teach one, guidance included: the mean over the levels, all equally likely."""
+    levels, rows = student_levels(lesson)[:-1], 0
+
+    def count(x: Tensor, sigma: Tensor, **_: Tensor) -> Tensor:
+        nonlocal rows
+        rows += len(x)
+        return torch.zeros_like(x)
+
+    cond = {"label": torch.zeros(len(levels), dtype=torch.long)}
+    taught(count, torch.ones(len(levels), 1, 1, 1), levels, cond, cond, lesson)
+    return Fraction(rows, len(levels))
 
 
 def _led(teacher: Denoise, x: Tensor, sigmas: Tensor, cond: Cond, null: Cond, lesson: Lesson) -> Tensor:

@@ -1,6 +1,7 @@
 """What a network's answer costs, from its recipe alone: nothing is built, so a recipe can be priced before it is trained."""
 
 from diffusion.degradation import image_channels
+from diffusion.distill import asked
 from diffusion.recipe import TrainRecipe, UNetRecipe
 
 _FORWARD_AND_BACKWARD = 3  # times the forward pass, as all published shares count; computing blocks again is no gain
@@ -43,15 +44,20 @@ def unet_flops(
 def training_flops(
     recipe: TrainRecipe, *, side: int, batch: int = 1, tokens: int = 0, size: tuple[int, int] | None = None
 ) -> int:
-    """Likewise of a training step on `batch` pictures.  side: of the squares that the network sees, pictures or latents."""
-    return _FORWARD_AND_BACKWARD * unet_flops(
-        recipe.unet,
-        resolution=side,
-        batch=batch,
-        tokens=tokens,
-        picture_channels=recipe.codec_channels,
-        image_channels=image_channels(recipe.degradations),
-        size=size,
+    """Likewise of a training step on `batch` pictures, what a student asks its teacher for included.  side: of the squares
+    that the network sees, pictures or latents."""
+    passes = _FORWARD_AND_BACKWARD + (asked(recipe.lesson) if recipe.lesson else 0)
+    return round(
+        passes
+        * unet_flops(
+            recipe.unet,
+            resolution=side,
+            batch=batch,
+            tokens=tokens,
+            picture_channels=recipe.codec_channels,
+            image_channels=image_channels(recipe.degradations),
+            size=size,
+        )
     )
 
 

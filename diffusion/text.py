@@ -75,7 +75,7 @@ def looking_up(encoder: TextEncoder, find: Callable[[str], Tensor | None]) -> Te
 
     def embed(caption: str) -> Tensor:
         found = find(caption)
-        return encoder.embed(caption) if found is None else found
+        return encoder.embed(caption) if found is None else found.to(encoder.device)
 
     return replace(encoder, embed=embed)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffusion.recipe import Recipe, student_of
-from flows import cli_data, cli_pictures, cli_quarantine, recipes
+from flows import cli_data, cli_pictures, cli_quarantine, origin, recipes
 from flows.console import waiting
 from flows.foreground import guarded, leaving, looking, prefect_ready, reported, stay
 from flows.options import (
@@ -29,7 +29,7 @@ from flows.options import (
     Which,
     Workers,
 )
-from flows.preflight import check, check_devices, check_encoders, check_serving
+from flows.preflight import check, check_encoders, check_serving, check_training
 from flows.site import Site
 
 if TYPE_CHECKING:
@@ -115,9 +115,9 @@ def train(
     """Train on the shards of the source.  Interrupted, it goes on from its last checkpoint when called again."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        check_devices(site, recipe.train)
-        check_encoders(recipe.train)
+        check_training(site, recipe.train)
         made = _dataset(recipe, dataset, source, site)
+        origin.look(recipe.train, init, made.resolution, site)
         with prefect_ready():
             from flows.train import train as flow
         run = flow(recipe.train, made, recipe.name, site, recipe.evaluate, init)
@@ -130,7 +130,7 @@ def train(
         from flows.finished import newest_dataset
 
         made = _given(dataset, source, site) or newest_dataset(recipe.shard, source or EMBEDDED, site)
-        dry_train(recipe, made, site)
+        dry_train(recipe, made, site, init)
 
     if dry:
         _do(look, debug, preset, recipe_file, settings, name, run=looking, home=home, workers=workers)
@@ -153,7 +153,7 @@ def evaluate(
     """Measure the trained run: Frechet distance, held-out loss, variational bound, a grid of samples."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
+        run = _trained(recipe, dataset, source, init, site)
         with prefect_ready():
             from flows.evaluate import evaluate as flow
         evaluation = flow(recipe.evaluate, run, recipe.name, site)
@@ -181,7 +181,7 @@ def register(
     def work(recipe: Recipe, site: Site) -> None:
         from flows.finished import evaluation_of
 
-        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
+        run = _trained(recipe, dataset, source, init, site)
         evaluation = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
             from flows.register import register as flow
@@ -210,9 +210,9 @@ def distill(
     def work(recipe: Recipe, site: Site) -> None:
         from flows.finished import evaluation_of
 
-        check_devices(site, recipe.train)
+        check_training(site, recipe.train)
         student_of(recipe, "0" * 64)  # before anything is started
-        run = _trained(recipe, _dataset(recipe, dataset, source, site), init, site)
+        run = _trained(recipe, dataset, source, init, site)
         teacher = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
             from flows.distill import distill as flow
@@ -272,7 +272,7 @@ def run(
     def work(recipe: Recipe, site: Site) -> None:
         with waiting("reading the source and checking the machine"):
             given = _given(dataset, source, site)
-            check(recipe, source or EMBEDDED, until, site, given)
+            check(recipe, source or EMBEDDED, until, site, given, init)
         with prefect_ready():
             from flows.pipeline import pipeline
         line = pipeline(recipe, source or EMBEDDED, until, site, given, init)
@@ -330,12 +330,12 @@ def _dataset(recipe: Recipe, named: str | None, source: str | None, site: Site) 
         return _given(named, source, site) or dataset_of(recipe.shard, source or EMBEDDED, site)
 
 
-def _trained(recipe: Recipe, dataset: "DatasetRef", init: str | None, site: Site) -> "RunRef":
-    """The run that `train` made of the dataset."""
+def _trained(recipe: Recipe, named: str | None, source: str | None, init: str | None, site: Site) -> "RunRef":
+    """The run that `train` made of that dataset."""
     from flows.finished import run_of
-    from flows.origin import started_from
 
-    return run_of(started_from(recipe.train, init, dataset, site), dataset, site)
+    dataset = _dataset(recipe, named, source, site)
+    return run_of(origin.started_from(recipe.train, init, dataset, site), dataset, site)
 
 
 def _do(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from flows.console import progress, say, ticked, waiting, warn
-from flows.foreground import guarded
+from flows.foreground import guarded, looking
 from flows.options import Debug, Home
 from flows.preflight import check_folder
 from flows.site import Site
@@ -53,11 +53,16 @@ def list_(home: Home = None, debug: Debug = False) -> None:
         from diffusion.data.datasets import latest, opened, places
 
         root = data_root(site)
-        newest = latest(root)
         say(f"  in {root.uri}")
+        try:
+            newest = latest(root)
+        except ValueError as error:
+            newest = None
+            warn(str(error))
         for uri in places(root):
             try:
                 dataset = opened(uri)
+                published = dataset.report.get("published", "")
             except ValueError as error:
                 warn(str(error))
                 continue
@@ -66,10 +71,10 @@ def list_(home: Home = None, debug: Debug = False) -> None:
             after = (
                 f"mixture of {len(made.parts)}" if made.parts else f"after {made.parent[:16]}" if made.parent else ""
             )
-            when = f"{dataset.report.get('published', ''):<20} {'latest' if dataset.digest == newest else '':<6}"
+            when = f"{published:<20} {'latest' if dataset.digest == newest else '':<6}"
             say(f"  {dataset.digest[:16]} {size} {len(made.classes):>6,} classes  {when}  {after}".rstrip())
 
-    guarded(work, debug, home=home)
+    looking(work, debug, home=home)
 
 
 @app.command()
@@ -99,12 +104,13 @@ def info(
         for title, text in overview(dataset).items():
             say(f"  {title:<10} {text}")
 
-    on_dataset(ref, work, debug, home)
+    on_dataset(ref, work, debug, home, run=looking)
 
 
 @app.command()
 def lint(ref: Ref, home: Home = None, debug: Debug = False) -> None:
-    """Read every byte of a dataset and compare it with index and manifest.  Exit code 1 where anything is wrong."""
+    """Read every byte of a dataset, and of what it set aside, and compare it with index and manifest.  Exit code 1 where
+    anything is wrong."""
 
     def work(dataset: "Dataset", _: Site) -> None:
         from diffusion.data.lint import lint as look
@@ -115,8 +121,9 @@ def lint(ref: Ref, home: Home = None, debug: Debug = False) -> None:
             warn(f"{place}{f', key {key}' if key else ''}: {what}")
         if findings:
             say(
-                f"  {len(findings):,} findings. What is published never changes, so this is damage: remove the files named"
-                f" here and {dataset.uri}/manifest.json, and make them again with `diffusion shard`"
+                f"  {len(findings):,} finding{'s' * (len(findings) != 1)}. What is published never changes, so this is"
+                f" damage: remove the files named here and {dataset.uri}/manifest.json, and make them again with `diffusion"
+                " shard`"
             )
             raise typer.Exit(1)
         made = dataset.manifest
@@ -124,7 +131,7 @@ def lint(ref: Ref, home: Home = None, debug: Debug = False) -> None:
             f"lint      {made.images + made.holdout:,} pictures in {len(made.shards):,} shards are as they were written"
         )
 
-    on_dataset(ref, work, debug, home)
+    on_dataset(ref, work, debug, home, run=looking)
 
 
 @app.command()
@@ -200,7 +207,7 @@ def diff(
             for key, source, what in examples:
                 say(f"    {key}  {source}  {what}")
 
-    guarded(work, debug, home=home)
+    looking(work, debug, home=home)
 
 
 @app.command()
@@ -233,12 +240,18 @@ def mix(
     guarded(work, debug, home=home)
 
 
-def on_dataset(ref: str, work: Callable[["Dataset", Site], None], debug: bool, home: Path | None) -> None:
-    """Run a command on the dataset that `ref` names."""
+def on_dataset(
+    ref: str,
+    work: Callable[["Dataset", Site], None],
+    debug: bool,
+    home: Path | None,
+    run: Callable[..., None] | None = None,
+) -> None:
+    """Run a command on the dataset that `ref` names.  run: `looking` for one that writes nothing in the home."""
 
     def find_and_work(site: Site) -> None:
         from diffusion.data.datasets import find
 
         work(find(data_root(site), ref), site)
 
-    guarded(find_and_work, debug, home=home)
+    (run or guarded)(find_and_work, debug, home=home)

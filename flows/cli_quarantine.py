@@ -10,6 +10,7 @@ import typer
 
 from flows.cli_data import Ref, on_dataset, sharded
 from flows.console import say, ticked, waiting
+from flows.foreground import looking
 from flows.options import Debug, Home
 from flows.preflight import check_empty
 from flows.site import Site
@@ -64,7 +65,7 @@ def list_(
         if out is not None:
             say(f"  {copied:,} originals are in {out}")
 
-    on_dataset(ref, work, debug, home)
+    on_dataset(ref, work, debug, home, run=looking)
 
 
 @app.command()

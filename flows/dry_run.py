@@ -5,12 +5,16 @@ from diffusion.data.dry_run import DryRun, dry_run
 from diffusion.data.pictures.buckets import shown
 from diffusion.data.report import amount, few
 from diffusion.recipe import Recipe, ShardRecipe
+from diffusion.store.bundle import BundleSpec
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import open_storage
 from diffusion.training.exact import worlds_of
+from diffusion.training.parallel import check_sharding
 from diffusion.training.plan import Plan, Ranks, plan_of, ranks_of
 from diffusion.training.step import check_sizes
+from diffusion.training.warm_start import carried
 from flows.console import progress, say, seconds
+from flows.origin import NOTHING_NEW, learned, look
 from flows.site import Site
 
 
@@ -77,20 +81,43 @@ def told(found: DryRun, recipe: ShardRecipe) -> dict[str, str]:
     return lines
 
 
-def dry_train(recipe: Recipe, dataset: DatasetRef | None, site: Site) -> None:
+def dry_train(recipe: Recipe, dataset: DatasetRef | None, site: Site, init: str | None = None) -> None:
     """Say what training would take on the site's workers, whether they are there or not.  dataset: None where it is yet to
-    be made.  Raises ValueError where it could not be done."""
+    be made.  init: see `flows.origin`.  Raises ValueError where it could not be done."""
     train, world = recipe.train, worlds_of(recipe.train, site.workers or site.train_workers)[-1]
+    if site.shard_weights:
+        check_sharding(train)
     if dataset is not None:
         check_sizes(train, dataset)
-    side = (dataset.resolution if dataset else recipe.shard.resolution) // train.codec_factor
+    resolution = dataset.resolution if dataset else recipe.shard.resolution
+    train, model = look(train, init, resolution, site)
+    side = resolution // train.codec_factor
     classes = len(dataset.classes) if dataset else 1
     with progress("dry run", "networks"):
-        plan = plan_of(train, side=side, classes=classes, world=world, recompute=site.recompute)
+        plan = plan_of(
+            train,
+            side=side,
+            classes=classes,
+            world=world,
+            recompute=site.recompute,
+            sharded=site.shard_weights,
+        )
     ranks = ranks_of(manifest.load(dataset.uri), train, world) if dataset else None
-    for title, text in plan_told(plan, ranks, dataset).items():
+    lines = plan_told(plan, ranks, dataset)
+    if model:
+        known = init and dataset and learned(train, model, dataset, site)
+        lines |= {"starts from": NOTHING_NEW if known else start_told(train.init, model, dataset)}
+    for title, text in lines.items():
         say(f"  {title:<10} {text}")
     say("  nothing was trained")
+
+
+def start_told(digest: str, model: BundleSpec, dataset: DatasetRef | None) -> str:
+    """The weights that a run would start from, and what would become of their classes."""
+    text = f"the model {digest[:16]}, trained on {model.images_seen:,} pictures"
+    classes = carried(model.classes, dataset.classes if dataset else model.classes)
+    text += f"; new classes: {few(classes.new)}" if classes.new else ""
+    return text + (f"; left behind: {few(classes.dropped)}" if classes.dropped else "")
 
 
 def plan_told(plan: Plan, ranks: Ranks | None, dataset: DatasetRef | None) -> dict[str, str]:

@@ -27,6 +27,7 @@ from flows.pictures import (
     read,
     refuse_student,
     settled,
+    size_for,
     written,
 )
 from flows.site import Site
@@ -68,20 +69,21 @@ def edit(
     def check(name: str, spec: BundleSpec) -> None:
         refuse_student(name, spec, "editing")
         _check_latents(name, spec, mask, coarse)
-        resolve(asked, spec)
+        sampler, size = resolve(asked, spec).sampler, size_for(image, spec)
         with _of_the_origin():
             resolve(own, spec)
+        if inverts and SAMPLERS[sampler].stochastic:
+            known = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.stochastic)
+            raise ValueError(f"--sampler {sampler} adds noise, and inversion must not: give one of {known}")
+        if coarse is not None and (coarse < 2 or any(side % coarse for side in size)):
+            raise ValueError(f"--coarse {coarse}: give a divisor of the model's {_sides(size)} pixels, such as 8")
+        if hole is not None:
+            mask_of(hole, size)
 
     model = open_model(site, name, which, bundle, check)
     request, size = settled(model.at_size(asked, image), model), model.size_for(image)
-    if inverts and SAMPLERS[request.sampler].stochastic:
-        known = ", ".join(name for name, sampler in SAMPLERS.items() if not sampler.stochastic)
-        raise ValueError(f"--sampler {request.sampler} adds noise, and inversion must not: give one of {known}")
-    with _of_the_origin():
-        origin = settled(model.at_size(own, image), model)
+    origin = settled(model.at_size(own, image), model)
     sigmas = model.sigmas(request.steps)
-    if coarse is not None and (coarse < 2 or any(side % coarse for side in size)):
-        raise ValueError(f"--coarse {coarse}: give a divisor of the model's {_sides(size)} pixels, such as 8")
     before = in_model(fitted(image, size, "picture"), model)
     reference = model.seen(before)
     keep = None if hole is None else Mask(mask_of(hole, size))

@@ -162,7 +162,7 @@ def _told(problem: BaseException, log: Path | None, in_words: bool) -> str:
     """A problem, for people.  in_words: its message says all, and what to do."""
     if in_words:
         return first_mistake(problem) if isinstance(problem, ValueError) else str(problem)
-    details = "" if log is None else f"\nDetails: {log}"
+    details = "\nDetails: the same command with --debug" if log is None else f"\nDetails: {log}"
     if log and (left := shutil.disk_usage(log.parent).free) < _NEARLY_FULL_BYTES:
         details += (
             f"\nThe disk of {log.parent} is full, {left:,} bytes are left: free some, and the same command goes on"

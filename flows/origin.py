@@ -2,12 +2,17 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffusion.recipe import TrainRecipe, digest_of
 from diffusion.store.refs import DatasetRef
 from flows.console import say
 from flows.site import Site
 
+if TYPE_CHECKING:
+    from diffusion.store.bundle import BundleSpec
+
+NOTHING_NEW = "that model was trained by this recipe on these pictures: there is nothing new to learn"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -33,12 +38,11 @@ def started_from(recipe: TrainRecipe, init: str | None, dataset: DatasetRef, sit
     A model that this very recipe made of this very dataset would learn nothing that it was not taught: the recipe is then
     its own, whose work is finished.  So a schedule that starts from the champion trains when pictures came, or the recipe
     changed, and else does nothing.  In the place of a student stands its teacher.  Raises ValueError where the
-    networks differ in more than classes and conditions.
+    networks differ in more than classes and conditions, and as `learned` does.
     """
     if init is None:
         return recipe
-    if recipe.init is not None:
-        raise ValueError(f"train.init={recipe.init[:12]} and --init {init}: give one of the two")
+    _check_one(recipe, init)
     from diffusion.store.bundle import verify_bundle
     from diffusion.training.warm_start import check_origin
 
@@ -48,12 +52,57 @@ def started_from(recipe: TrainRecipe, init: str | None, dataset: DatasetRef, sit
         say("  train     that model is a student: its teacher is what can learn more")
         recipe = recipe.model_copy(update={"init": spec.lesson.teacher})
         spec, _ = verify_bundle(origin_of(recipe, site), recipe.init)
-    own = recipe.model_copy(update={"init": spec.init})
-    if (spec.dataset_digest, spec.recipe_digest) == (dataset.digest, digest_of(own)):
-        say("  train     that model was trained by this recipe on these pictures: there is nothing new to learn")
-        return own
     check_origin(recipe, dataset.resolution, spec)
-    return recipe
+    if own := learned(recipe, spec, dataset, site):
+        say(f"  train     {NOTHING_NEW}")
+    return own or recipe
+
+
+def look(recipe: TrainRecipe, init: str | None, resolution: int, site: Site) -> tuple[TrainRecipe, "BundleSpec | None"]:
+    """The recipe as `started_from` makes it of pictures of this resolution, as far as their digest does not matter, and the
+    facts of the model that it starts from, None where it starts from none.  Nothing is made and nothing fetched.
+
+    Ask before there are shards.  Raises ValueError as `started_from` does.
+    """
+    if init is None and recipe.init is None:
+        return recipe, None
+    _check_one(recipe, init)
+    from diffusion.adapters import mlflow_registry as registry
+    from diffusion.store.bundle import read_spec
+    from diffusion.training.warm_start import check_origin
+
+    name, _, which = (init or recipe.init).partition("@")
+    if _DIGEST.fullmatch(name):
+        recipe = recipe.model_copy(update={"init": name})
+        spec, _ = read_spec(origin_of(recipe, site), name)
+    else:
+        digest, spec = registry.look_up(site.tracking(name), name, which or registry.CHAMPION, site.store)
+        recipe = recipe.model_copy(update={"init": digest})
+    if init is not None and spec.lesson:
+        recipe = recipe.model_copy(update={"init": spec.lesson.teacher})
+        spec, _ = read_spec(origin_of(recipe, site), recipe.init)
+    check_origin(recipe, resolution, spec)
+    return recipe, spec
+
+
+def learned(recipe: TrainRecipe, spec: "BundleSpec", dataset: DatasetRef, site: Site) -> TrainRecipe | None:
+    """The recipe that made a model of this dataset, where but for its beginning that is `recipe`; None where it is not.
+
+    Raises ValueError where it is, and the finished run is nowhere in reach: all of it would be trained again.
+    """
+    from flows.finished import in_reach
+
+    own = recipe.model_copy(update={"init": spec.init})
+    if (spec.dataset_digest, spec.recipe_digest) != (dataset.digest, digest_of(own)):
+        return None
+    if not in_reach(own, dataset, site):
+        again = f", with --set train.init={spec.init}," if spec.init else ""
+        raise ValueError(
+            f"the model {recipe.init[:16]} was trained by this recipe on these pictures, so there is nothing new to learn,"
+            f" and its run is not in {site.home}: all of it would be trained again. Change the recipe or add pictures;"
+            f" `diffusion deploy` serves that model as it is; without --init{again} it is made once more"
+        )
+    return own
 
 
 def origin_of(recipe: TrainRecipe, site: Site) -> Path | None:
@@ -70,3 +119,8 @@ def origin_of(recipe: TrainRecipe, site: Site) -> Path | None:
             f" registered one, and fetches it"
         )
     return folder
+
+
+def _check_one(recipe: TrainRecipe, init: str | None) -> None:
+    if None not in (recipe.init, init):
+        raise ValueError(f"train.init={recipe.init[:12]} and --init {init}: give one of the two")

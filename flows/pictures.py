@@ -53,9 +53,7 @@ class Model:
         return next(self.bundle.denoiser.parameters()).device
 
     def size_for(self, image: Image.Image) -> Size:
-        """(height, width) at which the model works on a picture: of its sizes the one nearest to the picture's shape."""
-        spec = self.bundle.spec
-        return nearest(image.width, image.height, spec.sizes) if spec.sizes else spec.size
+        return size_for(image, self.bundle.spec)
 
     def at_size(self, request: GenerateRequest, image: Image.Image) -> GenerateRequest:
         """The request for pictures of the size at which the model works on `image`."""
@@ -80,6 +78,11 @@ class Model:
         reads one.
         """
         return under(conversation, request, request.n, self.bundle, self.device, image=image)
+
+
+def size_for(image: Image.Image, spec: BundleSpec) -> Size:
+    """(height, width) at which a model works on a picture: of its sizes the one nearest to the picture's shape."""
+    return nearest(image.width, image.height, spec.sizes) if spec.sizes else spec.size
 
 
 def parsed(**options: object) -> GenerateRequest:

@@ -49,7 +49,7 @@ def pipeline(
     training starts from, see `flows.origin`.  What is finished already is not done again.
     """
     site = site or Site.from_environment()
-    check(recipe, source, until, site, dataset)
+    check(recipe, source, until, site, dataset, init)
     site.prepare()
     init = init and resolved(init, site)  # an alias may move meanwhile
     sharded = () if dataset is not None else (shard_stage(recipe.shard, source, site),)

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from diffusion.recipe import Recipe, TrainRecipe, checkpoints_of, student_of
 from diffusion.store.refs import DatasetRef
+from flows.origin import look
 from flows.site import Site, ray_is_kept
 
 Until = Literal["register", "deploy"]
@@ -16,20 +17,21 @@ _PREFECT_PORTS = range(8000, 9000)
 _FREE_DISK_BYTES = 2 * 2**30  # of a run of the demo, with room for the checkpoints of a few more
 
 
-def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetRef | None = None) -> None:
-    """Everything the line needs.  dataset: a published one, in place of the source."""
+def check(
+    recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetRef | None = None, init: str | None = None
+) -> None:
+    """Everything the line needs.  dataset: a published one, in place of the source.  init: see `flows.origin`."""
     if until not in get_args(Until):
         raise ValueError(f"until={until!r}: it is one of {', '.join(get_args(Until))}")
     from diffusion.data.sources import open_source  # they load torch: not for each start of the program
     from diffusion.evaluation.features import find_weights
     from diffusion.spacing import sampling_sigmas
     from diffusion.store.averages import check_averages, wanted_by
-    from diffusion.store.storage import open_storage
     from diffusion.training.step import check_sizes
 
     check_home(site)
-    if site.runs:
-        next(open_storage(site.runs).walk(), None)  # it can be asked: training would, after the shards are made
+    check_training(site, recipe.train)
+    look(recipe.train, init, dataset.resolution if dataset else recipe.shard.resolution, site)
     if dataset is None and recipe.shard.holdout == 0:
         raise ValueError(
             "shard.holdout=0 leaves no pictures to judge the model by, so it could not be registered: hold some out, as in"
@@ -49,12 +51,20 @@ def check(recipe: Recipe, source: str, until: str, site: Site, dataset: DatasetR
         open_source(source, columns=recipe.shard.columns)
     find_weights(recipe.evaluate.extractor)
     sampling_sigmas(recipe.evaluate.sampling, recipe.evaluate.sampling.steps)
-    check_encoders(recipe.train)
     if recipe.distill.steps:
         student_of(recipe, "0" * 64)  # its teacher, which is not there yet, alone is left out
-    check_devices(site, recipe.train)
     if until == "deploy":
         check_serving(site)
+
+
+def check_training(site: Site, recipe: TrainRecipe) -> None:
+    """The site has what training needs: workers, encoders, and the place for copies of checkpoints can be asked."""
+    from diffusion.store.storage import open_storage
+
+    check_devices(site, recipe)
+    check_encoders(recipe)
+    if site.runs:
+        next(open_storage(site.runs).walk(), None)
 
 
 def check_encoders(recipe: TrainRecipe) -> None:
@@ -125,8 +135,14 @@ def check_home(site: Site) -> None:
 
 def check_devices(site: Site, recipe: TrainRecipe) -> None:
     """The batch can be divided over the workers, and there are as many GPUs as workers that want one."""
+    from diffusion.training.compiling import check_compiler
     from diffusion.training.exact import worlds_of  # it loads torch: not for each start of the program
+    from diffusion.training.parallel import check_sharding
 
+    if site.shard_weights:
+        check_sharding(recipe)
+    if site.compile and site.ray is None:  # the workers of a cluster may be elsewhere: they look themselves
+        check_compiler()
     try:
         workers = worlds_of(recipe, site.workers or site.train_workers)[0]
     except ValueError as error:

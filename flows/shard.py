@@ -7,7 +7,7 @@ from diffusion.adapters.ray_data import shard_dataset
 from diffusion.data import datasets
 from diffusion.data.report import PAGE, write_report
 from diffusion.data.sources import open_source
-from diffusion.data.versions import newest
+from diffusion.data.versions import settled
 from diffusion.recipe import ShardRecipe, TrainRecipe
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import open_storage
@@ -53,7 +53,7 @@ def shard_stage(recipe: ShardRecipe, source: str, site: Site, fresh: bool = Fals
 
     def now(_: DatasetRef) -> DatasetRef | None:
         # people may have released files since, which gave a newer version of the same state
-        return None if fresh else newest(root, opened.uri, recipe, opened.fingerprint)
+        return None if fresh else settled(root, opened.uri, recipe, opened.fingerprint)
 
     key = work_key("shard", recipe, (opened.fingerprint, opened.uri, root.uri))
     done = once("shard", key, DatasetRef, site, make, now=now)

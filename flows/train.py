@@ -13,7 +13,7 @@ from diffusion.store.bundle import bundle_path
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.training.retention import Keep
 from flows.console import progress, say, warn
-from flows.finished import train_key
+from flows.finished import run_copies, run_folder, train_key
 from flows.origin import origin_of, started_from
 from flows.precompute import precomputed
 from flows.site import Site, ray_running
@@ -76,7 +76,7 @@ def _trained(
 
     def make() -> RunRef:
         precomputed(recipe, dataset, site)
-        mlflow, run_dir = site.tracking(name), site.store / "runs" / key[:16]
+        mlflow, run_dir = site.tracking(name), run_folder(key, site)
 
         def tell(event: dict) -> None:
             _tell(stage, event)
@@ -113,9 +113,11 @@ def _trained(
                 use_gpu=site.use_gpu,
                 threads=site.threads,
                 recompute=site.recompute,
+                shard_weights=site.shard_weights,
+                compile=site.compile,
                 reading=site.reading,
                 keep=keep,
-                copies=site.runs and f"{site.runs}/runs/{key[:16]}/checkpoints",
+                copies=run_copies(key, site),
                 teacher=bundle_path(site.store, recipe.lesson.teacher) if recipe.lesson else None,
                 origin=origin_of(recipe, site),
                 on_metrics=on_metrics,
@@ -157,6 +159,8 @@ def _tell(stage: str, event: dict) -> None:
             warn(f"{stage:<9} classes of that model of which there are no pictures here are left behind: {dropped}")
     elif event["event"] == "validation_failed":
         warn(f"{stage:<9} the checkpoint at {event['images_seen']:,} pictures could not be measured: {event['reason']}")
+    elif event["event"] == "checkpoint_failed":
+        warn(f"{stage:<9} nor was the checkpoint at {event['images_seen']:,} pictures saved: {event['reason']}")
     elif event["event"] == "resized":
         say(f"  {stage:<9} on {event['to']} workers instead of {event['from']}")
     elif event["event"] == "worker_failed":

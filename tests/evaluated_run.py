@@ -7,7 +7,7 @@ import torch
 from diffusion.data.ingest import shard_dataset
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading_order import order_of
-from diffusion.data.stream import read_batch
+from diffusion.data.stream import batches
 from diffusion.denoiser import Denoiser
 from diffusion.recipe import Recipe, checkpoints_of, digest_of
 from diffusion.store.codecs import codec_named
@@ -33,9 +33,10 @@ def make_run(
     checkpoints = root / f"checkpoints-{digest_of(train)[:8]}{'-poisoned' if poison else ''}"
     frozen = {"text": state.text, "codec": state.codec}
     facts = checkpoint.facts_of(train, dataset, world=1, device=torch.device("cpu"), **frozen)
-    for start in (0, train.batch_size):
+    for batch in batches(reader, order, train.batch_size, stop=2 * train.batch_size, threads=0):
+        start = state.images_seen
         with one_thread():
-            train_step(state, read_batch(reader, order, start, start + train.batch_size), train)
+            train_step(state, batch, train)
         if start and poison:
             with torch.no_grad():
                 for average in state.ema.averages.values():

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -30,9 +29,10 @@ from diffusion.training import checkpoint
 from diffusion.training.step import TrainState, check_sizes
 from diffusion.unet import UNet
 from tests.evaluated_run import make_run
+from tests.joined import in_processes
 from tests.random_bundle import random_bundle, random_spec, shaped_bundle
+from tests.running_engine import running
 from tests.shapes import RECIPE, SIZES, write
-from tests.test_engine import running
 from tests.test_loop import EXACT, _process, fresh, learned, run, vector, without_clocks
 from tests.test_loop import RECIPE as TRAIN
 from tests.test_step import bits_of
@@ -63,11 +63,10 @@ def test_resumed_is_uninterrupted_bit_for_bit(dataset, tmp_path):
     assert without_clocks(rest) == without_clocks([record for record in records if record["images_seen"] > 48])
 
 
-def test_the_number_of_processes_changes_no_number(dataset, tmp_path, monkeypatch):
+def test_the_number_of_processes_changes_no_number(dataset, tmp_path):
     """And resumed in two they have the bits of what went on in two, which each of the processes asserts."""
     recipe = EXACT.model_copy(update={"degradations": (), "images": 60, "checkpoint_images": 24})
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(_process, (2, str(tmp_path / "rendezvous"), dataset, str(tmp_path), recipe), nprocs=2)
+    in_processes(2, _process, 2, str(tmp_path / "rendezvous"), dataset, str(tmp_path), recipe)
     before, alone = fresh(recipe), fresh(recipe)
     run(dataset, alone, recipe)
     moved = (vector(learned(alone)) - vector(learned(before))).norm()

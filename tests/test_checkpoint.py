@@ -60,6 +60,15 @@ def test_what_is_saved_comes_back_bit_for_bit(trained: TrainState, runs: Path):
         assert {k: v.stride() for k, v in moments.items()} == {k: v.stride() for k, v in loaded_moments.items()}
 
 
+def test_the_digest_tells_nothing_of_where_the_data_and_the_run_lie(trained: TrainState, tmp_path: Path):
+    places = {}
+    for place in ("here", "there"):
+        dataset = DATASET.model_copy(update={"uri": str(tmp_path / place / "data")})
+        facts = checkpoint.facts_of(RECIPE, dataset, world=1, device=torch.device("cpu"))
+        places[place] = checkpoint.save(trained, checkpoint.folder_of(tmp_path / place, 24), facts)
+    assert places["here"] == places["there"]
+
+
 def test_the_step_after_loading_has_the_same_bits(trained: TrainState, runs: Path, emoji):  # noqa: F811
     first, second = fresh(), fresh()
     for state in (first, second):
@@ -157,9 +166,8 @@ def test_another_recipe_or_dataset_is_refused_by_name(runs: Path):
     changes = r"train\.lr is 0\.005, asked 0\.5; train\.unet\.blocks is \[1, 1\], asked \[1, 2\]"
     with pytest.raises(ValueError, match=changes):
         checkpoint.load(folder, state, FACTS.model_copy(update={"recipe": other}))
-    dataset = DATASET.model_copy(update={"digest": "e" * 64})
     with pytest.raises(ValueError, match=r"dataset\.digest is d{12}, asked e{12}"):
-        checkpoint.load(folder, state, FACTS.model_copy(update={"dataset": dataset}))
+        checkpoint.load(folder, state, FACTS.model_copy(update={"dataset_digest": "e" * 64}))
     assert state.images_seen == 0
 
 

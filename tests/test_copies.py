@@ -1,5 +1,6 @@
 """training/copies.py on a folder: what is copied comes back whole, or not at all; test_checkpoints_s3.py has it on S3."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from diffusion.training.copies import (
     send,
     send_measured,
     send_missing,
+    settle,
 )
 from diffusion.training.journal import SCORE, Journal, judged_in, measurements_in
-from tests.test_checkpoint import FACTS, runs, trained  # noqa: F401  (fixtures: two checkpoints, at 12 and 24)
+from diffusion.training.retention import Keep
+from tests.test_checkpoint import FACTS, RECIPE, runs, trained  # noqa: F401  (fixtures: two checkpoints, at 12 and 24)
 from tests.test_step import emoji  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,6 +73,7 @@ def test_a_damaged_copy_is_named_and_gives_way_to_the_one_before(runs, bucket, t
     assert checkpoint.latest(elsewhere) == (elsewhere / FIRST, [])
     assert [event["event"] for event in heard] == ["damaged_checkpoint", "fetched_checkpoint"]
     assert f"{bucket.uri}/{SECOND}/{name}" in heard[0]["reason"]
+    assert "replaced when the run comes by again" in heard[0]["reason"]
     assert [path.name for path in elsewhere.iterdir()] == [FIRST]
     send(runs / SECOND, bucket)  # the run comes by again
     bring_newest(elsewhere, bucket, heard.append)
@@ -124,9 +128,48 @@ def test_what_is_damaged_here_is_not_copied_and_what_is_removed_is_gone(runs, bu
     flip(runs / FIRST / "weights.safetensors")
     send_missing(runs, bucket)
     assert copies_in(bucket) == [SECOND]
-    remove(SECOND, bucket)
-    remove(SECOND, bucket)
+    remove({SECOND}, bucket)
+    remove({SECOND}, bucket)
     assert list(bucket.walk()) == []
+
+
+def test_at_the_end_of_a_run_a_removal_that_failed_is_made_up_for(runs, bucket, monkeypatch):  # noqa: F811
+    send_missing(runs, bucket)
+    recipe = RECIPE.model_copy(update={"images": 36, "checkpoint_images": 12})
+    last = runs / f"{36:012d}"
+    shutil.copytree(runs / SECOND, last)
+    take_away, left = bucket.remove, 2
+
+    def fails(name):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise StorageUnavailable("no answer")
+        take_away(name)
+
+    monkeypatch.setattr(bucket, "remove", fails)
+    with pytest.raises(StorageUnavailable):
+        remove({FIRST}, bucket)
+    assert copies_in(bucket) == [SECOND]
+    assert any(found.name.startswith(FIRST) for found in bucket.walk()), "of half a removal something is left"
+    left = 1_000
+    settle(runs, runs.parent / "none.jsonl", bucket, recipe, Keep(last=2))
+    assert copies_in(bucket) == [SECOND, last.name]
+    assert not any(found.name.startswith(FIRST) for found in bucket.walk())
+
+
+def test_a_damaged_copy_of_a_run_that_has_ended_tells_how_to_have_it_made_again(runs, bucket):  # noqa: F811
+    recipe, keep = RECIPE.model_copy(update={"images": 24, "checkpoint_images": 12}), Keep(last=2, moments=(12,))
+    send_missing(runs, bucket)
+    shutil.rmtree(runs / FIRST)
+    flip(bucket.folder / FIRST / "weights.safetensors")
+    with pytest.raises(checkpoint.DamagedCheckpoint, match="delete it and all later ones") as told:
+        settle(runs, runs.parent / "none.jsonl", bucket, recipe, keep)
+    assert f"{bucket.uri}/{FIRST}/weights.safetensors, fetched twice" in str(told.value)
+    assert "comes by" not in str(told.value)
+    remove({FIRST}, bucket)
+    settle(runs, runs.parent / "none.jsonl", bucket, recipe, keep)
+    assert copies_in(bucket) == [SECOND]
 
 
 def test_an_empty_folder_gets_the_best_and_what_was_measured_and_a_full_one_nothing(runs, bucket, tmp_path):  # noqa: F811

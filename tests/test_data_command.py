@@ -11,7 +11,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusion.data.datasets import Dataset, set_latest
+from diffusion.data.images import encode_png
+from diffusion.data.ingest import shard_dataset
 from diffusion.presets import PRESETS
+from diffusion.recipe import ShardRecipe
+from diffusion.store import works
 from diffusion.store.storage import LocalFolder, open_storage
 from flows import cli
 from flows.cli import app
@@ -19,6 +23,7 @@ from flows.cli_data import data_root
 from flows.preflight import check
 from flows.site import Site
 from tests.made_dataset import Made, published
+from tests.made_sources import fill
 
 PICTURES = [
     Made(n, ("cats", "dogs")[n % 2], "holdout" if n > 11 else "train", (f"number {n}", f"the {n}th")[: n % 3])
@@ -39,7 +44,8 @@ def root(site: Site) -> LocalFolder:
 @pytest.fixture
 def diffusion(monkeypatch: pytest.MonkeyPatch, site: Site):
     """Runs `diffusion data ...` here; gives (exit code, what was said), and a ValueError is the answer."""
-    monkeypatch.setattr("flows.cli_data.guarded", lambda work, debug, **given: work(site))
+    for name in ("guarded", "looking"):
+        monkeypatch.setattr(f"flows.cli_data.{name}", lambda work, debug, **given: work(site))
 
     def run(*arguments: str) -> tuple[int, str]:
         done = CliRunner().invoke(app, ["data", *arguments])
@@ -95,11 +101,38 @@ def test_versions_name_the_datasets_before_them(diffusion, root: LocalFolder, ma
     assert lines[child.digest[:16]].endswith(f"after {made.digest[:16]}")
 
 
+def test_info_tells_which_version_of_the_stage_made_how_many_shards(diffusion, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "grows"
+
+    def more(first: int, count: int, version: int) -> str:
+        for n in range(first, first + count):
+            noise = np.random.default_rng(n).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            fill(folder, {f"a/{n}.png": encode_png(noise)})
+        monkeypatch.setitem(works.STAGE_VERSIONS, "shard", version)
+        recipe = ShardRecipe(resolution=8, shard_size=4, holdout=0)
+        ref = shard_dataset(folder, recipe, tmp_path / "home" / "store")
+        return re.search(r"made by +(.*)\n", diffusion("info", ref.digest)[1])[1]
+
+    assert more(0, 8, 3) == "version 3 of the shard stage"
+    assert more(8, 8, 4) == "version 3 of the shard stage, 2 shards; version 4 of the shard stage, 2 shards"
+    assert more(16, 4, 4) == "version 3 of the shard stage, 2 shards; version 4 of the shard stage, 3 shards"
+
+
 def test_a_damaged_manifest_does_not_hide_the_other_datasets(diffusion, root: LocalFolder, made: Dataset) -> None:
     root.put(f"datasets/{'0' * 16}/manifest.json", b"{")
+    root.put("latest.json", b"{")
     _, told = diffusion("list")
+    assert "latest.json, which says what latest is, is damaged" in told
     assert f"{'0' * 16}/manifest.json is damaged" in told
     assert made.digest[:16] in told
+
+
+def test_what_only_looks_needs_no_home_that_can_be_written(root: LocalFolder, made: Dataset, tmp_path: Path) -> None:
+    """The home's folder is a file: nothing can be written there, and no disk asked."""
+    (tmp_path / "home2").write_text("")
+    for command in (["list"], ["info", made.uri], ["diff", made.uri, made.uri], ["lint", made.uri]):
+        done = CliRunner().invoke(app, ["data", *command, "--home", str(tmp_path / "home2")])
+        assert done.exit_code == 0, done.output
 
 
 def test_lint_passes_what_is_whole_and_names_what_is_not(diffusion, root: LocalFolder, made: Dataset) -> None:

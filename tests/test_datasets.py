@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.data import manifest
-from diffusion.data.datasets import find, latest, places, set_latest
+from diffusion.data.datasets import REPORT, find, latest, places, set_latest
 from diffusion.data.stream import ShardReader
 from diffusion.store.storage import LocalFolder
 from tests.made_dataset import Made, published
@@ -38,6 +38,21 @@ def test_the_latest_is_the_one_that_was_said_to_be(root: LocalFolder) -> None:
     with pytest.raises(ValueError, match=f"begins with {second.digest}") as refused:
         find(root, "latest")
     assert first.digest[:16] in str(refused.value)
+
+
+def test_damaged_notes_are_named_and_hide_nothing_else(root: LocalFolder) -> None:
+    made = published(root, [Made(1)])
+    report = f"{manifest.place_of(made.digest)}/{REPORT}"
+    for damage in (b"", b"[]", b'{"digesd": ""}', b'{"digest": "\xff"}', b"7"):
+        root.put("latest.json", damage)
+        with pytest.raises(ValueError, match=r"latest.json, which says what latest is, is damaged: .* remove it"):
+            find(root, "latest")
+        assert find(root, made.digest[:8]) == made
+        set_latest(root, made.digest)
+        assert find(root, "latest") == made
+    root.put(report, b'{"a": ')
+    with pytest.raises(ValueError, match=r"report.json, which has figures .* is damaged: remove it"):
+        _ = find(root, "latest").report
 
 
 def test_an_unknown_one_tells_what_there_is(root: LocalFolder) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +15,11 @@ from torch import Tensor
 from diffusion.analytic import GaussianMixture
 from diffusion.denoiser import Denoiser
 from diffusion.density import density_of
-from diffusion.distill import answer_of, segments, student_levels, taught
+from diffusion.distill import answer_of, asked, segments, student_levels, taught
 from diffusion.evaluation.gate import verdict
 from diffusion.evaluation.measure import evaluate
 from diffusion.evaluation.report import load_report
+from diffusion.flops import training_flops, unet_flops
 from diffusion.guidance import classifier_free
 from diffusion.recipe import DistillRecipe, Lesson, Recipe, SamplingRecipe, TrainRecipe, student_of
 from diffusion.sampler import SAMPLERS, ddim, run
@@ -29,7 +31,8 @@ from diffusion.serving.request import GenerateRequest, RequestError, resolve
 from diffusion.store.bundle import Bundle, bundle_path, export_bundle, load_bundle, load_model
 from diffusion.store.refs import RunRef
 from diffusion.training import checkpoint
-from diffusion.training.step import TrainState, build_state, corrupt, train_step
+from diffusion.training.corrupt import corrupt
+from diffusion.training.step import TrainState, build_state, train_step
 from diffusion.training.warm_start import check_teacher
 from flows.recipes import merged
 from tests.evaluated_run import make_run
@@ -119,6 +122,19 @@ def test_a_lesson_is_the_solution_of_the_teachers_guided_equation_to_second_orde
     # not to the digit: the levels of the student stand between the teacher's, whose first steps differ in length
     assert order("dpmpp_2m") > 1.7
     assert order("ddim") == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("interval", [(0.0, math.inf), (0.5, 5.0)])
+def test_what_a_teacher_is_asked_is_its_steps_guided_where_guidance_acts(interval):
+    """dpmpp_2m asks once a step, and twice the rows within the interval; the step costs the student three passes more."""
+    by = LESSON.by.model_copy(update={"guidance_interval": interval})
+    lesson = LESSON.model_copy(update={"by": by})
+    rows = sum(
+        2 if interval[0] <= level <= interval[1] else 1 for way in segments(lesson) for level in way[:-1].tolist()
+    )
+    assert asked(lesson) == Fraction(rows, 4)
+    student = LEARNING.model_copy(update={"lesson": lesson})
+    assert training_flops(student, side=16) == (3 + asked(lesson)) * unet_flops(student.unet, resolution=16)
 
 
 def test_a_student_that_has_learned_its_lesson_draws_what_its_teacher_draws():
@@ -356,6 +372,10 @@ def test_a_line_without_a_student_has_the_digest_that_it_always_had():
     assert student.train.lesson.by == few.evaluate.sampling.model_copy(update={"steps": few.distill.teacher_steps})
     assert (student.train.images, student.train.lr) == (few.distill.images, few.distill.lr)
     assert student.evaluate.sampling == student.train.lesson.student
+    with pytest.raises(
+        ValueError, match=f"init={'0' * 12}: a student starts from the weights of its teacher, {'7' * 12}"
+    ):
+        TrainRecipe.model_validate({**student.train.model_dump(), "init": "0" * 64})
     assert student.evaluate.images is None  # that was the teacher's
     with pytest.raises(ValueError, match=r"no key 'train\.lesson'"):
         merged("demo", settings=["train.lesson=x"])

@@ -1,15 +1,20 @@
 """Pixels -> bytes: exact, the same each time, readable by others, and with text."""
 
 import io
+import zipfile
+from importlib import resources
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from diffusion.data.images import decode
 from diffusion.data.pictures.decode import decode_all, decode_into, decode_png
 from diffusion.data.pictures.encode import encode_jpeg, encode_png
+from diffusion.data.pictures.plain_png import encode_plain
 from diffusion.data.pictures.png import png_text
 from tests.photographs import photograph
 
@@ -35,6 +40,23 @@ def test_a_png_is_about_as_small_as_pillows():
         usual = io.BytesIO()
         Image.fromarray(pixels).save(usual, "PNG")
         assert len(encode_png(pixels)) <= 1.05 * len(usual.getvalue()) + 64
+
+
+def test_drawings_so_small_that_most_is_edges_are_told_from_smooth_photographs():
+    archive = str(resources.files("diffusion.data") / "embedded" / "noto-emoji-64.zip")
+    with zipfile.ZipFile(archive) as files:
+        names = [name for name in files.namelist() if name.endswith(".png")][::100]
+        drawings = [decode(files.read(name), resolution=32, background="#ffffff") for name in names]
+    sizes = np.zeros(2)
+    for pixels in drawings:
+        usual = io.BytesIO()
+        Image.fromarray(pixels).save(usual, "PNG")
+        sizes += len(encode_png(pixels)), len(usual.getvalue())
+    assert sizes[0] <= 1.1 * sizes[1]
+    noise = np.random.default_rng(0).normal(size=(64, 64, 3))
+    sky = (128 + 150 * cv2.GaussianBlur(noise, (0, 0), 6)).round().astype(np.uint8)
+    assert np.mean(sky[:, 1:] == sky[:, :-1]) > 0.4  # more than in many of the drawings
+    assert len(encode_png(sky)) < 0.9 * len(encode_plain(sky))
 
 
 @given(st.dictionaries(st.sampled_from(["receipt", "Größe", "x" * 79]), st.text(alphabet="aß日🦊\n{}", max_size=40)))

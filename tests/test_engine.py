@@ -1,45 +1,21 @@
-import random
+"""The engine at work: slots, cancelling, overload, failures, its life.  What it draws is test_engine_pictures."""
+
 import threading
 import time
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from diffusion.data.images import to_uint8
-from diffusion.guidance import classifier_free, conditioned
-from diffusion.random import Stream, normal
-from diffusion.recipe import SamplingRecipe
-from diffusion.sampler import SAMPLERS, evaluations, run
-from diffusion.schedule import karras_sigmas
-from diffusion.serving.engine import Engine, trial_query
-from diffusion.serving.flight import converse
-from diffusion.serving.request import GenerateRequest, resolve
+from diffusion.sampler import SAMPLERS, evaluations
+from diffusion.serving.engine import Engine
+from diffusion.serving.request import GenerateRequest
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull
-from diffusion.spacing import sampling_sigmas
-from tests.random_bundle import CLASSES, RESOLUTION, random_bundle, restoring_bundle
+from tests.random_bundle import random_bundle
+from tests.running_engine import MIXED, ask, running, same, waiting_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-MIXED = [
-    GenerateRequest(label="cat", seed=1, n=3),
-    GenerateRequest(label="cat", seed=1, sampler="ddim", steps=7),
-    GenerateRequest(label="dog", seed=2, n=2, guidance=1),
-    GenerateRequest(seed=3, sampler="dpmpp_2m", steps=4),
-    GenerateRequest(label=CLASSES[2], seed=2**32 - 1, sampler="dpmpp_2m", guidance=4.5, n=4),
-    GenerateRequest(label="dog", seed=0, steps=2, guidance=0),
-    GenerateRequest(label="cat", seed=4, n=3, sampler="ddpm", steps=6),
-    GenerateRequest(label="dog", seed=4, n=2, sampler="heun_churn", steps=5),
-    GenerateRequest(seed=5, sampler="unipc", steps=6),
-]
-
-
-@pytest.fixture(scope="module", params=["bf16", "fp32"])
-def engine(request) -> Engine:
-    return Engine(random_bundle(request.param), slots=5)
 
 
 @pytest.fixture(scope="module")
@@ -61,151 +37,6 @@ class Wrapped(torch.nn.Module):
 def wrapped_engine(change, **options) -> Engine:
     bundle = random_bundle()
     return Engine(replace(bundle, denoiser=Wrapped(bundle.denoiser, change)), **options)
-
-
-@contextmanager
-def running(engine: Engine):
-    engine.start()
-    try:
-        yield engine
-    finally:
-        engine.stop()
-
-
-@contextmanager
-def waiting_network(engine: Engine, monkeypatch):
-    """A running engine whose network waits for the event: what happens meanwhile happens within one tick."""
-    gate, entered, inner = threading.Event(), threading.Event(), engine.ladder.answer
-
-    class Gated:
-        sizes, seconds = engine.ladder.sizes, engine.ladder.seconds
-
-        def answer(self, denoise, query):
-            entered.set()
-            assert gate.wait(30)
-            return inner(denoise, query)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "ladder", Gated())
-        with running(engine):
-            try:
-                yield gate, entered
-            finally:
-                gate.set()
-
-
-def ask(engine: Engine, **fields):
-    return engine.submit(resolve(GenerateRequest(**fields), engine.bundle.spec))
-
-
-def same(left, right) -> bool:
-    return len(left) == len(right) and all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
-
-
-# ---- batched == alone -------------------------------------------------------------------------------------------
-
-
-def test_pictures_are_the_same_alone_and_among_others(engine):
-    alone = [engine.generate([request])[0] for request in MIXED]
-    assert len({picture.tobytes() for pictures in alone for picture in pictures}) == sum(r.n for r in MIXED)
-    for seed in range(3):
-        order = random.Random(seed).sample(range(len(MIXED)), len(MIXED))
-        together = engine.generate([MIXED[i] for i in order])
-        for i, pictures in zip(order, together, strict=True):
-            assert same(pictures, alone[i])
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_pictures_are_the_same_alone_and_among_others_with_two_threads(precision):
-    torch.set_num_threads(2)
-    try:
-        engine = Engine(random_bundle(precision), slots=4)
-        requests = [MIXED[3], MIXED[5]]
-        alone = [engine.generate([request])[0] for request in requests]
-        for pictures, expected in zip(engine.generate(requests), alone, strict=True):
-            assert same(pictures, expected)
-    finally:
-        torch.set_num_threads(1)
-
-
-def test_pictures_do_not_depend_on_the_number_of_slots(engine):
-    small = Engine(engine.bundle, slots=1)
-    large = Engine(engine.bundle, slots=16)
-    for left, right in zip(small.generate(MIXED), large.generate(MIXED), strict=True):
-        assert same(left, right)
-
-
-def test_a_picture_does_not_depend_on_how_many_its_request_has(engine):
-    many = engine.generate([GenerateRequest(label="cat", seed=9, n=7)])[0]
-    for n in (1, 2, 3):
-        assert same(engine.generate([GenerateRequest(label="cat", seed=9, n=n)])[0], many[:n])
-
-
-def test_pictures_are_the_same_when_many_threads_ask_a_running_engine(engine):
-    alone = engine.generate(MIXED)
-    wanted = [i for i in range(len(MIXED)) for _ in range(3)]
-    random.Random(0).shuffle(wanted)
-    with running(engine), ThreadPoolExecutor(8) as pool:
-        got = list(pool.map(lambda i: ask(engine, **MIXED[i].model_dump()).future.result(60), wanted))
-    for i, pictures in zip(wanted, got, strict=True):
-        assert same(pictures, alone[i])
-
-
-@pytest.mark.parametrize("spacing", ["karras", "exponential", "trailing", "leading", "linspace"])
-def test_levels_are_spaced_as_the_models_recipe_says(spacing):
-    bundle = random_bundle("fp32")
-    recipe = SamplingRecipe(sampler="ddim", spacing=spacing, chain="cosine")
-    bundle = replace(bundle, spec=bundle.spec.model_copy(update={"sampling": recipe}))
-    levels = []
-
-    def denoise(x, sigma, **cond):
-        levels.append(sigma.item())
-        return x
-
-    run(converse(resolve(GenerateRequest(steps=7), bundle.spec), range(1), bundle, torch.device("cpu")), denoise)
-    assert levels == pytest.approx(sampling_sigmas(recipe, 7)[:-1].tolist())
-
-
-@pytest.mark.parametrize("index", range(len(MIXED)))
-def test_pictures_are_those_of_the_plain_sampler(index):
-    """An independent slow version: the samplers run by hand, one picture at a time, without engine or ladder."""
-    bundle, request = random_bundle("fp32"), MIXED[index]
-    recipe = bundle.spec.sampling
-    sigmas = karras_sigmas(request.steps or recipe.steps, sigma_min=recipe.sigma_min, sigma_max=recipe.sigma_max)
-    guidance = recipe.guidance if request.guidance is None else request.guidance
-    null = torch.tensor([len(CLASSES)])
-    for i, picture in enumerate(Engine(bundle, slots=8).generate([request])[0]):
-        shape = (3, RESOLUTION, RESOLUTION)
-        x = normal(request.seed, Stream.INITIAL, torch.tensor([i]), shape) * recipe.sigma_max
-        fresh = [normal(request.seed, Stream.CHURN, torch.tensor([(step << 32) + i]), shape) for step in range(50)]
-        conversation = SAMPLERS[request.sampler or recipe.sampler](x, sigmas, fresh.__getitem__)
-        if request.label is None:
-            conversation = conditioned(conversation, {"label": null})
-        else:
-            label = torch.tensor([CLASSES.index(request.label)])
-            conversation = classifier_free(conversation, {"label": label}, {"label": null}, guidance)
-        expected = to_uint8(run(conversation, bundle.denoiser))[0].numpy()
-        # the batch sizes differ, so the last bits of fp32 do, which may tip a pixel over a rounding
-        assert np.abs(picture.astype(int) - expected.astype(int)).max() <= 1
-
-
-def test_a_model_that_restores_draws_as_with_nothing_beside_x():
-    bundle = restoring_bundle()
-    engine = Engine(bundle, slots=4)
-    (picture,) = engine.generate([GenerateRequest(seed=3, sampler="ddim", steps=4)])[0]
-    recipe = bundle.spec.sampling
-    sigmas = karras_sigmas(4, sigma_min=recipe.sigma_min, sigma_max=recipe.sigma_max)
-    x = normal(3, Stream.INITIAL, torch.tensor([0]), (3, RESOLUTION, RESOLUTION)) * recipe.sigma_max
-    expected = to_uint8(run(SAMPLERS["ddim"](x, sigmas), bundle.denoiser))[0].numpy()
-    assert np.abs(picture.astype(int) - expected.astype(int)).max() <= 1
-    shown = trial_query(bundle.spec, 8, 0, torch.device("cpu")).cond["image"].flatten(1).any(dim=1)
-    assert 0 < shown.sum() < 8  # the ladder is proven with measurements and without
-
-
-def test_the_same_weights_give_the_same_pictures_after_another_load(quick):
-    again = Engine(random_bundle(), slots=3)
-    assert same(again.generate([MIXED[0]])[0], quick.generate([MIXED[0]])[0])
-    assert again.self_test() == quick.self_test()
 
 
 # ---- filling slots ----------------------------------------------------------------------------------------------
@@ -386,6 +217,12 @@ def test_the_self_test_refuses_a_network_that_wanders_after_loading():
 
 
 # ---- life -------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_weights_give_the_same_pictures_after_another_load(quick):
+    again = Engine(random_bundle(), slots=3)
+    assert same(again.generate([MIXED[0]])[0], quick.generate([MIXED[0]])[0])
+    assert again.self_test() == quick.self_test()
 
 
 def test_stop_ends_the_thread_and_what_waits(quick):

@@ -1,7 +1,6 @@
 """training/exact.py: the exact mode has the same bits on any number of processes, and is the same optimization."""
 
 import json
-import multiprocessing
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -18,10 +16,12 @@ from diffusion.presets import PRESETS
 from diffusion.recipe import TrainRecipe, UNetRecipe, digest_of
 from diffusion.store.refs import DatasetRef
 from diffusion.training import checkpoint
+from diffusion.training.corrupt import corrupt
 from diffusion.training.exact import check_workers, tree_sum, workers_of
 from diffusion.training.loop import train
 from diffusion.training.parallel import data_parallel, exact_parallel, world_gather
-from diffusion.training.step import Part, TrainState, build_state, corrupt, parts_of, train_step
+from diffusion.training.step import Part, TrainState, build_state, parts_of, train_step
+from tests.joined import in_processes
 from tests.random_batch import random_batch
 
 # eight processes meet often: on a machine with much else to do each meeting takes a while
@@ -231,11 +231,7 @@ def one_turn(folder: Path, rendezvous: str, recipe: TrainRecipe, rank: int, worl
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints and metrics of each of WORLDS in the exact mode, and of some without it."""
     folder = tmp_path_factory.mktemp("runs")
-    # the second is what the first optimizer of a process imports: once, and not in each of eight
-    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        mp.start_processes(process, (folder,), nprocs=8, start_method="forkserver")
+    in_processes(8, process, folder)
     return folder
 
 

@@ -13,7 +13,8 @@ from diffusion.data.pictures.fit import fit
 from diffusion.data.quarantine import TooManyRejected
 from diffusion.recipe import ShardRecipe
 from diffusion.store.storage import open_storage
-from tests.hostile import Hostile, Odd, hostile, odd
+from tests.hostile import Hostile, hostile
+from tests.odd_files import Odd, odd
 from tests.published import samples_of
 
 

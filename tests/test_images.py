@@ -1,7 +1,6 @@
 """Pictures: exact conversions, exact pixels, and damage named instead of passed on."""
 
 import io
-import struct
 import zlib
 
 import numpy as np
@@ -23,14 +22,9 @@ from diffusion.data.images import (
     to_model,
     to_uint8,
 )
+from tests.files_by_hand import chunk, png_header, saved
 
 WHITE = "#ffffff"
-
-
-def saved(image: Image.Image, format: str = "PNG", **options) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format, **options)
-    return out.getvalue()
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -135,12 +129,7 @@ def test_equal_pixels_have_equal_content_whatever_the_file():
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return png_header(width, height) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
 GOOD = saved(Image.fromarray(noise(32, 32)))

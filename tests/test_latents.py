@@ -19,13 +19,14 @@ from diffusion.data.precompute import Maker, in_process, missing, precompute
 from diffusion.data.precomputed import Computation, DamagedSidecar, computation_of
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading_order import order_of
-from diffusion.data.stream import Batch, batches, read_batch
+from diffusion.data.stream import Batch, batches
 from diffusion.recipe import ShardRecipe, TrainRecipe
 from diffusion.store.codecs import codec_named, identity_for
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import LocalFolder
 from diffusion.training import checkpoint
-from diffusion.training.step import TrainState, build_state, corrupt, train_step
+from diffusion.training.corrupt import corrupt
+from diffusion.training.step import TrainState, build_state, train_step
 from tests.published import samples_of
 from tests.sidecars import in_a_root_of_its_own, sidecar_files
 from tests.small_codec import CHANNELS, FACTOR, VARIABLE, drawing_latents, saved
@@ -299,13 +300,13 @@ def test_a_damaged_picture_without_a_sidecar_has_a_substitute_and_with_one_needs
 def test_a_picture_at_a_position_has_one_latent_whatever_the_share(dataset, codec, recipe):
     opened = ShardReader(dataset.uri, codec=codec)
     order = order_of(opened.manifest, "train", recipe)
-    whole = corrupt(read_batch(opened, order, 0, 8), recipe, 3, CPU).x0
+    batch = next(batches(opened, order, 8, threads=0))
+    whole = corrupt(batch, recipe, 3, CPU).x0
     for world in (2, 4):
         parts = [next(batches(opened, order, 8, rank=rank, world=world)) for rank in range(world)]
         assert torch.equal(torch.cat([corrupt(part, recipe, 3, CPU).x0 for part in parts]), whole)
-    batch = read_batch(opened, order, 0, 8)
     assert torch.equal(whole, drawn(batch.latents, seed=recipe.seed, index=batch.index))
-    later = read_batch(opened, order, len(opened), len(opened) + 8)  # the same pictures in the next epoch
+    later = next(batches(opened, order, 8, start=len(opened), threads=0))  # the same pictures in the next epoch
     again = corrupt(later, recipe, 3, CPU).x0
     for i, key in enumerate(later.keys):
         if key in batch.keys:

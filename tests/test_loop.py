@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
 from diffusion.data.ingest import shard_dataset
@@ -22,6 +21,7 @@ from diffusion.training.journal import Journal
 from diffusion.training.loop import metrics_images_of, train
 from diffusion.training.parallel import data_parallel, world_gather
 from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
+from tests.joined import in_processes
 from tests.random_bundle import TASKS
 from tests.test_step import bits_of
 
@@ -192,10 +192,9 @@ def _process(rank: int, world: int, rendezvous: str, dataset: DatasetRef, out: s
 
 @pytest.mark.parametrize(("world", "recipe"), [(2, EXACT), (3, UNCERTAIN)], ids=["2", "3, learned uncertainty"])
 def test_the_number_of_processes_changes_no_number(
-    world: int, recipe: TrainRecipe, dataset: DatasetRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: int, recipe: TrainRecipe, dataset: DatasetRef, tmp_path: Path
 ):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    mp.spawn(_process, (world, str(tmp_path / "rendezvous"), dataset, str(tmp_path), recipe), nprocs=world)
+    in_processes(world, _process, world, str(tmp_path / "rendezvous"), dataset, str(tmp_path), recipe)
     before, alone = fresh(recipe), fresh(recipe)
     records = without_clocks(run(dataset, alone, recipe))
     before, after = learned(before), learned(alone)

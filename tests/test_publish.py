@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from diffusion.store.publish import (
     room_in,
     sha256_file,
     staging,
+    temporary,
     write_atomic,
 )
 
@@ -131,5 +133,10 @@ def test_a_full_disk_is_told_once_with_what_is_left(tmp_path):
     assert told.value.errno == errno.ENOSPC
     again = pickle.loads(pickle.dumps(told.value))  # from a worker
     assert (type(again), str(again)) == (DiskFull, said)
+    elsewhere = rf"no room for a copy in {tempfile.gettempdir()}, .*: free some, or set TMPDIR to another folder"
+    with pytest.raises(DiskFull, match=elsewhere), temporary("a copy") as folder:
+        raise OSError(errno.ENOSPC, f"No space left on {folder}")
+    assert folder.parent == Path(tempfile.gettempdir())
+    assert not folder.exists()
     with pytest.raises(PermissionError), room_in(tmp_path):
         raise PermissionError(errno.EACCES, "no")

@@ -145,3 +145,10 @@ def test_the_budget_counts_damage_but_not_duplicates():
     assert "s3://b/quarantine/x" in message
     assert "--set shard.max_rejected=0.11" in message
     assert within_budget(counts, 29, 0.11)  # what it says to type is enough
+    for total in (3 * 10**5 + 1, 1001):
+        bad = {"empty": total - 1}
+        assert within_budget(bad, total, float(str(too_many(bad, total, 0.1, [], "x")).rpartition("=")[2].strip("`")))
+    nothing = str(too_many({"empty": 1, "too small": 2}, 3, 0.1, [], "x"))
+    assert "too small is so by the recipe: shard.min_side, shard.max_aspect" in nothing
+    assert "Nothing would be left" in nothing
+    assert "max_rejected=" not in nothing

@@ -36,7 +36,8 @@ def root(sharded: tuple[Path, Path], tmp_path: Path) -> LocalFolder:
 def quarantine(monkeypatch: pytest.MonkeyPatch, root: LocalFolder):
     """Runs `diffusion data quarantine ...` here; gives what was said, and a ValueError is the answer."""
     site = Site(home=root.folder.parent, gpu=False)
-    monkeypatch.setattr("flows.cli_data.guarded", lambda work, debug, **given: work(site))
+    for name in ("cli_data.guarded", "cli_quarantine.looking"):
+        monkeypatch.setattr(f"flows.{name}", lambda work, debug, **given: work(site))
 
     def run(*arguments: str) -> str:
         done = CliRunner().invoke(app, ["data", "quarantine", *arguments])

@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 from diffusion.data import ingest, manifest, pack, quarantine
+from diffusion.data.datasets import opened
 from diffusion.data.images import decode_all
+from diffusion.data.lint import lint
 from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.report import write_report
 from diffusion.recipe import ShardRecipe
 from diffusion.store.storage import LocalFolder
 from tests.published import accounts_for, content, samples_of
@@ -129,6 +132,35 @@ def test_damage_unknown_files_and_lost_originals_are_not_released(source, root, 
     file = aside(bare_root, bare.digest)["long.png"]
     with pytest.raises(ValueError, match=r"long.png.*listed, but not kept"):
         ingest.release(bare_root, bare.digest, [aside(root, first.digest)["long.png"].sha256, file.sha256])
+
+
+def test_a_damaged_original_is_told_and_holds_up_no_other(source, root):
+    first = ingest.shard_dataset(source, RECIPE, root)
+    files = aside(root, first.digest)
+    lost = files["long.png"]
+    tar = bytearray(root.read(lost.tar))
+    tar[lost.offset + lost.bytes // 2] ^= 1
+    root.put(lost.tar, bytes(tar))
+    (found,) = lint(opened(first.uri))
+    assert (found.place, "an original there is lost" in found.what) == (lost.tar, True)
+    for again in (lambda: ingest.release(root, first.digest, [lost.sha256]), lambda: ingest.retry(root, first.digest)):
+        with pytest.raises(quarantine.DamagedQuarantine, match=r"quarantine-000000.tar has other bytes .* --fresh"):
+            again()
+    second = ingest.release(root, first.digest, [files["small-1.png"].sha256])
+    accounts_for(second.uri, names_of(source))
+    write_report(opened(second.uri))
+    after = aside(root, second.digest)
+    assert (after["long.png"].sha256, after["long.png"].tar) == (lost.sha256, None)
+    assert quarantine.original(root, after["small-2.png"]) == quarantine.original(root, files["small-2.png"])
+    reasons = root.path(f"{quarantine.place_of(second.digest)}/{quarantine.REASONS}")
+    reasons.write_bytes(reasons.read_bytes().replace(b'"too small"', b'"too smalk"'))
+    assert [found.place for found in lint(opened(second.uri))] == [
+        f"{quarantine.place_of(second.digest)}/reasons.jsonl"
+    ]
+    root.remove(lost.tar)
+    write_report(opened(first.uri))  # without what is lost
+    with pytest.raises(quarantine.DamagedQuarantine, match=r"quarantine-000000.tar is missing"):
+        quarantine.original(root, files["small-1.png"])
 
 
 def test_retry_takes_in_what_decodes_now_and_changes_nothing_where_nothing_does(source, root, monkeypatch):

@@ -294,12 +294,14 @@ def test_mistakes_are_named_before_the_model_is_loaded(arguments, says: str, dif
         (("--label", "dog", "--from-prompt", "a cat"), "--from-prompt: prompt='a cat': this model reads no prompts"),
         (("--label", "dog", "--strength", "0"), "strength=0.0: give a share"),
         (("--label", "dog", "--coarse", "5"), "a divisor of the model's 16"),
+        (("--label", "dog", "--from-label", "cat", "--sampler", "ddpm"), "--sampler ddpm adds noise.*give one of heun"),
+        (("--label", "dog", "--mask", "dark.png"), "the mask is dark everywhere"),
         (("--label", "dog", "--mask", "narrow.png"), "give a mask of the picture's size"),
         (("--guidance", "3"), "no label is given"),
     ],
 )
-def test_mistakes_that_the_model_shows_are_named(arguments, says: str, diffusion, loaded: Model, monkeypatch) -> None:
-    monkeypatch.setattr("flows.edit.open_model", lambda *_: loaded)
+def test_mistakes_that_its_facts_show_are_named_before_it_is_loaded(arguments, says, diffusion, monkeypatch) -> None:
+    monkeypatch.setattr("flows.pictures.load_bundle", None)
     with pytest.raises(ValueError, match=says):
         diffusion("edit", "picture.png", *arguments)
 

@@ -105,3 +105,14 @@ def test_what_failed_to_be_published_is_not_reported(reported, tmp_path, monkeyp
     ):
         saver(state)
     assert reported == told == []
+
+    def fails_as_well() -> None:
+        with Saver(tmp_path / "run", tmp_path, FACTS_OF_EIGHT, told.append, keep=Keep(), copies=None) as saver:
+            saver(state)
+            raise FloatingPointError("the step's")
+
+    with pytest.raises(FloatingPointError):
+        fails_as_well()
+    assert [(event["event"], event["images_seen"]) for event in told] == [("checkpoint_failed", 12)]
+    assert told[0]["reason"].startswith("DiskFull: no room for the checkpoint")
+    assert reported == []

@@ -118,6 +118,29 @@ def test_where_training_fails_what_is_under_way_is_published_and_its_own_failure
     assert checkpoint.latest(tmp_path) == (checkpoint.folder_of(tmp_path, 12), [])
 
 
+def test_where_training_and_its_checkpoint_fail_both_are_told(state, held, tmp_path, monkeypatch):
+    def full(tensors, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def steps(error: Exception | None) -> None:
+        with Saving(tmp_path, FACTS, lost=lambda *found: lost.append(found)) as saving:
+            held.set()
+            saving.begin(state)
+            if error:
+                raise error
+            saving.wait()
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    lost = []
+    with pytest.raises(FloatingPointError, match="the step's"):
+        steps(FloatingPointError("the step's"))
+    assert [images_seen for images_seen, _ in lost] == [12]
+    assert isinstance(lost.pop()[1], DiskFull)
+    with pytest.raises(DiskFull):  # what is raised is not told once more
+        steps(None)
+    assert lost == []
+
+
 def _save_without_end(state: TrainState, folder: Path) -> None:
     with Saving(folder, FACTS) as saving:
         while True:

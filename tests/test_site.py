@@ -11,8 +11,11 @@ import pytest
 from diffusion.data.reading import Reading
 from diffusion.presets import PRESETS
 from diffusion.recipe import Recipe
-from flows.preflight import check, check_devices, check_home, check_port, check_serving
+from diffusion.store.storage import StorageRefused
+from flows.preflight import check, check_devices, check_home, check_port, check_serving, check_training
 from flows.site import Site, keeping_ray, ray_is_kept
+from tests.ports import free_port
+from tests.random_bundle import published_model
 
 FIELDS = {
     "home": "/somewhere",
@@ -24,6 +27,8 @@ FIELDS = {
     "workers": "3",
     "gpu": "false",
     "recompute": "true",
+    "shard_weights": "true",
+    "compile": "true",
     "validation": "true",
     "host": "0.0.0.0",
     "port": "8123",
@@ -33,12 +38,6 @@ FIELDS = {
     "shard_copies_mib": "500",
     "max_damaged": "0.01",
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_each_field_is_a_variable() -> None:
@@ -51,6 +50,8 @@ def test_each_field_is_a_variable() -> None:
         "workers": 3,
         "gpu": False,
         "recompute": True,
+        "shard_weights": True,
+        "compile": True,
         "validation": True,
         "port": 8123,
         "replicas": 2,
@@ -172,6 +173,24 @@ def test_the_line_checks_what_it_is_given(tmp_path: Path, source: str, until: st
     check(recipe, "embedded", "register", Site(home=tmp_path, gpu=False))
     with pytest.raises(ValueError, match=says):
         check(recipe, source, until, Site(home=tmp_path, gpu=False))
+
+
+def test_the_line_and_training_check_where_copies_go_and_where_weights_come_from(tmp_path: Path) -> None:
+    recipe, copies = PRESETS["smoke"](), tmp_path / "copies"
+    copies.mkdir()
+    (copies / "elsewhere").symlink_to(tmp_path)
+    site = Site(home=tmp_path / "home", gpu=False, runs=str(copies))
+    with pytest.raises(StorageRefused, match="elsewhere is a link to a folder"):
+        check(recipe, "embedded", "register", site)
+    with pytest.raises(StorageRefused, match="elsewhere is a link to a folder"):
+        check_training(site, recipe.train)
+    site = Site(home=tmp_path / "home", gpu=False)
+    with pytest.raises(ValueError, match="no model 'demo' is registered"):
+        check(recipe, "embedded", "register", site, init="demo")
+    digest = published_model(site.store).digest
+    check_training(site, recipe.train)
+    with pytest.raises(ValueError, match=r"train\.unet\.\w+ is .* leave out --init"):
+        check(recipe, "embedded", "register", site, init=digest)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.data.images import BadPicture
-from diffusion.data.sources import BadSource, Caption, Item, open_source, places
+from diffusion.data.sources import BadSource, Caption, Item, listing, open_source, places
 from diffusion.data.sources.listing import Listing
 from diffusion.recipe import digest_of
 from tests.made_sources import fill, items, lines, picture, read, said, zipped
@@ -251,8 +251,14 @@ def test_files_that_cannot_be_read_are_bad_pictures(tmp_path, monkeypatch):
             read(source, "a/2.png")
 
 
-@pytest.mark.parametrize("label", ["../../evil", "a/b", "a\\b", "two\nlines", "x" * 201])
-def test_a_class_name_that_could_lead_elsewhere_is_refused(tmp_path: Path, label: str):
+def test_too_many_labels_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "MAX_LABELS", 2)
+    with pytest.raises(BadSource, match="more than 2 different labels"):
+        open_source(fill(tmp_path, {f"{label}/1.png": b"" for label in "abc"}))
+
+
+@pytest.mark.parametrize("label", ["../../evil", "a/b", "a\\b", "two\nlines", "x" * 201, " cat", " "])
+def test_a_class_name_that_could_lead_elsewhere_or_be_mistaken_is_refused(tmp_path: Path, label: str):
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "label": label}))
     with pytest.raises(BadSource, match="a class name is up to 200 printable characters without slashes"):

@@ -1,45 +1,21 @@
-"""Tables, IDX files, EDM zips and img2dataset's output, by independent writers; and buckets, by the same path as folders."""
+"""Tables by independent writers: of paths, and Parquet that holds the pictures in its rows."""
 
-import gzip
-import json
-import os
-import random
-import struct
 from pathlib import Path
-from threading import Lock
-from time import sleep
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.data.images import BadPicture, decode_png
-from diffusion.data.sources import (
-    BadSource,
-    Caption,
-    describe,
-    listing,
-    open_source,
-    parquet,
-    places,
-    read_item,
-)
+from diffusion.data.images import BadPicture
+from diffusion.data.sources import BadSource, Caption, describe, open_source, parquet, places, read_item
 from diffusion.recipe import Columns
-from diffusion.store import s3
-from diffusion.store.storage import LocalFolder, StorageUnavailable
+from tests.made_archives import tarred
 from tests.made_sources import fill, items, lines, picture, read, said, zipped
+from tests.made_tables import ROWS, parquet_of, write_table
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
-ROWS = [
-    {"path": "x/1.png", "caption": "one", "label": "cat", "n": 1},
-    {"path": "x/2.png", "caption": "", "label": "dog", "n": 2},
-    {"path": "3.png", "caption": "three, with a comma", "label": "cat", "n": 3},
-]
 SAID = [
     ("3.png", "cat", (Caption("three, with a comma"),), {"n": 3}),
     ("x/1.png", "cat", (Caption("one"),), {"n": 1}),
@@ -52,27 +28,15 @@ def pictures(tmp_path) -> Path:
     return fill(tmp_path, {row["path"]: picture(f"#00000{row['n']}") for row in ROWS})
 
 
-def write(path: Path, rows: list[dict]) -> Path:
-    """A table by pandas."""
-    frame = pd.DataFrame(rows)
-    if path.suffix == ".jsonl":
-        frame.to_json(path, orient="records", lines=True)
-    elif path.suffix == ".parquet":
-        frame.to_parquet(path, index=False, row_group_size=2)
-    else:
-        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
-    return path
-
-
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
 def test_tables_of_paths(pictures, ending):
-    source = open_source(write(pictures / f"table.{ending}", ROWS))
+    source = open_source(write_table(pictures / f"table.{ending}", ROWS))
     texts = ending in ("csv", "tsv")  # which know no numbers
     assert said(source) == [(*facts, {"n": str(x["n"])} if texts else x) for *facts, x in SAID]
     assert read(source, "x/2.png") == picture("#000002")
     before = source.fingerprint
     assert open_source(pictures / f"table.{ending}").fingerprint == before
-    write(pictures / f"table.{ending}", [{**ROWS[0], "caption": "other"}, *ROWS[1:]])
+    write_table(pictures / f"table.{ending}", [{**ROWS[0], "caption": "other"}, *ROWS[1:]])
     assert open_source(pictures / f"table.{ending}").fingerprint != before
 
 
@@ -81,7 +45,7 @@ def test_columns_are_named_where_they_are_not_usual(pictures, tmp_path_factory):
         {"photo": row["path"], "a": "first", "wa": 2.0, "b": ["x", "y"], "wb": [1.0, 0.25], "kind": row["n"]}
         for row in ROWS
     ]
-    table = write(tmp_path_factory.mktemp("elsewhere") / "t.parquet", rows)
+    table = write_table(tmp_path_factory.mktemp("elsewhere") / "t.parquet", rows)
     with pytest.raises(
         BadSource, match=r"no column of pictures under a usual name .* it has photo, a, wa, b, wb, kind"
     ):
@@ -95,7 +59,9 @@ def test_columns_are_named_where_they_are_not_usual(pictures, tmp_path_factory):
         ("x/2.png", "2", captions, {}),
     ]
     assert read(source, "x/1.png") == picture("#000001")
-    absolute = write(table.with_name("absolute.csv"), [{**row, "path": str(pictures / row["path"])} for row in ROWS])
+    absolute = write_table(
+        table.with_name("absolute.csv"), [{**row, "path": str(pictures / row["path"])} for row in ROWS]
+    )
     assert {item.name for item in items(open_source(absolute, columns=Columns(root=str(pictures))))} == {
         row["path"] for row in ROWS
     }
@@ -115,7 +81,7 @@ def test_a_table_reaches_nothing_through_links_out_of_its_folder(pictures, tmp_p
     (pictures / "y").symlink_to("x")
     (pictures / "link.png").symlink_to(outside / "secret.png")
     (pictures / "within.png").symlink_to("x/1.png")
-    source = open_source(write(pictures / "t.csv", [{"path": "y/1.png"}, {"path": "within.png", "label": "x"}]))
+    source = open_source(write_table(pictures / "t.csv", [{"path": "y/1.png"}, {"path": "within.png", "label": "x"}]))
     places = [item.place for item in source.items()]
     assert [read_item(source.uri, place) for place in places] == [(pictures / "x/1.png").read_bytes()] * 2
     moved = (pictures / "x/1.png").rename(pictures / "x/moved.png")
@@ -126,9 +92,9 @@ def test_a_table_reaches_nothing_through_links_out_of_its_folder(pictures, tmp_p
     moved.rename(pictures / "x/1.png")
     for name, message in (("out/secret.png", "a link there leads out"), ("link.png", "is a link out of the source")):
         with pytest.raises(BadSource, match=message):
-            open_source(write(pictures / "t.csv", [{"path": name}]))
+            open_source(write_table(pictures / "t.csv", [{"path": name}]))
     (linked := outside.parent / "linked").symlink_to(pictures)
-    table = write(outside / "t.csv", [{"path": str(linked / "x/1.png")}])
+    table = write_table(outside / "t.csv", [{"path": str(linked / "x/1.png")}])
     assert said(open_source(table, columns=Columns(root=str(linked)))) == [("x/1.png", "x", (), {})]
 
 
@@ -173,6 +139,7 @@ def test_rows_that_cannot_be_understood_are_refused_by_line(pictures, rows, mess
         ("t.csv", f"path,text\n3.png,a\nx/1.png,{'a' * 200_000}\n", "begins in line 3 .* beyond line 3 .*131,072"),
         ("t.csv", 'path,text\n3.png,"a\nb"\nx/1.png,b,c\n', "line 4 has more fields"),
         ("t.csv", "path,label,label\n3.png,a,b\n", "t.csv has the column 'label' twice"),
+        ("t.csv", "path, label\n3.png, a\n", "t.csv has the column ' label', with blanks at an end"),
         ("t.csv", "path;text\n3.png;a\n", "one column, 'path;text': is it separated by ';'"),
         ("t.tsv", "path,text\n3.png,a\n", "one column, 'path,text': is it separated by ','"),
         ("t.csv", "path,text\n", "t.csv has no rows"),
@@ -213,11 +180,6 @@ def test_captions_survive_metadata_however_they_are_written(tmp_path_factory, ca
         assert said(folder) == expected
 
 
-def parquet_of(path: Path, columns: dict, **how) -> Path:
-    pq.write_table(pa.table(columns), path, **how)
-    return path
-
-
 def test_parquet_that_holds_pictures_in_rows(tmp_path):
     data = [picture(f"#00000{number}") for number in range(5)]
     held = pa.array([{"bytes": one, "path": f"{n}.png"} for n, one in enumerate(data)])
@@ -243,6 +205,31 @@ def test_parquet_that_holds_pictures_in_rows(tmp_path):
     assert describe(alone)["bytes"] is None
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "parquet"])
+@pytest.mark.parametrize("swapped", ["file", "folder"])
+def test_an_archive_or_table_that_becomes_a_link_after_the_listing_is_not_read(tmp_path, kind, swapped):
+    folders = [tmp_path / name / "a" for name in ("source", "secret")]
+    for folder, colour in zip(folders, ("#111111", "#222222"), strict=True):
+        folder.mkdir(parents=True)
+        if kind == "zip":
+            zipped(folder / "x.zip", {"1.png": picture(colour)})
+        elif kind == "parquet":
+            parquet_of(folder / "x.parquet", {"image": [{"bytes": picture(colour), "path": "1.png"}]})
+        else:
+            tarred(folder / f"x.{kind}", {"1.png": picture(colour)}, "w" if kind == "tar" else "w:gz")
+    source = open_source(tmp_path / "source")
+    (item,) = source.items()
+    mine, secret = ((folder / f"x.{kind}") if swapped == "file" else folder for folder in folders)
+    mine.rename(tmp_path / "moved")
+    mine.symlink_to(secret)
+    places.unpacked.cache_clear()  # as in another process
+    with pytest.raises(BadPicture, match="it has become a link since it was listed"):
+        read_item(source.uri, item.place)
+    mine.unlink()
+    (tmp_path / "moved").rename(mine)
+    assert read_item(source.uri, item.place) == picture("#111111")
+
+
 def test_parquet_values_that_json_lacks(tmp_path):
     columns = {
         "image": [picture(), None],
@@ -259,6 +246,20 @@ def test_parquet_values_that_json_lacks(tmp_path):
     assert second[2:] == ((), {"x": 1.0, "tags": None, "s": None})
     with pytest.raises(BadPicture, match="empty: the table has no picture in this row"):
         read(source, second[0])
+
+
+@pytest.mark.parametrize("pack", [lambda folder, files: fill(folder, files), zipped])
+def test_metadata_may_be_parquet(tmp_path, pack):
+    rows = {"file_name": ["1.png", "x/2.png"], "text": [["a", "b"], None], "label": ["cat", "dog"], "n": [1, 2]}
+    metadata = parquet_of(tmp_path / "t.parquet", rows).read_bytes()
+    files = {"train/1.png": picture(), "train/x/2.png": picture("#000001"), "train/metadata.parquet": metadata}
+    assert said(pack(tmp_path / "s.zip", files)) == [
+        ("train/1.png", "cat", (Caption("a"), Caption("b")), {"n": 1}),
+        ("train/x/2.png", "dog", (), {"n": 2}),
+    ]
+    files["train/metadata.parquet"] = metadata[:-9]
+    with pytest.raises(BadSource, match=r"train/metadata.parquet cannot be read as Parquet"):
+        open_source(pack(tmp_path / "damaged.zip", files))
 
 
 def test_parquet_that_is_damaged_or_unwieldy_is_refused(tmp_path, monkeypatch):
@@ -278,279 +279,16 @@ def test_parquet_that_is_damaged_or_unwieldy_is_refused(tmp_path, monkeypatch):
         open_source(tmp_path / "t.parquet")
 
 
-def img2dataset(folder: Path, output: str) -> Path:
-    """What img2dataset 1.47 leaves, as its writers do it: two shards, one picture of four not downloaded."""
-    schema = ["caption", "url", "key", "status", "error_message", "width", "height", "similarity"]
-    for shard in range(2):
-        name, rows, held = f"{shard:05d}", [], []
-        for number in range(4):
-            done = number != 2
-            row = dict(
-                zip(schema, [f"caption {number}", "http://x", f"{shard:05d}{number:04d}"] + [None] * 5, strict=True)
-            )
-            row |= {"status": "success" if done else "failed_to_download", "width": 4 if done else None}
-            rows.append(row | {"similarity": float("nan")})
-            held.append(picture(f"#0000{shard}{number}") if done else None)
-        folder.mkdir(exist_ok=True)
-        good = [(row, data) for row, data in zip(rows, held, strict=True) if data]
-        if output == "parquet":
-            texts = [row["caption"] if data else None for row, data in zip(rows, held, strict=True)]
-            frame = pd.DataFrame(rows).assign(txt=texts, jpg=held)
-            frame.to_parquet(folder / f"{name}.parquet")
-        else:
-            pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet")
-        if output == "files":
-            files = {}
-            for row, data in good:
-                files |= {f"{row['key']}.jpg": data, f"{row['key']}.txt": row["caption"]}
-                files[f"{row['key']}.json"] = json.dumps(row, indent=4)
-            fill(folder / name, files)
-        if output == "webdataset":
-            with wds.TarWriter(str(folder / f"{name}.tar")) as tar:
-                for row, data in good:
-                    sample = {"jpg": data, "txt": row["caption"], "json": json.dumps(row, indent=4)}
-                    tar.write({"__key__": row["key"], **sample})
-        (folder / f"{name}_stats.json").write_text(json.dumps({"count": 4, "successes": 3}))
-    return folder
-
-
-@pytest.mark.parametrize("output", ["files", "webdataset", "parquet"])
-def test_img2dataset(tmp_path, output):
-    source = open_source(img2dataset(tmp_path / "out", output))
-    assert len(source) == 6
-    facts = describe(source)
-    assert facts["classes"] == {"picture": 6}  # the folders are numbers of shards
-    assert facts["left out"] == ({"was not downloaded (img2dataset)": 2} if output == "parquet" else {})
-    for number, item in enumerate(items(source)):
-        shard, number = divmod(number, 3)
-        number += number == 2
-        assert item.captions == (Caption(f"caption {number}"),)
-        assert item.extra["key"] == f"{shard:05d}{number:04d}"
-        assert item.extra["similarity"] is None
-        assert read_item(source.uri, item.place) == picture(f"#0000{shard}{number}")
-
-
-def edm(path: Path, labels: object, **more: str) -> Path:
-    files = {f"0000{number}/img0000000{number}.png": picture(f"#00000{number}") for number in range(3)}
-    return zipped(path, {**files, "dataset.json": json.dumps({"labels": labels}), **more})
-
-
-def test_edm_zips(tmp_path):
-    names = [f"0000{number}/img0000000{number}.png" for number in range(3)]
-    source = open_source(edm(tmp_path / "s.zip", [[name, 9 - number] for number, name in enumerate(names)]))
-    assert said(source) == [(name, str(9 - number), (), {}) for number, name in enumerate(names)]
-    assert source.kind == ".zip, EDM"
-    null = open_source(edm(tmp_path / "null.zip", None))
-    assert {item.label for item in items(null)} == {"picture"}
-    for labels, message in (
-        ([[names[0], 1]], f"no label for {names[1]}"),
-        ([[name, 0] for name in [*names, "4.png"]], r"names 1 pictures that are not there \(first: 4.png\)"),
-        ([[name, 0] for name in [*names, names[0]]], "has a label already"),
-        ([[name, [0, 1]] for name in names], "must be one class index"),
-        ([{"name": names[0]}], "is not .file name, class index"),
+def test_parquet_whose_texts_cannot_be_used_is_refused(tmp_path):
+    path, image = tmp_path / "t.parquet", pa.array([picture()])
+    not_utf8 = pa.StringArray.from_buffers(1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"a\xff"))
+    twice = pa.Table.from_arrays([image, pa.array(["a"]), pa.array(["b"])], names=["image", "text", "text"])
+    for table, message in (
+        (pa.table({"image": image, "text": not_utf8}), r"t.parquet holds the text b'a\\xff', which is not UTF-8"),
+        (twice, "t.parquet has the column 'text' twice"),
+        (pa.table({"image": image, "text": [b"bytes"]}), "t.parquet: the column 'text' is of type binary"),
+        (pa.table({"image": image, "label": pd.to_datetime(["2020-01-01"])}), "column 'label' is of type timestamp"),
     ):
+        pq.write_table(table, path)
         with pytest.raises(BadSource, match=message):
-            open_source(edm(tmp_path / "bad.zip", labels))
-    with pytest.raises(BadSource, match=r"both dataset.json and metadata.jsonl"):
-        open_source(edm(tmp_path / "bad.zip", None, **{"metadata.jsonl": ""}))
-    other = {"a/1.png": picture(), "dataset.json": '{"info": "something else"}'}
-    assert [item.label for item in items(zipped(tmp_path / "other.zip", other))] == ["a"]
-
-
-def idx(values: np.ndarray) -> bytes:
-    return struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes()
-
-
-def test_idx_files(tmp_path):
-    draw = np.random.default_rng(0)
-    sets = {
-        split: (draw.integers(0, 256, (n, 5, 7), np.uint8), np.arange(n) % 3)
-        for split, n in (("train", 6), ("t10k", 3))
-    }
-    for split, (grey, labels) in sets.items():
-        pack = gzip.compress if split == "train" else bytes
-        end = ".gz" if split == "train" else ""
-        (tmp_path / f"{split}-images-idx3-ubyte{end}").write_bytes(pack(idx(grey)))
-        (tmp_path / f"{split}-labels-idx1-ubyte{end}").write_bytes(pack(idx(labels.astype(np.uint8))))
-    source = open_source(tmp_path)
-    assert [(item.name, item.label) for item in items(source)] == [
-        (f"{split}/{number:06d}.png", str(number % 3))
-        for split, count in (("t10k", 3), ("train", 6))
-        for number in range(count)
-    ]
-    for item in items(source):
-        split, number = item.name.removesuffix(".png").split("/")
-        pixels = decode_png(read_item(source.uri, item.place))
-        np.testing.assert_array_equal(pixels, np.repeat(sets[split][0][int(number)][..., None], 3, axis=2))
-    one = open_source(tmp_path / "train-images-idx3-ubyte.gz")
-    assert [item.label for item in items(one)] == ["0", "1", "2"] * 2
-    assert read(one, "train/000004.png") == read(source, "train/000004.png")
-    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(BadSource, match="3 of 9 pictures have no class"):
-        open_source(tmp_path)
-    assert {item.label for item in items(tmp_path / "t10k-images-idx3-ubyte")} == {"picture"}
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "no IDX file"),
-        (struct.pack(">HBB3I", 0, 9, 3, 1, 2, 2) + bytes(4), "begins with 00 00 09 03"),
-        (struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(7), "23 bytes, and 2 x 2 x 2 numbers need 24"),
-        (struct.pack(">HBB3I", 0, 8, 3, 2, 2, 2) + bytes(9), "25 bytes, and 2 x 2 x 2 numbers need 24"),
-        (struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2**31), "no pictures"),
-        (idx(np.zeros((3, 2, 2), np.uint8)), "3 pictures and .* 2 labels"),
-    ],
-)
-def test_idx_files_that_lie_are_refused(tmp_path, data, message):
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(data)
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(2, np.uint8)))
-    with pytest.raises(BadSource, match=message):
-        open_source(tmp_path)
-
-
-@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_fashion_mnist_as_debian_packs_it():
-    facts = describe(open_source(FASHION))
-    assert facts["classes"] == {str(label): 7_000 for label in range(10)}
-
-
-class Bucket:
-    """A folder behind the storage's interface alone, as S3 is."""
-
-    def __init__(self, uri: str, folder: Path) -> None:
-        self.uri, self._folder, self.asked = uri, LocalFolder(folder), 0
-
-    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        self.asked += 1
-        return self._folder.read(name, start, size)
-
-    def size(self, name: str) -> int | None:
-        return self._folder.size(name)
-
-    def walk(self, prefix: str = ""):
-        return self._folder.walk(prefix)
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch) -> Path:
-    """The folder of s3://bucket."""
-    buckets: dict[str, Bucket] = {}
-
-    def prefix(uri: str, **_: object) -> Bucket:
-        return buckets.setdefault(uri, Bucket(uri, tmp_path / uri.removeprefix("s3://")))
-
-    monkeypatch.setattr(s3, "S3Prefix", prefix)
-    places.storage_at.cache_clear()
-    yield tmp_path / "bucket"
-    places.storage_at.cache_clear()
-
-
-def test_a_bucket_is_read_as_a_folder_is(bucket):
-    fill(
-        bucket / "p",
-        {
-            "a/1.png": picture("#000001"),
-            "a/1.txt": "beside",
-            "b/2.png": picture("#000002"),
-            "b/.hidden.png": "",
-            "metadata.jsonl": lines({"file_name": "b/2.png", "label": "named"}),
-        },
-    )
-    source = open_source("s3://bucket/p/")
-    assert said(source) == said(bucket / "p")
-    assert said(source) == [("a/1.png", "a", (Caption("beside"),), {}), ("b/2.png", "named", (), {})]
-    assert read(source, "b/2.png") == picture("#000002")
-    with pytest.raises(BadSource, match="holds no pictures"):
-        open_source("s3://bucket/nothing")
-
-
-def test_texts_beside_pictures_are_asked_of_a_bucket_many_at_once_and_stay_in_order(bucket, monkeypatch):
-    names = [f"a/{number:03d}" for number in range(80)]
-    fill(bucket, {f"{name}.png": picture() for name in names} | {f"{name}.txt": f"of {name}" for name in names})
-    under_way, most, draw = 0, 0, random.Random(1)
-    read_one, counting = Bucket.read, Lock()
-
-    def slowly(*arguments: object) -> bytes:
-        nonlocal under_way, most
-        with counting:
-            under_way += 1
-            most = max(most, under_way)
-        sleep(draw.random() / 100)  # answers come in another order than the questions
-        with counting:
-            under_way -= 1
-        return read_one(*arguments)
-
-    monkeypatch.setattr(Bucket, "read", slowly)
-    assert [item.captions for item in items(open_source("s3://bucket"))] == [(Caption(f"of {name}"),) for name in names]
-    assert 1 < most <= 16
-    fill(bucket, {"a/040.txt": b"\xff"})
-    with pytest.raises(BadSource, match=r"a/040.txt is not UTF-8"):
-        open_source("s3://bucket")
-
-
-def test_archives_and_tables_in_a_bucket(bucket):
-    from tests.test_sources_archives import FILES, tarred
-
-    files = {**FILES, **{f"c/{number}.png": os.urandom(3_000) for number in range(100)}}
-    for name in (zipped(bucket.parent / "s.zip", files), tarred(bucket.parent / "s.tar", files)):
-        bucket.mkdir(exist_ok=True)
-        name.rename(bucket / name.name)
-        local, remote = open_source(bucket / name.name), open_source(f"s3://bucket/{name.name}")
-        assert said(remote) == said(local)
-        assert places.storage_at("s3://bucket").asked < 10  # not one request per file
-        assert [read_item(remote.uri, item.place) for item in items(remote)] == [
-            read_item(local.uri, item.place) for item in items(local)
-        ]
-        places.storage_at("s3://bucket").asked = 0
-    assert said(open_source("s3://bucket/*.tar")) == said(bucket / "*.tar")
-    assert said(open_source("s3://bucket/{s,s}.tar")) == said(bucket / "{s,s}.tar")
-    fill(bucket / "x", {"p/1.png": picture(), "p/2.png": picture()})
-    write(bucket / "x" / "t.csv", [{"path": "p/1.png", "text": "one"}])
-    table = open_source("s3://bucket/x/t.csv")
-    assert said(table) == said(bucket / "x" / "t.csv") == [("p/1.png", "p", (Caption("one"),), {})]
-    assert read(table, "p/1.png") == picture()
-    parquet_of(bucket / "held.parquet", {"image": [picture()]})
-    assert read(open_source("s3://bucket/held.parquet"), "held.parquet/000000000") == picture()
-    (bucket / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(np.full((2, 3, 4), 7, np.uint8))))
-    (bucket / "train-labels-idx1-ubyte").write_bytes(idx(np.array([5, 6], np.uint8)))
-    family = open_source("s3://bucket/train-images-idx3-ubyte.gz")
-    assert [item.label for item in items(family)] == ["5", "6"]
-    assert decode_png(read(family, "train/000001.png")).tolist() == [[[7] * 3] * 4] * 3
-    for missing in ("s3://bucket/no.tar", "s3://bucket/no*.tar", "s3://bucket/no.csv"):
-        with pytest.raises(BadSource, match=r"does not exist|no file is there"):
-            open_source(missing)
-
-
-def test_a_storage_that_does_not_answer_is_no_bad_picture(bucket, monkeypatch):
-    fill(bucket, {"a/1.png": picture()})
-    source = open_source("s3://bucket")
-
-    def fail(*_: object) -> bytes:
-        raise StorageUnavailable("no answer")
-
-    monkeypatch.setattr(Bucket, "read", fail)
-    with pytest.raises(StorageUnavailable):
-        read(source, "a/1.png")
-    fill(bucket, {"metadata.jsonl": lines({"file_name": "a/1.png"})})
-    with pytest.raises(StorageUnavailable):
-        open_source("s3://bucket")
-
-
-def test_too_many_labels_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(listing, "MAX_LABELS", 2)
-    with pytest.raises(BadSource, match="more than 2 different labels"):
-        open_source(fill(tmp_path, {f"{label}/1.png": b"" for label in "abc"}))
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("pipe:cat x.tar", "is a command, and none is run"),
-        ("https://example.org/x.zip", "copy it to a folder or a bucket"),
-        ("gs://bucket/x", "copy it to a folder or a bucket"),
-    ],
-)
-def test_places_that_are_not_read_are_refused(source, message):
-    with pytest.raises(BadSource, match=message):
-        open_source(source)
+            open_source(path)

@@ -13,11 +13,11 @@ from diffusion.data.stream import Batch
 from diffusion.density import stratified
 from diffusion.recipe import TrainRecipe, UNetRecipe
 from diffusion.schedule import log_normal_sigma
+from diffusion.training.corrupt import corrupt
 from diffusion.training.step import (
     NonFiniteLoss,
     TrainState,
     build_state,
-    corrupt,
     end_of,
     lr_at,
     raise_if_not_finite,

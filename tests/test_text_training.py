@@ -10,7 +10,8 @@ from diffusion.data.stream import Batch
 from diffusion.random import Stream, uniform
 from diffusion.recipe import TrainRecipe, UNetRecipe
 from diffusion.store.text_encoders import encoder_of
-from diffusion.training.step import build_state, caption_condition, corrupt, dropped_of, train_step
+from diffusion.training.corrupt import caption_condition, corrupt, dropped_of
+from diffusion.training.step import build_state, train_step
 from tests.words import TOKENS, WIDTH, install, words
 
 BARE = TrainRecipe(

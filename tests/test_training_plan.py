@@ -39,6 +39,28 @@ def test_the_memory_is_that_of_the_state_after_a_step(tiny_recipe: Recipe, tmp_p
     assert foretold.steps == end_of(recipe) // recipe.batch_size
 
 
+def test_divided_weights_are_a_share_on_each_worker_and_what_is_gathered_to_compute(tiny_recipe: Recipe):
+    """The gathered: all that is in no block, and the two largest; a block comes twice a step, the rest once."""
+    recipe = tiny_recipe.train.model_copy(update={"optimizer": "adamw", "batch_size": 32})
+    whole, divided = plan(recipe, world=8), plan(recipe, world=8, sharded=True)
+    net = net_of(recipe, side=SIDE, classes=len(CLASSES)).net
+    modules = [m for level in (*net.down, *net.up) for m in (*level.blocks, *level.attentions, *level.text_attentions)]
+    blocks = [sum(p.nbytes for p in module.parameters()) for module in modules]
+    rest = whole.memory.weights - sum(blocks)
+    gathered = rest + sum(sorted(blocks)[-2:])
+    assert divided.memory == (
+        whole.memory.weights // 8 + gathered,
+        *(size // 8 for size in (whole.memory.gradients, whole.memory.optimizer, whole.memory.averages)),
+        whole.memory.activations,
+    )
+    assert divided.update_bytes == rest + 2 * sum(blocks)
+    assert plan(recipe, sharded=True) == plan(recipe)
+    changed = ("memory", "update_bytes")
+    assert [(n, v) for n, v in divided._asdict().items() if n not in changed] == [
+        (n, v) for n, v in whole._asdict().items() if n not in changed
+    ]
+
+
 @pytest.mark.parametrize(
     ("precision", "conditions"), [("fp32", {}), ("bf16", {}), ("fp32", {"text_width": 24, "attention": (16,)})]
 )

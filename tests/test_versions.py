@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from diffusion.data import ingest, manifest, versions
 from diffusion.data.datasets import opened
+from diffusion.data.dry_run import dry_run
 from diffusion.data.images import decode_png, encode_png
 from diffusion.data.lint import lint
 from diffusion.data.pack import decode_chunk
@@ -23,6 +25,7 @@ from diffusion.data.quarantine import TooManyRejected
 from diffusion.data.sources import BadSource
 from diffusion.recipe import ShardRecipe
 from diffusion.store.refs import DatasetRef
+from diffusion.store.storage import LocalFolder
 from tests.published import accounts_for, content, files_of, identity, samples_of
 from tests.test_ingest import shuffled_each, side_files
 
@@ -120,6 +123,39 @@ def test_the_same_state_again_is_the_same_dataset_and_touched_files_too(tmp_path
     assert first.digest != second.digest
 
 
+def test_what_could_not_be_read_is_tried_again_though_it_looks_the_same_to_the_listing(tmp_path):
+    """A zip's entries are marked by size and sum, so copying the archive anew changes no mark."""
+    root, folder, packed = LocalFolder(tmp_path / "root"), write(tmp_path / "s", some(*range(20))), tmp_path / "s.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted(folder.glob("*.png")):
+            archive.write(path, f"k/{path.name}")
+        (first, *others) = archive.infolist()
+    whole = packed.read_bytes()
+
+    def damage(entries: list[zipfile.ZipInfo]) -> None:
+        data = bytearray(whole)
+        for entry in entries:
+            data[entry.header_offset] ^= 1
+        packed.write_bytes(data)
+
+    recipe, each = RECIPE.model_copy(update={"max_rejected": 0.1}), Counting()
+    damage([first])
+    made = ingest.shard_dataset(packed, recipe, root, each=each)
+    assert (made.rejected, each.files) == (1, 20)
+    assert dry_run(packed, recipe, root).to_decode == 1
+    assert ingest.shard_dataset(packed, recipe, root, each=each) == made
+    assert each.files == 21
+    packed.write_bytes(whole)
+    assert ingest.shard_dataset(packed, recipe, root, each=each).rejected == 0
+    assert (each.files, dry_run(packed, recipe, root).to_decode) == (22, 0)
+    damage(others)
+    with pytest.raises(TooManyRejected):
+        ingest.shard_dataset(packed, recipe, tmp_path / "other")
+    packed.write_bytes(whole)
+    again = ingest.shard_dataset(packed, recipe, tmp_path / "other")
+    assert (again.images + again.holdout, again.rejected) == (20, 0)
+
+
 def test_another_caption_or_label_rewrites_the_sample_and_decodes_nothing(tmp_path):
     root, folder, files = tmp_path / "root", tmp_path / "s", some(*range(30))
     first = ingest.shard_dataset(write(folder, files), RECIPE, root)
@@ -196,7 +232,7 @@ def test_a_removed_dataset_is_made_anew_and_a_lost_list_is_named(tmp_path):
     listed = Path(first.uri, versions.FILES)
     data = listed.read_bytes()
     assert lint(opened(first.uri)) == []
-    for damage in (data[: len(data) // 2], data[:-40] + bytes(40), None):
+    for damage in (data[: len(data) // 2], data[:-40] + bytes(40), data[:40] + b"\xff" * 40 + data[80:], None):
         listed.write_bytes(damage) if damage else listed.unlink()
         assert [Path(finding.place).name for finding in lint(opened(first.uri))] == ([listed.name] if damage else [])
         with pytest.raises(ValueError, match=r"files.jsonl.gz is (damaged|missing).*--fresh"):

@@ -2,16 +2,17 @@
 
 import json
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, log_metrics, training_run
+from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, log_metrics, reading, training_run
 from diffusion.evaluation.gate import Verdict
 from diffusion.evaluation.report import FILE as REPORT_NAME
 from diffusion.evaluation.report import Report, load_report
 from diffusion.recipe import EvaluateRecipe
-from diffusion.store.bundle import BundleSpec, bundle_path, publish_bundle, verify_bundle
+from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path, publish_bundle, read_facts, verify_bundle
 from diffusion.store.codecs import PACKAGES as CODEC_PACKAGES
 from diffusion.store.publish import staging
 from diffusion.store.refs import EvaluationRef, ModelRef
@@ -63,15 +64,28 @@ def resolve(tracking: Tracking, name: str, which: str, store_root: Path) -> Mode
     Raises ValueError, naming what there is, for an unknown model, alias or version.
     """
     client = connect(tracking)
-    version = _version_number(client, name, which)
-    digest = client.get_model_version(name, version).tags.get("bundle_digest")
-    if digest is None:
-        raise ValueError(f"version {version} of {name!r} has no bundle: `diffusion register` did not make it")
+    version, digest = _version_and_digest(client, name, which)
     folder = bundle_path(store_root, digest)
     if not folder.exists():
         _fetch_bundle(tracking, name, version, digest, store_root)
     spec, _ = verify_bundle(folder, digest)
     return _model_ref(client, name, version, folder, spec)
+
+
+def look_up(tracking: Tracking, name: str, which: str, store_root: Path) -> tuple[str, BundleSpec]:
+    """Digest and facts of the bundle that `resolve` would give.  Nothing is made, and of a bundle that the store does not
+    have the facts alone are fetched, to be forgotten.  Raises ValueError as `resolve` does.
+    """
+    client = reading(tracking)
+    if client is None:
+        raise _no_model(name, ())
+    version, digest = _version_and_digest(client, name, which)
+    folder = bundle_path(store_root, digest)
+    if folder.exists():
+        return digest, read_facts(folder, digest)[0]
+    with tempfile.TemporaryDirectory() as fetched:
+        _fetch(tracking, name, version, f"{digest[:16]}/{SPEC_NAME}", fetched)
+        return digest, read_facts(next(Path(fetched).rglob(SPEC_NAME)).parent, digest)[0]
 
 
 def champion_report(tracking: Tracking, name: str) -> Report | None:
@@ -110,13 +124,24 @@ def _aliases(client: "MlflowClient", name: str) -> dict[str, str] | None:
         return None
 
 
+def _version_and_digest(client: "MlflowClient", name: str, which: str) -> tuple[str, str]:
+    """A version's number and its bundle's digest."""
+    version = _version_number(client, name, which)
+    digest = client.get_model_version(name, version).tags.get("bundle_digest")
+    if digest is None:
+        raise ValueError(f"version {version} of {name!r} has no bundle: `diffusion register` did not make it")
+    return version, digest
+
+
+def _no_model(name: str, names: Iterable[str]) -> ValueError:
+    there = ", ".join(names) or "none"
+    return ValueError(f"no model {name!r} is registered; there are: {there}. `diffusion run` makes and registers one.")
+
+
 def _version_number(client: "MlflowClient", name: str, which: str) -> str:
     aliases = _aliases(client, name)
     if aliases is None:
-        names = ", ".join(model.name for model in client.search_registered_models()) or "none"
-        raise ValueError(
-            f"no model {name!r} is registered; there are: {names}. `diffusion run` makes and registers one."
-        )
+        raise _no_model(name, (model.name for model in client.search_registered_models()))
     versions = [str(version.version) for version in client.search_model_versions(f"name = '{name}'")]
     if which in aliases:
         return aliases[which]
@@ -214,17 +239,18 @@ def signature_of(spec: BundleSpec) -> "ModelSignature":
 
 
 def _fetch_bundle(tracking: Tracking, name: str, version: str, digest: str, store_root: Path) -> None:
+    with staging(Path(store_root) / "bundles") as folder:
+        fetched = _fetch(tracking, name, version, digest[:16], folder)
+        verify_bundle(fetched, digest)
+        publish_bundle(fetched, store_root)
+
+
+def _fetch(tracking: Tracking, name: str, version: str, what: str, folder: str | Path) -> Path:
+    """A file or folder of a version's, below `folder`."""
     from mlflow.artifacts import download_artifacts
 
-    with staging(Path(store_root) / "bundles") as folder:
-        fetched = download_artifacts(
-            f"models:/{name}/{version}/artifacts/{digest[:16]}",
-            dst_path=str(folder),
-            tracking_uri=tracking.uri,
-            registry_uri=tracking.uri,
-        )
-        verify_bundle(fetched, digest)
-        publish_bundle(Path(fetched), store_root)
+    uri = f"models:/{name}/{version}/artifacts/{what}"
+    return Path(download_artifacts(uri, dst_path=str(folder), tracking_uri=tracking.uri, registry_uri=tracking.uri))
 
 
 def _model_ref(client: "MlflowClient", name: str, version: str, folder: Path, spec: BundleSpec) -> ModelRef:

@@ -60,26 +60,12 @@ def connect(tracking: Tracking) -> "MlflowClient":
 
     It also sets this process's MLflow address: creating a model version looks its model up through that one.
     """
-    for name, value in mlflow_environment().items():
-        os.environ.setdefault(name, value)
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    if database := _database(tracking):
+        _make_database(database)
+    client, made = _asked(tracking)
+    if not made:
+        from mlflow.exceptions import MlflowException
 
-    if tracking.uri.startswith("sqlite:///"):
-        _make_database(Path(tracking.uri.removeprefix("sqlite:///")))
-    mlflow.set_tracking_uri(tracking.uri)
-    mlflow.set_registry_uri(tracking.uri)
-    client = mlflow.MlflowClient(tracking.uri, tracking.uri)
-    try:
-        experiment = client.get_experiment_by_name(tracking.experiment)
-    except MlflowException as error:
-        if error.error_code != "INTERNAL_ERROR":
-            raise
-        raise ConnectionError(
-            f"MLflow does not answer at {tracking.uri}: start it there, or set DIFFUSION_MLFLOW to where it is."
-            f" It said: {error}"
-        ) from error
-    if experiment is None:
         location = Path(tracking.artifacts).absolute().as_uri() if tracking.artifacts else None
         try:
             client.create_experiment(tracking.experiment, artifact_location=location, tags=_EXPERIMENT_TAGS)
@@ -89,8 +75,45 @@ def connect(tracking: Tracking) -> "MlflowClient":
     return client
 
 
+def reading(tracking: Tracking) -> "MlflowClient | None":
+    """A client to ask with, which makes nothing: None where there is no database yet."""
+    database = _database(tracking)
+    return None if database and not database.exists() else _asked(tracking)[0]
+
+
+def _asked(tracking: Tracking) -> tuple["MlflowClient", bool]:
+    """A client that was answered, and whether the experiment is there.  Raises ConnectionError."""
+    _prepare()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(tracking.uri)
+    mlflow.set_registry_uri(tracking.uri)
+    client = mlflow.MlflowClient(tracking.uri, tracking.uri)
+    try:
+        return client, client.get_experiment_by_name(tracking.experiment) is not None
+    except MlflowException as error:
+        if error.error_code != "INTERNAL_ERROR":
+            raise
+        raise ConnectionError(
+            f"MLflow does not answer at {tracking.uri}: start it there, or set DIFFUSION_MLFLOW to where it is."
+            f" It said: {error}"
+        ) from error
+
+
+def _prepare() -> None:
+    for name, value in mlflow_environment().items():  # before it is imported
+        os.environ.setdefault(name, value)
+
+
+def _database(tracking: Tracking) -> Path | None:
+    """The file, where MLflow is no server."""
+    return Path(tracking.uri.removeprefix("sqlite:///")) if tracking.uri.startswith("sqlite:///") else None
+
+
 def _make_database(path: Path) -> None:
     """Make MLflow's database where there is none, and whole or not at all: it goes on from no half of one."""
+    _prepare()
     from mlflow import MlflowClient
 
     if path.exists():

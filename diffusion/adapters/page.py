@@ -16,7 +16,7 @@ input { width: 7rem; }
 #described { flex-basis: 100%; }
 #prompt { width: auto; }
 pre { background: #f4f4f4; padding: .75rem; overflow-x: auto; white-space: pre-wrap; }
-img { width: 128px; height: 128px; image-rendering: pixelated; margin: .25rem; }
+img { height: 128px; image-rendering: pixelated; margin: .25rem; }
 [role=alert] { color: #a00; }
 [role=alert], pre { overflow-wrap: anywhere; }
 [hidden] { display: none; }
@@ -29,6 +29,7 @@ img { width: 128px; height: 128px; image-rendering: pixelated; margin: .25rem; }
 <label id="described" hidden>what the picture shows, in words <input id="prompt" placeholder="a red heart"></label>
 <label>class <select id="label"></select></label>
 <label>seed <input id="seed" type="number" min="0" max="4294967295" placeholder="random"></label>
+<label id="sized" hidden>size <select id="size"></select></label>
 <label>pictures <input id="n" type="number" min="1" value="4"></label>
 <label>steps <input id="steps" type="number" min="2"></label>
 <label>guidance <input id="guidance" type="number" min="0" max="20" step="0.1"></label>
@@ -44,8 +45,8 @@ const url = location.origin + "/v1/images/generations";
 let autoguided = false;  // guidance then needs neither class nor prompt
 const number = id => at(id).value === "" ? undefined : Number(at(id).value);
 function body() {
-  const label = at("label").value || null, prompt = at("prompt").value || undefined;
-  return JSON.stringify({label, prompt, n: number("n"), seed: number("seed"), steps: number("steps"),
+  const label = at("label").value || null, prompt = at("prompt").value || undefined, size = at("size").value || undefined;
+  return JSON.stringify({label, prompt, size, n: number("n"), seed: number("seed"), steps: number("steps"),
     guidance: label === null && prompt === undefined && !autoguided ? undefined : number("guidance")});
 }
 function show() {
@@ -76,7 +77,10 @@ at("form").addEventListener("submit", async event => {
 });
 fetch("/v1/models").then(answer => answer.json()).then(value => {
   const model = value.data[0];
-  at("model").textContent = `${model.id}, version ${model.version}, ${model.resolution} x ${model.resolution} pixels`;
+  const sizes = model.sizes.map(size => size.replace("x", " x ")).join(", ");
+  at("model").textContent = `${model.id}, version ${model.version}, ${sizes} pixels`;
+  at("size").append(new Option("(the squarest)", ""), ...model.sizes.map(size => new Option(size, size)));
+  at("sized").hidden = model.sizes.length < 2;
   const classes = model.classes.map(name => new Option(name, name)), none = new Option("(none)", "");
   at("label").append(...model.prompts ? [none, ...classes] : [...classes, none]);
   autoguided = model.defaults.guidance_kind === "autoguidance";

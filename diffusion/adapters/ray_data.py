@@ -26,8 +26,8 @@ _WAVE_TASKS = 2048
 _WAVE_BYTES = 2**26  # of tasks as text
 _GROUP_TASKS = 16  # that a worker gets in one go, and does again where it is killed
 _LOOK_S = 0.05  # how often Ray Data looks after its workers while it works for us
-_rays_own: list[tuple[float, float]] = []  # how often it would, once for each `_prompt` block that is open
-_prompting = RLock()  # re-entrant: an abandoned block may end wherever memory is collected
+_open: dict[Callable, list] = {}  # what sets something of Ray Data's -> Ray's own, once for each block that is open
+_changing = RLock()  # re-entrant: an abandoned block may end wherever memory is collected
 
 
 def shard_dataset(
@@ -123,38 +123,53 @@ def failure(row: dict[str, str], what: str) -> Exception:
 
 
 @contextmanager
-def _prompt() -> Iterator[None]:
-    """Ray Data learns what the cluster has when it asks again, after 1 s, and lets a single task run until then; and it
-    takes results and gives out tasks every 0.1 s.  In the block it does both every `_LOOK_S`, until the last block of any
-    thread ends.  Ray 2.60 has no option for it.
-    """
-    from ray.data._internal.execution import streaming_executor_state as state
-    from ray.data._internal.execution.resource_manager import ResourceManager
-
-    with _prompting:
-        theirs = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
-        _rays_own.append(_rays_own[0] if _rays_own else theirs)
-        ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _LOOK_S
-    try:
+def quiet() -> Iterator[None]:
+    """No bars and no log lines of Ray Data: we report progress ourselves."""
+    with _instead(_set_noise, (False, logging.ERROR)):
         yield
-    finally:
-        with _prompting:
-            theirs = _rays_own.pop()
-            if not _rays_own:
-                ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = theirs
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No bars and no log lines of Ray Data: we report progress ourselves."""
-    import ray
+def _prompt() -> Iterator[None]:
+    """Ray Data learns what the cluster has when it asks again, after 1 s, and lets a single task run until then; and it
+    takes results and gives out tasks every 0.1 s.  In the block it does both every `_LOOK_S`.
+    """
+    with _instead(_set_pace, (_LOOK_S, _LOOK_S)):
+        yield
 
-    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
-    bars, level = context.enable_progress_bars, logger.level
-    context.enable_progress_bars = False
-    logger.setLevel(logging.ERROR)
+
+@contextmanager
+def _instead(swap: Callable[[tuple], tuple], ours: tuple) -> Iterator[None]:
+    """Settings of the process are `ours` until the last block of any thread ends; then they are Ray's own again.  swap: sets
+    them, and returns what they were."""
+    with _changing:
+        blocks, theirs = _open.setdefault(swap, []), swap(ours)
+        blocks.append(blocks[0] if blocks else theirs)
     try:
         yield
     finally:
-        context.enable_progress_bars = bars
-        logger.setLevel(level)
+        with _changing:
+            theirs = blocks.pop()
+            if not blocks:
+                swap(theirs)
+
+
+def _set_noise(now: tuple[bool, int]) -> tuple[bool, int]:
+    """Whether there are bars, and the least that is logged."""
+    import ray
+
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, logger.level
+    context.enable_progress_bars, level = now
+    logger.setLevel(level)
+    return before
+
+
+def _set_pace(now: tuple[float, float]) -> tuple[float, float]:
+    """Seconds between questions for what the cluster has, and between looks at the tasks.  Ray 2.60 has no option for it."""
+    from ray.data._internal.execution import streaming_executor_state as state
+    from ray.data._internal.execution.resource_manager import ResourceManager
+
+    before = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S, state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = now
+    return before

@@ -32,12 +32,13 @@ from diffusion.data.reading import Reading
 from diffusion.recipe import TrainRecipe, digest_of
 from diffusion.store.bundle import verify_bundle
 from diffusion.store.refs import DatasetRef, RunRef
-from diffusion.store.storage import Storage, open_storage
+from diffusion.store.storage import open_storage
 from diffusion.training import checkpoint
-from diffusion.training.copies import bring, bring_best, bring_newest, copies_in, send_measured, send_missing
+from diffusion.training.copies import bring_best, bring_newest, settle
 from diffusion.training.exact import worlds_of
 from diffusion.training.journal import Journal
 from diffusion.training.loop import ignore
+from diffusion.training.parallel import check_sharding
 from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss, check_sizes, end_of
 from diffusion.training.warm_start import check_origin, check_teacher
@@ -60,6 +61,8 @@ def train_run(
     threads: int = 1,
     resize_s: float = 60.0,
     recompute: bool = False,
+    shard_weights: bool = False,
+    compile: bool = False,
     reading: Reading = Reading(),
     keep: Keep = Keep(),
     copies: str | None = None,
@@ -76,6 +79,8 @@ def train_run(
     one thread: their number shows in the bits, and sites divide their cores among the workers.
     resize_s: how long after a start, and how often from then on, it is looked whether there is room for more.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
+    shard_weights: divide weights, gradients, optimizer and averages over the workers (FSDP2).
+    compile: have torch.compile compile the network, which takes a while where its cache is empty.
     reading: how workers get at the shards; `reading.copies` is a folder of the node a worker runs on.
     keep: which checkpoints stay.  The best are known from what `ray_validate.Validation` writes to metrics.jsonl.
     copies: folder or s3://bucket/prefix that checkpoints are copied to while the run trains.  Where `run_dir` lacks the
@@ -84,15 +89,17 @@ def train_run(
     workers share.
     on_metrics: called in this thread with each new metrics record of `training.loop.train`, all numbers.
     on_event: likewise with {"event": "warm_started" | "started" | "resumed" | "resized" | "damaged_checkpoint" |
-    "damaged_sidecar" | "damaged_sample" | "checkpoint" | "checkpoint_not_copied" | "fetched_checkpoint" |
-    "worker_failed", ...}.
+    "damaged_sidecar" | "damaged_sample" | "checkpoint" | "checkpoint_failed" | "checkpoint_not_copied" |
+    "fetched_checkpoint" | "worker_failed", ...}.
     max_failures: how often a dead or failing worker is replaced.
-    Raises ValueError for a batch that cannot be divided, for sizes that the network cannot read, for a model that it cannot
-    start or learn from, and for a `run_dir` with another run in it, NonFiniteLoss, StorageUnavailable where the copies
-    cannot be reached, and TrainingFailed for all else that ends a run early.
+    Raises ValueError for a batch or weights that cannot be divided, for sizes that the network cannot read, for a model that
+    it cannot start or learn from, and for a `run_dir` with another run in it, NonFiniteLoss, StorageUnavailable where the
+    copies cannot be reached, and TrainingFailed for all else that ends a run early.
     """
     worlds = worlds_of(recipe, workers)
     check_sizes(recipe, dataset)
+    if shard_weights:
+        check_sharding(recipe)
     if recipe.init:
         check_origin(recipe, dataset.resolution, verify_bundle(origin, recipe.init)[0])
         origin = Path(origin).resolve()
@@ -106,7 +113,21 @@ def train_run(
     threads = threads if recipe.micro_batch is None else 1
     copies = copies and open_storage(copies).uri
     relay = f"train-{uuid.uuid4().hex}"
-    job = Job(recipe, dataset, run_dir, threads, recompute, relay, reading, keep, copies, teacher, origin)
+    job = Job(
+        recipe,
+        dataset,
+        run_dir,
+        threads,
+        recompute,
+        relay,
+        reading,
+        keep,
+        copies,
+        teacher,
+        origin,
+        shard_weights,
+        compile,
+    )
     with _only_driver(run_dir):
         journal = Journal(job.history)
 
@@ -128,7 +149,7 @@ def train_run(
                 raise NonFiniteLoss(*non_finite)
             run = _finished(job)
         if run and copies:
-            _settle(job, open_storage(copies))
+            settle(job.checkpoints, job.history, open_storage(copies), recipe, keep)
     if run is None:
         raise TrainingFailed(f"{run_dir}: training ended without a valid last checkpoint; start it again to go on")
     return run
@@ -155,7 +176,7 @@ def _finished(job: Job) -> RunRef | None:
     if folder is None:
         return None
     saved = checkpoint.read_facts(folder)
-    checkpoint.refuse_other_run(folder, saved, job.recipe, job.dataset)
+    checkpoint.refuse_other_run(folder, saved, job.recipe, job.dataset.digest)
     if saved.images_seen < end_of(job.recipe):
         return None
     return RunRef(
@@ -165,16 +186,6 @@ def _finished(job: Job) -> RunRef | None:
         dataset=job.dataset,
         images_seen=saved.images_seen,
     )
-
-
-def _settle(job: Job, copies: Storage) -> None:
-    """Of a finished run: copy what has no copy yet, and bring what is to stay and is not here."""
-    send_missing(job.checkpoints, copies)
-    if job.keep.best:
-        send_measured(job.history, copies)
-    for name in copies_in(copies):
-        if int(name) in job.keep.moments:
-            bring(name, copies, job.checkpoints)
 
 
 def trainer_of(

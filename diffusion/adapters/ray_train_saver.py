@@ -1,9 +1,13 @@
-"""Checkpoints of a Ray Train worker: rank 0 publishes them beside the training, and every rank reports each to Ray Train."""
+"""Checkpoints of a Ray Train worker: rank 0 publishes them beside the training, and every rank reports each to Ray Train.
+
+Of weights that are divided over the workers every rank writes its own rows.
+"""
 
 import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,9 @@ from diffusion.data.stream import Batch
 from diffusion.store.publish import withdraw
 from diffusion.store.storage import StorageRefused, open_storage
 from diffusion.training import checkpoint
-from diffusion.training.copies import copies_in, remove, send, send_measured, send_missing
+from diffusion.training.copies import remove, send, send_measured, send_missing
 from diffusion.training.journal import judged_in
+from diffusion.training.parallel import world_gather
 from diffusion.training.retention import Keep, superseded
 from diffusion.training.saving import Saving
 from diffusion.training.step import TrainState
@@ -40,7 +45,13 @@ class Saver:
         self.checkpoints, self.notes, self.recipe, self.tell, self.keep = checkpoints, notes, facts.recipe, tell, keep
         self._copies = open_storage(copies) if copies else None
         self._first = ray.train.get_context().get_world_rank() == 0
-        self._saving = Saving(checkpoints, facts, self._published) if self._first else None
+        self._saving = None
+        told = (self._published, self._lost) if self._first else (None, None)
+        if facts.sharded:
+            together = partial(checkpoint.publish_together, gather=world_gather(beside=True), first=self._first)
+            self._saving = Saving(checkpoints, facts, *told, together)
+        elif self._first:
+            self._saving = Saving(checkpoints, facts, *told)
         self._unreported: int | None = None  # images_seen of a checkpoint
         self._block = ExitStack()
 
@@ -70,21 +81,23 @@ class Saver:
         folders = checkpoint.folders_in(self.checkpoints)
         history = self.checkpoints.parent / "metrics.jsonl"
         judged = judged_in(history).among([int(there.name) for there in folders])
-        moments = superseded(self.recipe, self.keep, images_seen, judged)
-        gone = {checkpoint.folder_of(self.checkpoints, moment) for moment in moments}
+        gone = {checkpoint.name_of(moment) for moment in superseded(self.recipe, self.keep, images_seen, judged)}
         for old in folders:
-            if old in gone:
+            if old.name in gone:
                 withdraw(old)
         if self._copies:
             try:
                 send(folder, self._copies)
                 send_missing(self.checkpoints, self._copies)
-                for name in {old.name for old in gone} & set(copies_in(self._copies)):
-                    remove(name, self._copies)
+                remove(gone, self._copies)
                 if self.keep.best:
                     send_measured(history, self._copies)
             except (OSError, StorageRefused) as error:  # the next one makes up for it, or the driver at the end
                 self.tell({"event": "checkpoint_not_copied", "images_seen": images_seen, "reason": str(error)})
+
+    def _lost(self, images_seen: int, error: BaseException) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        self.tell({"event": "checkpoint_failed", "images_seen": images_seen, "reason": reason})
 
     def _report(self) -> None:
         if self._unreported is None:

@@ -28,9 +28,11 @@ from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
 from diffusion.text import looking_up, remembering
 from diffusion.training import checkpoint
+from diffusion.training.compiling import check_compiler
+from diffusion.training.device import sent_ahead
 from diffusion.training.figures import Figures, peak_of
 from diffusion.training.loop import ignore, train
-from diffusion.training.parallel import data_parallel, exact_parallel, world_gather
+from diffusion.training.parallel import data_parallel, exact_parallel, shard, world_gather
 from diffusion.training.retention import Keep
 from diffusion.training.step import NonFiniteLoss, TrainState, build_state, end_of
 from diffusion.training.warm_start import warm_start
@@ -53,6 +55,8 @@ class Job:
     copies: str | None  # where checkpoints are copied to
     teacher: Path | None = None  # bundle of recipe.lesson's
     origin: Path | None = None  # folder of the bundle recipe.init
+    shard_weights: bool = False
+    compile: bool = False
 
     @property
     def checkpoints(self) -> Path:
@@ -100,14 +104,30 @@ def run_worker(job: Job, send: Send) -> None:
         teacher=load_model(job.teacher, digest=lesson.teacher)[1].to(device) if lesson else None,
     )
     state.net.net.recompute = job.recompute
-    facts = checkpoint.facts_of(job.recipe, job.dataset, world=world, device=device, text=state.text, codec=state.codec)
     pids = gather(os.getpid())
     folder, damaged = gather(checkpoint.latest(job.checkpoints) if rank == 0 else None)[0]
+    carried = None
+    if folder is None and job.recipe.init:
+        carried = warm_start(state, job.dataset.classes, *load_model(job.origin, digest=job.recipe.init))
+    if job.shard_weights:
+        shard(state, job.recipe)
+    if job.compile:
+        check_compiler()
+        state.net.compile()
+    facts = checkpoint.facts_of(
+        job.recipe,
+        job.dataset,
+        world=world,
+        device=device,
+        text=state.text,
+        codec=state.codec,
+        sharded=state.shards is not None,
+        compiled=job.compile,
+    )
     changed = checkpoint.load(folder, state, facts) if folder else {}
     for reason in damaged:
         tell({"event": "damaged_checkpoint", "reason": reason, "instead": str(folder) if folder else None})
-    if folder is None and job.recipe.init:
-        carried = warm_start(state, job.dataset.classes, *load_model(job.origin, digest=job.recipe.init))
+    if carried:
         tell({"event": "warm_started", "model": job.recipe.init, **carried._asdict()})
     name = "resumed" if folder else "started"
     tell({"event": name, "images_seen": state.images_seen, "world": world, "pids": pids, "changed": changed})
@@ -118,12 +138,15 @@ def run_worker(job: Job, send: Send) -> None:
     torch.backends.cudnn.deterministic = exact
     peak = peak_of(job.recipe, device, gather)
     figures = Figures(job.recipe, job.dataset.resolution, peak=peak, device=device, gather=gather)
+    share = share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send)
     with Saver(job.checkpoints, job.notes, facts, tell, keep=job.keep, copies=job.copies) as saver:
         train(
             state,
-            figures.counted(saver.beside(share_of(job, job.recipe, state.images_seen, reader, sidecars, send=send))),
+            figures.counted(saver.beside(sent_ahead(share, device))),
             job.recipe,
-            model=None if exact else data_parallel(state, job.dataset.resolution // job.recipe.codec_factor),
+            model=None
+            if exact or state.shards
+            else data_parallel(state, job.dataset.resolution // job.recipe.codec_factor),
             add_up=exact_parallel(state, job.recipe) if exact else None,
             on_metrics=figures.telling(tell),
             on_checkpoint=saver,

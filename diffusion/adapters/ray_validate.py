@@ -103,9 +103,7 @@ class Validation:
         try:
             found: EvaluationRef = ray.get(running)
         except RayError as error:
-            cause = getattr(error, "cause", None) or error
-            reason = (str(cause).splitlines() or [type(cause).__name__])[-1]  # some have no words
-            event = {"event": "validation_failed", "images_seen": checkpoint.images_seen, "reason": reason}
+            event = {"event": "validation_failed", "images_seen": checkpoint.images_seen, "reason": reason_of(error)}
             self._on_event(event)
         else:
             facts = {"images_seen": checkpoint.images_seen, "recipe": digest_of(self._recipe), "uri": found.uri}
@@ -125,6 +123,12 @@ def validating(*args: Any, **kwargs: Any) -> Iterator[Validation]:
         yield validation
     finally:
         validation.close()
+
+
+def reason_of(error: RayError) -> str:
+    """Why a task failed, in a line: the last of its cause's words, or, of one without words, its kind."""
+    cause = getattr(error, "cause", None) or error
+    return (str(cause).splitlines() or [type(cause).__name__])[-1]
 
 
 # a process of its own, whose priority ends with it; no CPU of Ray's, see above

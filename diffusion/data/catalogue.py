@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffusion.data.manifest import NOT_DAMAGE
+from diffusion.data.pictures.bad_picture import UNREADABLE
 from diffusion.data.quarantine import SetAside
 from diffusion.recipe import canonical_json
 from diffusion.store.publish import disk_full
@@ -192,6 +193,12 @@ def forget(db: sqlite3.Connection, names: Iterable[str]) -> None:
     """What was found in these files is looked for again."""
     with transaction(db):
         db.executemany("DELETE FROM found WHERE name = ?", ((name,) for name in names))
+
+
+def forget_unread(db: sqlite3.Connection) -> None:
+    """Files whose bytes could not be had are tried again: what hindered it - a right, a disk, an archive that was written
+    just then - may be gone, and need not show in their mark."""
+    db.execute("DELETE FROM found WHERE kind = ? AND file IS NULL", (UNREADABLE,))
 
 
 def unknown(db: sqlite3.Connection, size: int) -> Iterator[list[tuple[str, str, str]]]:

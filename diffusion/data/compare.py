@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion.data.datasets import Dataset
+from diffusion.data.datasets import Dataset, made_by
 from diffusion.data.manifest import ShardEntry
 from diffusion.data.shards import INDEX, read_index
 from diffusion.store.storage import Storage
@@ -187,5 +187,5 @@ def _told(found: _Rows, number: int, what: str) -> Change:
 
 
 def _facts(a: Dataset, b: Dataset) -> dict[str, tuple[str, str]]:
-    one, two = ({"resolution": str(d.manifest.resolution), **dict(d.manifest.processing)} for d in (a, b))
-    return {name: (str(one[name]), str(two[name])) for name in one if one[name] != two[name]}
+    one, two = made_by(a.manifest), made_by(b.manifest)
+    return {name: (one[name], two[name]) for name in one if one[name] != two[name]}

@@ -2,7 +2,6 @@
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from pathlib import Path
 
 from diffusion.data import manifest
 from diffusion.data.manifest import Manifest, ShardEntry, Split
+from diffusion.data.pictures.buckets import shown
 from diffusion.recipe import canonical_json
+from diffusion.store.publish import temporary
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import S3_SCHEME, LocalFolder, Storage, open_storage
 
@@ -40,11 +41,16 @@ class Dataset:
 
     @cached_property
     def report(self) -> dict:
-        """What `REPORT` says; empty where there is none."""
+        """What `REPORT` says; empty where there is none.  Raises ValueError where it is damaged."""
         try:
-            return json.loads(open_storage(self.uri).read(REPORT))
+            report = json.loads(open_storage(self.uri).read(REPORT))
         except FileNotFoundError:
             return {}
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{self.uri}/{REPORT}, which has figures for people alone, is damaged: remove it"
+            ) from error
+        return report
 
     def whole(self) -> DatasetRef:
         """A reference for the next stage.  Raises ValueError where a shard is missing."""
@@ -65,6 +71,13 @@ def places(root: Storage) -> list[str]:
 def opened(uri: str) -> Dataset:
     """The dataset at `uri`.  Raises ValueError."""
     return Dataset(uri, manifest.load(uri))
+
+
+def made_by(dataset: Manifest) -> dict[str, str]:
+    """What all pictures of a dataset have in common, for people; parts of a mixture have it in common, too."""
+    sizes = ", ".join(map(shown, dataset.processing.buckets))
+    made = {name: str(value) for name, value in dataset.processing if name != "buckets"}
+    return {"resolution": str(dataset.resolution), **made, "buckets": sizes or "none (its pictures are square)"}
 
 
 def find(root: Storage, ref: str) -> Dataset:
@@ -99,16 +112,27 @@ def _by_digits(root: Storage, digits: str) -> Dataset:
 
 def set_latest(root: Storage, digest: str) -> None:
     """From now on `LATEST` is the dataset with this digest."""
-    if latest(root) != digest:
-        root.put(_LATEST_FILE, canonical_json({"digest": digest}))
+    said = canonical_json({"digest": digest})
+    try:
+        if root.read(_LATEST_FILE) == said:
+            return
+    except FileNotFoundError:
+        pass
+    root.put(_LATEST_FILE, said)
 
 
 def latest(root: Storage) -> str | None:
-    """The digest of the dataset that the last command gave which makes one; None where there was none yet."""
+    """The digest of the dataset that the last command gave which makes one; None where there was none yet.  Raises
+    ValueError where the note of it is damaged."""
     try:
-        return json.loads(root.read(_LATEST_FILE))["digest"]
+        return str(json.loads(root.read(_LATEST_FILE))["digest"])
     except FileNotFoundError:
         return None
+    except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{root.uri}/{_LATEST_FILE}, which says what {LATEST} is, is damaged: name a dataset by its digest (they are in"
+            f" {root.uri}/datasets), and remove it"
+        ) from error
 
 
 def _there_are(root: Storage) -> str:
@@ -131,7 +155,6 @@ def local_copy(root: Storage, name: str) -> Iterator[Path]:
             raise FileNotFoundError(path)
         yield path
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "shard")
-        root.fetch(name, path)
-        yield path
+    with temporary("a copy of a shard") as folder:
+        root.fetch(name, folder / "shard")
+        yield folder / "shard"

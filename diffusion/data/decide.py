@@ -153,7 +153,7 @@ def _divide(db: sqlite3.Connection, holdout: float, goes_on: bool) -> None:
         pictures, classes = db.execute("SELECT count(*), count(DISTINCT label) FROM kept").fetchone()
         why = "what was trained on stays in training" if goes_on else "since each class needs one for training"
         raise BadSource(
-            f"{pictures} pictures in {classes} classes: none can be held out, {why}. Add pictures: a model is judged by"
+            f"pictures: {pictures:,}, classes: {classes:,}: none can be held out, {why}. Add pictures: a model is judged by"
             " some that training never saw. Or hold out none: `--set shard.holdout=0`"
         )
     db.execute("UPDATE kept SET split = 'holdout' WHERE name = ?", first)

@@ -2,7 +2,6 @@
 
 import heapq
 import json
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,10 +12,11 @@ from typing import NamedTuple
 
 from diffusion.data import manifest, versions
 from diffusion.data.pack import prepare, read_original
-from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.pictures.bad_picture import UNREADABLE, BadPicture
 from diffusion.data.pictures.buckets import Size, size_for
 from diffusion.data.sources import Item, describe, open_source
 from diffusion.recipe import ShardRecipe
+from diffusion.store.publish import temporary
 from diffusion.store.storage import Storage
 
 SAMPLE = 256  # files that are decoded
@@ -78,16 +78,17 @@ def dry_run(
     def to_decode() -> Iterator[Item]:
         for item, what in _compared(opened.items(), _rows_of(root, last.digest) if last else iter(())):
             counts[what] += 1
-            if item is not None and what in ("new", "changed file"):
+            if item is not None and what in ("new", "changed file", "unread"):
                 yield item
 
     chosen = heapq.nsmallest(sample, to_decode(), key=lambda item: sha256(item.name.encode()).digest())
     changed = counts["changed file"] + counts["changed facts"]
-    changes = last and Changes(last.digest, counts["new"], changed, counts["vanished"], counts["same"])
+    same = counts["same"] + counts["unread"]
+    changes = last and Changes(last.digest, counts["new"], changed, counts["vanished"], same)
     return DryRun(
         source=describe(opened),
         changes=changes,
-        to_decode=counts["new"] + counts["changed file"],
+        to_decode=counts["new"] + counts["changed file"] + counts["unread"],
         sampled=_decoded(opened.uri, chosen, recipe, progress),
     )
 
@@ -95,8 +96,8 @@ def dry_run(
 def _rows_of(root: Storage, digest: str) -> Iterator[dict]:
     """What became of each file in the dataset before, by name."""
     before = manifest.load(f"{root.uri}/{manifest.place_of(digest)}", digest=digest)
-    with tempfile.TemporaryDirectory() as scratch:
-        yield from versions.read_files(root, before, Path(scratch))
+    with temporary("the list of a dataset's files") as scratch:
+        yield from versions.read_files(root, before, scratch)
 
 
 def _compared(items: Iterator[Item], rows: Iterator[dict]) -> Iterator[tuple[Item | None, str]]:
@@ -119,6 +120,8 @@ def _compared(items: Iterator[Item], rows: Iterator[dict]) -> Iterator[tuple[Ite
 def _against(item: Item, row: dict) -> str:
     if item.mark != row["mark"]:
         return "changed file"
+    if row.get("kind") == UNREADABLE and "file" not in row:
+        return "unread"  # is tried again
     captions = [[caption.text, caption.weight] for caption in item.captions]
     before = row["label"], json.loads(row["captions"]), json.loads(row["extra"])
     return "same" if (item.label, captions, item.extra) == before else "changed facts"

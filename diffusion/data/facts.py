@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from diffusion.data.manifest import Manifest
+from diffusion.store.works import STAGE_VERSIONS
 
 SIDES = (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)  # lower bounds of a histogram's bins, pixels
 ASPECTS = (1, 1.1, 1.25, 1.5, 2, 3, 5, 10)  # longer side / shorter side
@@ -12,7 +13,8 @@ _EXAMPLES = 5
 
 
 def report(db: sqlite3.Connection, made: Manifest) -> dict:
-    """Counts of files, classes, captions and formats; pictures by the lower bound of a range of sizes; examples."""
+    """The version of the stage that made it; counts of files, classes, captions and formats; pictures by the lower bound of
+    a range of sizes; examples."""
     formats: dict[str, int] = {}
     for (name,) in db.execute("SELECT name FROM items"):
         suffix = PurePosixPath(name).suffix.lower() or "none"
@@ -22,6 +24,7 @@ def report(db: sqlite3.Connection, made: Manifest) -> dict:
     some, several = db.execute(f"SELECT sum({captions} > 0), sum({captions} > 1) {kept}").fetchone()
     classes = zip(made.classes, made.train_counts, made.holdout_counts, strict=True)
     return {
+        "stage": STAGE_VERSIONS["shard"],
         "published": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "files": made.files,
         "kept": made.images + made.holdout,

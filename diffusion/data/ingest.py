@@ -52,7 +52,7 @@ def shard_dataset(
     """
     opened = open_source(source, columns=recipe.columns)
     storage = open_storage(root) if isinstance(root, str | Path) else root
-    if not fresh and (ready := versions.newest(storage, opened.uri, recipe, opened.fingerprint)):
+    if not fresh and (ready := versions.settled(storage, opened.uri, recipe, opened.fingerprint)):
         return _verified(storage, ready.digest)
     name = f"{versions.head_key(opened.uri, recipe)}{'-fresh' if fresh else ''}"
     with working(storage, work, name) as (folder, db):
@@ -65,6 +65,7 @@ def shard_dataset(
                 db, parent.digest if parent else "", versions.read_files(storage, parent, folder) if parent else ()
             )
             catalogue.adopt(db, released, POLICY)
+            catalogue.forget_unread(db)
             job = _Job(db, recipe, storage, folder, parent, opened.uri, released, each)
             made = _make(job, progress)
             if (

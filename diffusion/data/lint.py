@@ -6,7 +6,6 @@ The tars are read as tars, by Python's own module, and compared with the index b
 import hashlib
 import json
 import tarfile
-import tempfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -17,13 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion.data import manifest, versions
+from diffusion.data import manifest, quarantine, versions
 from diffusion.data.datasets import Dataset, local_copy
 from diffusion.data.manifest import ShardEntry, Split
 from diffusion.data.pictures.buckets import Size
 from diffusion.data.pictures.decode import BadPicture, decode_into
+from diffusion.data.quarantine import DamagedQuarantine
 from diffusion.data.shards import EXTENSION, INDEX, parse_index
-from diffusion.store.publish import sha256_file
+from diffusion.store.publish import sha256_file, temporary
 from diffusion.store.storage import Storage
 
 _MEMBERS = ("cls", "json", "image", "txt")
@@ -68,12 +68,15 @@ def lint(dataset: Dataset, *, threads: int = 4, progress: Callable[[int, int], N
 
 
 def _beside(dataset: Dataset) -> Iterator[Finding]:
-    """What the next version goes on from: no part of the dataset's identity, so it may be missing, but not damaged."""
+    """What the next version goes on from, and what was set aside: no part of the dataset's identity, so it may be missing,
+    but not damaged."""
     place, made = manifest.place_of(dataset.digest), dataset.manifest
+    if dataset.root.size(f"{quarantine.place_of(dataset.digest)}/{quarantine.REASONS}") is not None:
+        yield from _set_aside(dataset)
     if dataset.root.size(f"{place}/{versions.FILES}") is not None:
-        with tempfile.TemporaryDirectory() as scratch:
+        with temporary("the list of a dataset's files") as scratch:
             try:
-                deque(versions.read_files(dataset.root, made, Path(scratch)), maxlen=0)
+                deque(versions.read_files(dataset.root, made, scratch), maxlen=0)
             except ValueError as error:
                 yield Finding(f"{place}/{versions.FILES}", "", str(error))
     if dataset.root.size(f"{place}/{versions.RECIPE}") is not None:
@@ -81,6 +84,23 @@ def _beside(dataset: Dataset) -> Iterator[Finding]:
             versions.recipe_of(dataset.root, made)
         except ValueError as error:
             yield Finding(f"{place}/{versions.RECIPE}", "", str(error))
+
+
+def _set_aside(dataset: Dataset) -> Iterator[Finding]:
+    """The list of the files set aside, and each original."""
+    reasons, counts = f"{quarantine.place_of(dataset.digest)}/{quarantine.REASONS}", Counter()
+    try:
+        for file in quarantine.entries(dataset.root, dataset.digest):
+            counts[file.kind] += 1
+            try:
+                _ = file.place and quarantine.original(dataset.root, file)
+            except DamagedQuarantine as error:
+                yield Finding(file.tar, "", f"{file.name}: {error}")
+    except DamagedQuarantine as error:
+        yield Finding(reasons, "", str(error))
+        return
+    if counts != (said := dataset.manifest.set_aside):
+        yield Finding(reasons, "", f"lists {dict(sorted(counts.items()))}, the manifest says {said}")
 
 
 def _look(dataset: Dataset, root: Storage, entry: ShardEntry, labels: tuple[int, ...]) -> _Seen:

@@ -7,7 +7,6 @@ shards with such pictures are written again without them; all others are shared.
 """
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +18,13 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from diffusion.data import manifest
-from diffusion.data.datasets import REPORT, Dataset, local_copy
+from diffusion.data.datasets import REPORT, Dataset, local_copy, made_by
 from diffusion.data.decide import class_names
 from diffusion.data.manifest import DUPLICATE, Encoding, Manifest, Part, ShardEntry, Split
-from diffusion.data.pictures.buckets import shown
 from diffusion.data.reading_order import order_of
 from diffusion.data.shards import INDEX, PackedSample, put_shard, read_index, write_shard
 from diffusion.recipe import TrainRecipe, canonical_json, digest_of
+from diffusion.store.publish import temporary
 from diffusion.store.storage import Storage
 
 HELD_ELSEWHERE = "held out elsewhere"  # kind of what is left out of training
@@ -127,20 +126,13 @@ def _check(root: Storage, datasets: Sequence[tuple[Dataset, float]]) -> None:
         if made.parts:
             inner = " ".join(f"{part.dataset[:16]}={part.weight:g}" for part in made.parts)
             raise ValueError(f"{name} is a mixture itself: mix what it is made of, {inner}")
-        ours = _made_by(first.manifest)
-        for what, theirs in _made_by(made).items():
+        ours = made_by(first.manifest)
+        for what, theirs in made_by(made).items():
             if ours[what] != theirs:
                 raise ValueError(
                     f"{name} has {what} {theirs}, {first.digest[:16]} has {ours[what]}: shard one of them again with the"
                     " other's recipe"
                 )
-
-
-def _made_by(dataset: Manifest) -> dict[str, str]:
-    """What of a dataset's making its parts must have in common, for people."""
-    sizes = ", ".join(map(shown, dataset.processing.buckets))
-    made = {name: str(value) for name, value in dataset.processing if name != "buckets"}
-    return {"resolution": str(dataset.resolution), **made, "buckets": sizes or "none (its pictures are square)"}
 
 
 class _Held:
@@ -187,9 +179,9 @@ def _without(
         return entry, labels
     if leave.all():
         return None, labels
-    with tempfile.TemporaryDirectory() as folder, local_copy(root, entry.tar) as tar:
-        made = write_shard(Path(folder), entry.split, _samples(tar, index[~leave]), encoding, size=entry.size)
-        put_shard(root, Path(folder), made)
+    with temporary("a shard") as folder, local_copy(root, entry.tar) as tar:
+        made = write_shard(folder, entry.split, _samples(tar, index[~leave]), encoding, size=entry.size)
+        put_shard(root, folder, made)
     return made, labels
 
 

@@ -7,9 +7,7 @@ workers need not know of each other and what is there is never made again.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from diffusion.data.shards import check_shard, damaged, read_index
 from diffusion.data.sidecar import sidecar_bytes
 from diffusion.recipe import Frozen
 from diffusion.store import codecs, text_encoders
+from diffusion.store.publish import temporary
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import Storage, open_storage
 from diffusion.text import TextEncoder
@@ -89,8 +88,8 @@ class Maker:
                 by.place(entry.sha256), sidecar_bytes(by, entry.sha256, embeddings_of(self.root, entry, encoder))
             )
             return entry.pictures
-        with tempfile.TemporaryDirectory(prefix="latents-") as folder:
-            file = Path(folder, "sidecar")
+        with temporary("latents of a shard") as folder:
+            file = folder / "sidecar"
             shape = shape_of(encoder.identity, self.setup.resolution)
             latents = latents_of(self.root, entry, encoder, self.setup.resolution)
             write_latents(file, by, entry.sha256, latents, pictures=entry.pictures, shape=shape)

@@ -9,11 +9,12 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 from diffusion.data import manifest
 from diffusion.data.manifest import DUPLICATE, NOT_DAMAGE
-from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.pictures.bad_picture import POLICY, BadPicture
 from diffusion.recipe import Frozen, canonical_json, first_mistake
 from diffusion.store.storage import Storage, StorageRefused, open_storage
 
@@ -41,11 +42,17 @@ class SetAside(Frozen):
     @property
     def place(self) -> str | None:
         """Where `read_place` finds the original in the data root."""
-        return None if self.tar is None else canonical_json([_PLACE, self.tar, self.offset, self.bytes]).decode()
+        if self.tar is None:
+            return None
+        return canonical_json([_PLACE, self.tar, self.offset, self.bytes, self.sha256]).decode()
 
 
 class TooManyRejected(ValueError):
     """A larger share of the files than the recipe allows could not be used."""
+
+
+class DamagedQuarantine(ValueError):
+    """What was set aside is not as it was written, or is gone."""
 
 
 def place_of(digest: str) -> str:
@@ -58,7 +65,7 @@ def write(
 ) -> None:
     """Write the quarantine `folder` of the root: each file set aside, with its place, by name; "": it is kept nowhere.
 
-    read: place -> bytes, or BadPicture.  In memory is one original at a time; `scratch` holds one tar.
+    read: place -> bytes, or BadPicture or DamagedQuarantine.  In memory is one original at a time; `scratch` holds one tar.
     """
     reasons, tar, kept, tars = scratch / REASONS, _Tar(scratch / "quarantine.tar"), 0, 0
     with open(reasons, "wb") as lines:
@@ -67,7 +74,7 @@ def write(
             if file.kind != DUPLICATE and place:
                 try:
                     data = read(place)
-                except BadPicture:  # it could not be read in the first place
+                except (BadPicture, DamagedQuarantine):  # it could not be read in the first place, or no more
                     data = None
                 else:
                     file = file.model_copy(update={"sha256": sha256(data).hexdigest(), "bytes": len(data)})
@@ -122,7 +129,8 @@ class _Tar:
 
 
 def entries(root: Storage, digest: str) -> Iterator[SetAside]:
-    """What the dataset with this digest set aside, by name.  Raises ValueError where there is no such dataset."""
+    """What the dataset with this digest set aside, by name.  Raises DamagedQuarantine, and ValueError where there is no
+    such dataset."""
     name, offset, rest = f"{place_of(digest)}/{REASONS}", 0, b""
     try:
         while block := root.read(name, offset, _BLOCK):
@@ -134,22 +142,24 @@ def entries(root: Storage, digest: str) -> Iterator[SetAside]:
     except StorageRefused:
         raise
     except ValueError as error:
-        raise ValueError(
+        raise DamagedQuarantine(
             f"{root.uri}/{name}, which says what this dataset set aside, is damaged ({first_mistake(error)}): shard again"
             " with `diffusion shard --fresh`"
         ) from error
     except FileNotFoundError:
         if manifest.load(f"{root.uri}/{manifest.place_of(digest)}").set_aside:
-            raise ValueError(
+            raise DamagedQuarantine(
                 f"{root.uri}/{name} is missing: the files that this dataset set aside are not known any more; shard again"
                 " with `diffusion shard --fresh`"
             ) from None
 
 
 def original(root: Storage, file: SetAside) -> bytes:
-    """The bytes of a file set aside.  Raises ValueError where they are not kept."""
+    """The bytes of a file set aside.  Raises ValueError where they are not kept, DamagedQuarantine where they are others."""
     if file.place is None:
-        why = "it could not be read" if file.sha256 is None else f"kept are {MAX_ORIGINALS_BYTES:,} bytes of originals"
+        why = (
+            "it could not be read" if file.sha256 is None else f"kept are {MAX_ORIGINALS_BYTES:,} bytes, and no damage"
+        )
         raise ValueError(f"{file.name} ({file.kind}) is listed, but not kept: {why}")
     return read_place(root.uri, file.place)
 
@@ -160,9 +170,22 @@ def is_place(place: str) -> bool:
 
 
 def read_place(uri: str, place: str) -> bytes:
-    """The bytes of a file in the quarantine of the data root `uri`."""
-    _, tar, offset, size = json.loads(place)
-    return open_storage(uri).read(tar, offset, size)
+    """The bytes of a file in the quarantine of the data root `uri`.  Raises DamagedQuarantine."""
+    _, tar, offset, size, expected = json.loads(place)
+    try:
+        data = open_storage(uri).read(tar, offset, size)
+    except FileNotFoundError as error:
+        raise DamagedQuarantine(_lost(uri, tar, "is missing")) from error
+    if sha256(data).hexdigest() != expected:
+        raise DamagedQuarantine(_lost(uri, tar, f"has other bytes at {offset:,} than were set aside"))
+    return data
+
+
+def _lost(uri: str, tar: str, what: str) -> str:
+    return (
+        f"{uri}/{tar} {what}: an original there is lost. Its source may still have it: shard that again with `diffusion"
+        " shard --fresh`"
+    )
 
 
 def within_budget(by_kind: dict[str, int], total: int, max_rejected: float) -> bool:
@@ -178,11 +201,18 @@ def too_many(
     rejected = sum(bad.values())
     kinds = ", ".join(f"{count} {kind}" for kind, count in bad.items())
     shown = "".join(f"\n  {file.name}: {file.kind} ({file.detail})" for file in examples)
-    enough = min(0.99, -(-rejected * 100 // total) / 100)
-    return TooManyRejected(
+    told = (
         f"{rejected} of {total} files cannot be used ({kinds}); shard.max_rejected allows {max_rejected:.1%}.{shown}\n"
-        f"All of them, with reasons: {where}. Repair or remove them in the source; or go on without them:"
-        f" `diffusion shard --set shard.max_rejected={enough}`"
+    )
+    told += f"All of them, with reasons: {where}. "
+    if unwanted := POLICY & bad.keys():
+        told += f"What is {' or '.join(sorted(unwanted))} is so by the recipe: shard.min_side, shard.max_aspect. "
+    if rejected == total:
+        return TooManyRejected(f"{told}Nothing would be left: repair the source, or give another")
+    enough = next(share for p in count(2) if (share := -(-rejected * 10**p // total) / 10**p) < 1)
+    return TooManyRejected(
+        f"{told}Repair or remove them in the source; or go on without them: `diffusion shard --set"
+        f" shard.max_rejected={enough}`"
     )
 
 

@@ -172,7 +172,8 @@ class ShardReader:
         known = pictures < len(self._filled)  # in memory
         known[known] = self._filled[pictures[known]]
         within = pictures - self._first[shards]  # place in the shard
-        bad: list[int] = []
+        stored: list[bytes | memoryview] = []
+        decoded: list[int] = []
         for start, end in pairwise([*starts, b]):
             places = by_shard[start:end]
             shard = int(shards[places[0]])
@@ -187,8 +188,12 @@ class ShardReader:
                 rows["label"][places] = self._class(shard, found["label"])
             if self.latents:
                 pixels[places] = ~self._find(shard, opened, within[places], places, got)
-            decoded = places[pixels[places] & ~known[places]]
-            bad += self._load(opened, rows.take(decoded), decoded.tolist(), got)
+            wanted = places[pixels[places] & ~known[places]]
+            stored += self._stored(opened, rows.take(wanted), wanted.tolist(), got)
+            decoded += wanted.tolist()
+        # all are read, then all decoded: what Python does between two pictures costs twice as much when the decoder has
+        # emptied the processor's caches
+        bad = list(decode_rows(stored, got.images, decoded))
         got.keys[:], got.label[:] = rows["key"].astype(np.str_).tolist(), rows["label"]
         known &= there & pixels
         fresh = there & pixels & ~known
@@ -248,24 +253,23 @@ class ShardReader:
         got.known[places] = found
         return found
 
-    def _load(self, opened: OpenShard, rows: np.ndarray, places: list[int], got: Pictures) -> list[int]:
-        """The pictures of some rows of an index, into their places.  Returns the places of those that are damaged.
-
-        First all are read, then all decoded: what Python does between two pictures costs twice as much when the decoder has
-        emptied the processor's caches.
-        """
+    def _stored(
+        self, opened: OpenShard, rows: np.ndarray, places: list[int], got: Pictures
+    ) -> list[bytes | memoryview]:
+        """The bytes of the pictures of some rows of an index, none for one that is damaged; captions into their places."""
         stored = None if self.captions else undamaged(opened.read, rows)
-        if stored is None:
-            stored = []
-            for row, place in zip(rows[SPANS].tolist(), places, strict=True):
-                try:
-                    data, got.captions[place] = stored_at(opened.read, row, self.captions)
-                except StorageUnavailable:  # says nothing about the picture
-                    raise
-                except DAMAGE:
-                    data = b""
-                stored.append(data)
-        return list(decode_rows(stored, got.images, places))
+        if stored is not None:
+            return stored
+        stored = []
+        for row, place in zip(rows[SPANS].tolist(), places, strict=True):
+            try:
+                data, got.captions[place] = stored_at(opened.read, row, self.captions)
+            except StorageUnavailable:  # says nothing about the picture
+                raise
+            except DAMAGE:
+                data = b""
+            stored.append(data)
+        return stored
 
     def _open(self, shard: int) -> OpenShard:
         """Raises DamagedShard where a shard is lost: counted, and not looked for again."""

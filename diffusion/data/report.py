@@ -6,18 +6,21 @@ there too.  None of these files is part of the dataset's identity, and nothing r
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from diffusion.data import manifest, quarantine
-from diffusion.data.datasets import Dataset
+from diffusion.data.datasets import Dataset, opened
 from diffusion.data.images import BadPicture, encode_png, load
 from diffusion.data.manifest import DUPLICATE, Manifest
 from diffusion.data.pictures.buckets import shown
 from diffusion.data.preview import preview, sheet
-from diffusion.store.storage import Storage, open_storage
+from diffusion.data.quarantine import DamagedQuarantine
+from diffusion.store.storage import open_storage
 
 PAGE, PICTURES, ASIDE = "report.md", "pictures.png", "set-aside.png"
 _CLASSES = 50  # in the page
@@ -51,13 +54,14 @@ def write_report(dataset: Dataset) -> str:
 
 
 def _originals(dataset: Dataset) -> Iterator[Original]:
-    """The first few files of each reason; none of duplicates, whose picture is in the shards."""
+    """The first few files of each reason; none of duplicates, whose picture is in the shards, and none that are lost."""
     counts: Counter[str] = Counter()
-    digests = [part.dataset for part in dataset.manifest.parts] or [dataset.digest]
-    for file in (file for digest in digests for file in quarantine.entries(dataset.root, digest)):
-        if file.kind != DUPLICATE and counts[file.kind] < _SHOWN:
-            counts[file.kind] += 1
-            yield Original(file.kind, quarantine.original(dataset.root, file) if file.place else None)
+    for digest in [part.dataset for part in dataset.manifest.parts] or [dataset.digest]:
+        with suppress(DamagedQuarantine):
+            for file in quarantine.entries(dataset.root, digest):
+                if file.kind != DUPLICATE and counts[file.kind] < _SHOWN:
+                    counts[file.kind] += 1
+                    yield Original(file.kind, quarantine.original(dataset.root, file) if file.place else None)
 
 
 def aside_rows(originals: Iterable[Original], side: int) -> dict[str, list[np.ndarray]]:
@@ -114,9 +118,11 @@ def overview(dataset: Dataset) -> dict[str, str]:
         lines["mixture"] = "of " + few(parts)
     if "published" in report:
         lines["published"] = report["published"]
-    chain = list(_parents(dataset.root, made.parent))
-    if chain:
-        lines["after"] = " after ".join(chain)
+    chain = list(_ancestors(dataset))
+    if made_by := _made_by([dataset, *chain]):
+        lines["made by"] = made_by
+    if made.parent:
+        lines["after"] = " after ".join(_parents([dataset, *chain]))
     return lines
 
 
@@ -146,18 +152,44 @@ def _counted(classes: tuple[str, ...], train: tuple[int, ...], holdout: tuple[in
         yield f"{name} {pictures:,} + {held:,}"
 
 
-def _parents(root: Storage, digest: str | None) -> Iterator[str]:
-    """The first digits of the datasets that one goes on from, the nearest first."""
+def _ancestors(dataset: Dataset) -> Iterator[Dataset]:
+    """The datasets that one goes on from, the nearest first, as far as they are here."""
     for _ in range(_GENERATIONS):
-        if digest is None:
+        place = dataset.manifest.parent and manifest.place_of(dataset.manifest.parent)
+        if place is None or dataset.root.size(f"{place}/{manifest.FILE}") is None:
             return
-        place = manifest.place_of(digest)
-        if root.size(f"{place}/{manifest.FILE}") is None:
-            yield f"{digest[:16]}, which is not here"
-            return
-        yield digest[:16]
-        digest = manifest.load(f"{root.uri}/{place}").parent
-    yield "..."
+        yield (dataset := opened(f"{dataset.root.uri}/{place}"))
+
+
+def _parents(line: list[Dataset]) -> Iterator[str]:
+    """The first digits of the parent of each of a dataset and its ancestors."""
+    for number, dataset in enumerate(line, start=1):
+        if parent := dataset.manifest.parent:
+            yield parent[:16] if number < len(line) or number > _GENERATIONS else f"{parent[:16]}, which is not here"
+    if len(line) > _GENERATIONS:
+        yield "..."
+
+
+def _made_by(line: list[Dataset]) -> str:
+    """Which versions of the shard stage made a dataset's shards, "" where nothing is known.  line: it and its ancestors.
+
+    What it shares with its parent, that or an ancestor of that made.
+    """
+    counts: Counter[int | None] = Counter()
+    left = {entry.sha256 for entry in line[0].manifest.shards}
+    for dataset, parent in zip_longest(line, line[1:]):
+        shared = left & {entry.sha256 for entry in parent.manifest.shards} if parent else set()
+        whole = parent or dataset.manifest.parent is None  # else what it shares is not known
+        counts[dataset.report.get("stage") if whole else None] += len(left) - len(shared)
+        left = shared
+    known = {version: count for version, count in sorted(counts.items(), key=str) if version is not None and count}
+    if not known:
+        return ""
+    told = [f"version {version} of the shard stage" for version in known]
+    if len(+counts) > 1:
+        told = [f"{what}, {count:,} shards" for what, count in zip(told, known.values(), strict=True)]
+        told += [f"unknown ones, {counts[None]:,} shards"] if counts[None] else []
+    return "; ".join(told)
 
 
 def few(parts: Iterable[str]) -> str:

@@ -43,11 +43,6 @@ class _Part(NamedTuple):
     pictures: np.ndarray
 
 
-def read_batch(reader: ShardReader, order: AnyOrder, start: int, stop: int, *, seed: int = 0) -> Batch:
-    """The pictures at global positions [start, stop)."""
-    return _complete(reader, _read(reader, _Part(start, order.at(start, stop - start)), seed))
-
-
 def batches(
     reader: ShardReader,
     order: AnyOrder,

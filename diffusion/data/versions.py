@@ -7,6 +7,7 @@ aside) and `recipe.json`.  `heads/<source and recipe>.json` in the data root nam
 import gzip
 import json
 import sqlite3
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from diffusion.data import manifest
 from diffusion.data.datasets import local_copy
 from diffusion.data.manifest import Manifest, ShardEntry
+from diffusion.data.pictures.bad_picture import UNREADABLE
 from diffusion.data.shards import DamagedShard, check_shard, damaged, read_index
 from diffusion.recipe import Frozen, ShardRecipe, canonical_json, digest_of, first_mistake
 from diffusion.store.refs import DatasetRef
@@ -54,12 +56,24 @@ def head(root: Storage, source: str, recipe: ShardRecipe) -> Head | None:
 def newest(root: Storage, source: str, recipe: ShardRecipe, fingerprint: str) -> DatasetRef | None:
     """The newest dataset of the source at this URI, where it was made of the state that `fingerprint` names by this very
     recipe."""
+    made = _newest(root, source, recipe, fingerprint)
+    return made and made.ref(f"{root.uri}/{manifest.place_of(made.digest)}")
+
+
+def settled(root: Storage, source: str, recipe: ShardRecipe, fingerprint: str) -> DatasetRef | None:
+    """Likewise, where every file could be read: one that could not may be readable by now, though it looks the same to the
+    listing."""
+    made = _newest(root, source, recipe, fingerprint)
+    whole = made is not None and UNREADABLE not in made.set_aside
+    return made.ref(f"{root.uri}/{manifest.place_of(made.digest)}") if whole else None
+
+
+def _newest(root: Storage, source: str, recipe: ShardRecipe, fingerprint: str) -> Manifest | None:
     last = head(root, source, recipe)
     if last is None or last.fingerprint != fingerprint:
         return None
-    uri = f"{root.uri}/{manifest.place_of(last.digest)}"
-    made = manifest.load(uri, digest=last.digest)
-    return made.ref(uri) if made.recipe_digest == digest_of(recipe) else None
+    made = manifest.load(f"{root.uri}/{manifest.place_of(last.digest)}", digest=last.digest)
+    return made if made.recipe_digest == digest_of(recipe) else None
 
 
 def set_head(root: Storage, recipe: ShardRecipe, new: Head) -> None:
@@ -173,7 +187,7 @@ def read_files(root: Storage, dataset: Manifest, scratch: Path) -> Iterator[dict
                     tar = dataset.shards[row["shard"]].tar
                     row["image"] = json.dumps([root.uri, tar, *row["image"]])
                 yield row
-    except (OSError, EOFError, ValueError, LookupError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, LookupError) as error:
         raise ValueError(_unknown(root, name, f"is damaged ({error})")) from error
     finally:
         (scratch / FILES).unlink()

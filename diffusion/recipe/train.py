@@ -179,6 +179,11 @@ class TrainRecipe(Frozen):
             raise ValueError(f"degradations={self.degradations}: name each task once, they come equally often")
         if self.noise_min >= self.noise_max:
             raise ValueError(f"noise_min={self.noise_min} must be below noise_max={self.noise_max}")
+        if self.lesson and self.init:
+            raise ValueError(
+                f"init={self.init[:12]}: a student starts from the weights of its teacher, {self.lesson.teacher[:12]}, and"
+                f" from no other model's; leave init out"
+            )
         if self.lesson and self.degradations:
             raise ValueError(
                 f"degradations={self.degradations}: a network that restores is not distilled, its steps lead to a picture"

@@ -267,6 +267,13 @@ def read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
     """The facts of the bundle in a folder, without its weights, and its digest.  Raises ValueError where it is not the
     expected one.
     """
+    spec, digest = read_facts(folder, expected)
+    _check_there(folder, *spec.weights)
+    return spec, digest
+
+
+def read_facts(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
+    """Likewise of a folder that may have bundle.json alone."""
     path = folder / SPEC_NAME
     _check_there(folder, SPEC_NAME)
     data = path.read_bytes()
@@ -285,7 +292,6 @@ def read_spec(folder: Path, expected: str | None) -> tuple[BundleSpec, str]:
         raise ValueError(
             f"{path} is not in canonical form, so its digest identifies nothing: it was edited by hand. {_AGAIN}"
         )
-    _check_there(folder, *spec.weights)
     return spec, digest
 
 

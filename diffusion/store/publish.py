@@ -71,6 +71,18 @@ def room_in(folder: Path, what: str = "a file", remedy: str = _REMEDY) -> Iterat
         raise disk_full(folder, what, remedy) from error
 
 
+@contextmanager
+def temporary(what: str) -> Iterator[Path]:
+    """A folder for the length of the block, where the system keeps temporary files.  What fails in the block for want of
+    room is a `disk_full` there, unless it is one already.  what: goes into it, for people."""
+    parent = Path(tempfile.gettempdir())
+    with (
+        room_in(parent, what, "free some, or set TMPDIR to another folder"),
+        tempfile.TemporaryDirectory(prefix=PREFIX, dir=parent) as name,
+    ):
+        yield Path(name)
+
+
 def fsync_path(path: Path) -> None:
     """Flush one file's bytes, or one folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

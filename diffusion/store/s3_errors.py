@@ -21,10 +21,11 @@ _PASSING = {  # codes that come with a status below 500
     "XAmzContentSHA256Mismatch",
 }
 _MISSING = {"NoSuchKey", "NoSuchVersion"}
+_LIST = "s3:ListBucket"
 _PERMISSION = {
     "GetObject": "s3:GetObject",
     "HeadObject": "s3:GetObject",
-    "ListObjectsV2": "s3:ListBucket",
+    "ListObjectsV2": _LIST,
     "DeleteObject": "s3:DeleteObject",
 }
 _REFUSED = {
@@ -34,8 +35,8 @@ _REFUSED = {
     " AWS_PROFILE, to those of an account there",
     "SignatureDoesNotMatch": "the secret key does not belong to the key id: set AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, to"
     " the right one",
-    "AccessDenied": "these credentials do not allow it: ask the bucket's owner for the permission {permission} (and"
-    " s3:ListBucket, without which a missing object is reported so too), or set AWS_PROFILE to an account that has it",
+    "AccessDenied": "these credentials do not allow it: ask the bucket's owner for the permission {permission}{beside},"
+    " or set AWS_PROFILE to an account that has it",
     "ExpiredToken": "the session has expired: log in again (`aws sso login`), or set fresh AWS_* variables",
     "InvalidToken": "the session token is not valid: log in again (`aws sso login`), or unset AWS_SESSION_TOKEN",
 }
@@ -109,7 +110,9 @@ def _answered(error, uri: str, endpoint: str) -> Exception:
         return StorageRefused(f"{uri}: the bucket is in the region {region}: set AWS_DEFAULT_REGION={region}")
     if code in _REFUSED:
         permission = _PERMISSION.get(error.operation_name, "s3:PutObject")
-        return StorageRefused(f"{uri}: {_REFUSED[code].format(endpoint=endpoint, permission=permission)}")
+        beside = f" (and {_LIST}, without which a missing object is reported so too)" if permission != _LIST else ""
+        told = _REFUSED[code].format(endpoint=endpoint, permission=permission, beside=beside)
+        return StorageRefused(f"{uri}: {told}")
     if not code or code.isdecimal():  # no reason is given: the answer was cut, or it is not an S3 server that answers
         return Passing("unreadable answer", f"status {status} of {endpoint} without S3's reason, if it is an S3 server")
     return StorageRefused(f"{uri}: {endpoint} refuses {error.operation_name}: {code} ({status}) {message}".rstrip())

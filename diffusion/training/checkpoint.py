@@ -8,26 +8,30 @@ loss that learns one), `optimizer.safetensors` (`<parameter>.exp_avg`, ...), `st
 import hashlib
 import os
 import re
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion.codec import CodecIdentity
-from diffusion.recipe import Frozen, TrainRecipe, canonical_json, digest_of, unset
+from diffusion.recipe import Frozen, TrainRecipe, canonical_json, digest_of, unset, usual
 from diffusion.store.averages import MANIFEST_NAME, STATE_NAME, File, Manifest
 from diffusion.store.publish import publishing, room_in, sha256_file
 from diffusion.store.refs import DatasetRef
 from diffusion.text import TextIdentity
+from diffusion.training.loop import Gather
+from diffusion.training.row_files import allocate, write_rows
+from diffusion.training.snapshot import WEIGHTS_NAME, Snapshot, restore, snapshot_of
 from diffusion.training.step import TrainState
 
-WEIGHTS_NAME = "weights.safetensors"
-UNCERTAINTY_NAME = "uncertainty.safetensors"
-OPTIMIZER_NAME = "optimizer.safetensors"
+T = TypeVar("T")
+
 _NAME_DIGITS = 12  # of images_seen in a folder's name: names sort as numbers
 
 
@@ -39,7 +43,7 @@ class Facts(Frozen):
     """state.json: what the run is, and under what its bits were made."""
 
     recipe: TrainRecipe
-    dataset: DatasetRef
+    dataset_digest: str  # and not where it lies: the same run in another place has the same digests
     text: TextIdentity | None = Field(None, exclude_if=unset, description="What reads the captions, if anything does")
     codec: CodecIdentity | None = Field(None, exclude_if=unset, description="What made its latents, if it learns any")
     images_seen: int = Field(ge=0)
@@ -52,10 +56,12 @@ class Facts(Frozen):
     threads: int = Field(ge=1, description="Torch threads of each")
     device: str
     torch: str
+    sharded: bool = Field(False, exclude_if=usual(False), description="Weights are divided over the workers")
+    compiled: bool = Field(False, exclude_if=usual(False), description="The network is compiled")
 
     def surroundings(self) -> dict[str, Any]:
         """What must be equal for a resumed run to have the same bits, not only the same numbers up to rounding."""
-        return self.model_dump(include={"world", "threads", "device", "torch"})
+        return {name: getattr(self, name) for name in ("world", "threads", "device", "torch", "sharded", "compiled")}
 
 
 def facts_of(
@@ -66,11 +72,13 @@ def facts_of(
     device: torch.device,
     text: TextIdentity | None = None,
     codec: CodecIdentity | None = None,
+    sharded: bool = False,
+    compiled: bool = False,
 ) -> Facts:
     """Facts of a run in this process, at images_seen = 0.  text, codec: of the state that is trained."""
     return Facts(
         recipe=recipe,
-        dataset=dataset,
+        dataset_digest=dataset.digest,
         text=text,
         codec=codec,
         images_seen=0,
@@ -78,59 +86,19 @@ def facts_of(
         threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         torch=torch.__version__,
+        sharded=sharded,
+        compiled=compiled,
     )
 
 
-def ema_name(sigma_rel: float) -> str:
-    """File name of the average of one relative width."""
-    return f"ema-{sigma_rel!r}.safetensors"
+def name_of(images_seen: int) -> str:
+    """Of the folder of the checkpoint of this moment, and of its copy."""
+    return f"{images_seen:0{_NAME_DIGITS}d}"
 
 
 def folder_of(checkpoints: Path, images_seen: int) -> Path:
     """Where the checkpoint of this moment lies below a run's `checkpoints` folder."""
-    return Path(checkpoints) / f"{images_seen:0{_NAME_DIGITS}d}"
-
-
-class Snapshot(NamedTuple):
-    """What a checkpoint keeps of a state at one moment."""
-
-    images_seen: int
-    files: dict[str, dict[str, Tensor]]  # file name -> name -> tensor
-    ema: dict[str, str]  # relative width as Python writes it -> file name
-
-
-def snapshot_of(state: TrainState) -> Snapshot:
-    """The live tensors of a state: the next step changes them."""
-    ema = {sigma_rel: ema_name(sigma_rel) for sigma_rel in state.ema.averages}
-    files = {WEIGHTS_NAME: state.net.state_dict()}
-    files |= {name: state.ema.state_dict(sigma_rel) for sigma_rel, name in ema.items()}
-    if state.uncertainty:
-        files[UNCERTAINTY_NAME] = state.uncertainty.state_dict()
-    files[OPTIMIZER_NAME] = optimizer_tensors(state)
-    return Snapshot(state.images_seen, files, {repr(sigma_rel): name for sigma_rel, name in ema.items()})
-
-
-@torch.no_grad()
-def copied(live: Snapshot, room: Snapshot | None = None) -> Snapshot:
-    """The same in the host's memory, where no step changes it.  room: an earlier copy, whose memory is used again.
-
-    From a GPU the bytes come to pinned memory in the order of its current stream, and this does not wait for them: they
-    are there when an event recorded after it is, and the steps that follow do not disturb them (untested on a GPU).
-    """
-    files = {}
-    for file, tensors in live.files.items():
-        old = room.files.get(file, {}) if room else {}
-        files[file] = {name: _room_for(tensor, old.get(name)) for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
-            files[file][name].copy_(tensor, non_blocking=True)
-    return live._replace(files=files)
-
-
-def _room_for(tensor: Tensor, old: Tensor | None) -> Tensor:
-    # laid out as the original, so that it is copied as it lies
-    if old is not None and (old.shape, old.stride(), old.dtype) == (tensor.shape, tensor.stride(), tensor.dtype):
-        return old
-    return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+    return Path(checkpoints) / name_of(images_seen)
 
 
 def save(state: TrainState, folder: Path, facts: Facts) -> str:
@@ -162,25 +130,81 @@ def make_way(folder: Path) -> None:
             _set_aside(folder)
 
 
+def publish_together(snapshot: Snapshot, folder: Path, facts: Facts, gather: Gather, *, first: bool) -> str:
+    """`publish` of a snapshot of which each process has some rows: all call this, each writes its own into the files of all,
+    and no tensor is gathered.  The folder is on storage that all share.  first: true of one, which makes and publishes it.
+
+    What fails on any process is raised on all.
+    """
+    facts = facts.model_copy(update={"images_seen": snapshot.images_seen})
+
+    def begun(stack: ExitStack) -> Path | None:
+        make_way(folder)
+        if folder.exists():  # a replayed run makes the same
+            return None
+        temporary = stack.enter_context(publishing(folder))
+        for name, rows in snapshot.rows.items():
+            allocate(temporary / name, {tensor: where.shape for tensor, where in rows.items()})
+        return temporary
+
+    def write(temporary: Path) -> None:
+        for name, tensors in snapshot.files.items():
+            write_rows(temporary / name, tensors, snapshot.rows[name])
+
+    def finished(stack: ExitStack, temporary: Path | None) -> str:
+        if temporary:
+            manifest = _close(temporary, snapshot, facts)
+            with suppress(FileExistsError):  # as in `publish`
+                stack.close()
+                return digest_of(manifest)
+        return digest_of(verify(folder))
+
+    with room_in(folder.parent, f"the checkpoint {folder.name}"), ExitStack() as stack:
+        temporary, *_ = _all(gather, lambda: begun(stack) if first else None)
+        if temporary:
+            _all(gather, lambda: write(temporary))
+        digest, *_ = _all(gather, lambda: finished(stack, temporary) if first else None)
+    return digest
+
+
+def _all(gather: Gather, work: Callable[[], T]) -> list[T]:
+    """What `work` returns on each process.  Raises, on all, what the first of those that failed did."""
+    done, error = None, None
+    try:
+        done = work()
+    except Exception as failure:
+        error = failure
+    results = gather((done, error))
+    for _, failure in results:
+        if failure:
+            raise failure
+    return [done for done, _ in results]
+
+
 def _publish(snapshot: Snapshot, folder: Path, facts: Facts) -> str:
     with room_in(folder.parent, f"the checkpoint {folder.name}"), publishing(folder) as temporary:
         for name, tensors in snapshot.files.items():
             _write(tensors, temporary / name)
-        (temporary / STATE_NAME).write_bytes(canonical_json(facts))
-        names = sorted(path.name for path in temporary.iterdir())
-        manifest = Manifest(
-            images_seen=snapshot.images_seen,
-            recipe_digest=digest_of(facts.recipe),
-            dataset_digest=facts.dataset.digest,
-            weights=WEIGHTS_NAME,
-            ema=snapshot.ema,
-            files={
-                name: File(bytes=(temporary / name).stat().st_size, sha256=sha256_file(temporary / name))
-                for name in names
-            },
-        )
-        (temporary / MANIFEST_NAME).write_bytes(canonical_json(manifest))
+        manifest = _close(temporary, snapshot, facts)
     return digest_of(manifest)
+
+
+def _close(temporary: Path, snapshot: Snapshot, facts: Facts) -> Manifest:
+    """Put what a checkpoint is beside its tensors, and the manifest last."""
+    (temporary / STATE_NAME).write_bytes(canonical_json(facts))
+    names = sorted(path.name for path in temporary.iterdir())
+    manifest = Manifest(
+        images_seen=snapshot.images_seen,
+        recipe_digest=digest_of(facts.recipe),
+        dataset_digest=facts.dataset_digest,
+        weights=WEIGHTS_NAME,
+        ema=snapshot.ema,
+        files={
+            name: File(bytes=(temporary / name).stat().st_size, sha256=sha256_file(temporary / name)) for name in names
+        },
+    )
+    (temporary / MANIFEST_NAME).write_bytes(canonical_json(manifest))
+    return manifest
 
 
 def verify(folder: Path) -> Manifest:
@@ -243,7 +267,7 @@ def load(folder: Path, state: TrainState, facts: Facts) -> dict[str, tuple[Any, 
     folder = Path(folder)
     verify(folder)
     saved = read_facts(folder)
-    refuse_other_run(folder, saved, facts.recipe, facts.dataset)
+    refuse_other_run(folder, saved, facts.recipe, facts.dataset_digest)
     if saved.text != facts.text:
         raise ValueError(
             f"{folder} was trained on the text encoder {saved.text}, and here is {facts.text}: the same captions would be"
@@ -254,22 +278,17 @@ def load(folder: Path, state: TrainState, facts: Facts) -> dict[str, tuple[Any, 
             f"{folder} was trained on latents of the codec {saved.codec}, and here is {facts.codec}: the same pictures would"
             f" be other numbers from here on. Put the codec's files back as they were, or train into a new run folder."
         )
-    state.net.load_state_dict(load_file(folder / WEIGHTS_NAME))
-    for sigma_rel in state.ema.averages:
-        state.ema.load_state_dict(sigma_rel, load_file(folder / ema_name(sigma_rel)))
-    if state.uncertainty:
-        state.uncertainty.load_state_dict(load_file(folder / UNCERTAINTY_NAME))
-    load_optimizer_tensors(state, load_file(folder / OPTIMIZER_NAME))
+    restore(state, folder)
     state.images_seen = saved.images_seen
     then, now = saved.surroundings(), facts.surroundings()
     return {name: (then[name], now[name]) for name in then if then[name] != now[name]}
 
 
-def refuse_other_run(folder: Path, saved: Facts, recipe: TrainRecipe, dataset: DatasetRef) -> None:
+def refuse_other_run(folder: Path, saved: Facts, recipe: TrainRecipe, dataset_digest: str) -> None:
     """Raise ValueError naming the first fields in which the checkpoint's recipe or dataset is not the one asked for."""
     differences = _differences("train", saved.recipe.model_dump(mode="json"), recipe.model_dump(mode="json"))
-    if saved.dataset.digest != dataset.digest:
-        differences.append(f"dataset.digest is {saved.dataset.digest[:12]}, asked {dataset.digest[:12]}")
+    if saved.dataset_digest != dataset_digest:
+        differences.append(f"dataset.digest is {saved.dataset_digest[:12]}, asked {dataset_digest[:12]}")
     if differences:
         raise ValueError(
             f"{folder} belongs to another run: {'; '.join(differences[:5])}. Resuming would mix two experiments: train into"
@@ -282,28 +301,6 @@ def _differences(name: str, saved: Any, asked: Any) -> list[str]:
         keys = sorted(saved.keys() | asked.keys())
         return [d for key in keys for d in _differences(f"{name}.{key}", saved.get(key), asked.get(key))]
     return [] if saved == asked else [f"{name} is {saved!r}, asked {asked!r}"]
-
-
-def optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors, `<parameter>.<quantity>`.  Learning rate and decay are the recipe's."""
-    return {
-        f"{name}.{quantity}": value
-        for name, parameter in state.parameters().items()
-        for quantity, value in state.optimizer.state.get(parameter, {}).items()
-    }
-
-
-@torch.no_grad()
-def load_optimizer_tensors(state: TrainState, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    parameters = state.parameters()
-    state.optimizer.state.clear()
-    for key, value in tensors.items():
-        name, quantity = key.rsplit(".", 1)
-        parameter = parameters[name]
-        # the fused kernel wants moments laid out in memory as their parameter is
-        like = torch.empty_like(parameter) if value.shape == parameter.shape else value.to(parameter.device)
-        state.optimizer.state[parameter][quantity] = like.copy_(value)
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:

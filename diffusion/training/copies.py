@@ -6,17 +6,19 @@ files have the digests of that manifest.  Beside them lies `validated.json`, wha
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from diffusion.recipe import canonical_json
+from diffusion.recipe import TrainRecipe, canonical_json
 from diffusion.store.averages import MANIFEST_NAME, Manifest
 from diffusion.store.publish import publishing, room_in, sha256_file
 from diffusion.store.storage import Storage
 from diffusion.training import checkpoint
 from diffusion.training.checkpoint import DamagedCheckpoint
 from diffusion.training.journal import Journal, judged_in, measurements_in
+from diffusion.training.retention import Keep, superseded
+from diffusion.training.step import end_of
 
 _COPY = re.compile(rf"([0-9]+)/{re.escape(MANIFEST_NAME)}")
 _MEASURED = "validated.json"
@@ -37,11 +39,12 @@ def send(folder: Path, storage: Storage) -> None:
         storage.put(f"{folder.name}/{name}", folder / name)
 
 
-def send_missing(checkpoints: Path, storage: Storage) -> None:
-    """Copy every valid checkpoint below `checkpoints` that has no copy yet, oldest first."""
+def send_missing(checkpoints: Path, storage: Storage, but: Collection[str] = ()) -> None:
+    """Copy every valid checkpoint below `checkpoints` that has no copy yet, oldest first.  but: names of some that need
+    none."""
     there = set(copies_in(storage))
     for folder in checkpoint.folders_in(checkpoints):
-        if folder.name not in there:
+        if folder.name not in there and folder.name not in but:
             try:
                 checkpoint.verify(folder)
             except DamagedCheckpoint:
@@ -49,11 +52,11 @@ def send_missing(checkpoints: Path, storage: Storage) -> None:
             send(folder, storage)
 
 
-def remove(name: str, storage: Storage) -> None:
-    """Delete the copy of a checkpoint, if there is one."""
-    storage.remove(f"{name}/{MANIFEST_NAME}")
-    for found in list(storage.walk(f"{name}/")):
-        storage.remove(found.name)
+def remove(names: Collection[str], storage: Storage) -> None:
+    """Delete the copies of these checkpoints, and what an interrupted removal left of one."""
+    found = sorted(found.name for found in storage.walk() if found.name.partition("/")[0] in names)
+    for name in sorted(found, key=lambda name: not name.endswith(f"/{MANIFEST_NAME}")):
+        storage.remove(name)
 
 
 def bring(name: str, storage: Storage, checkpoints: Path) -> None:
@@ -79,8 +82,33 @@ def bring_newest(checkpoints: Path, storage: Storage, tell: Callable[[dict[str, 
     for name in reversed(copies_in(storage)):
         if newest and name <= newest.name:
             break
-        if _bring_and_tell(name, storage, checkpoints, tell):
+        remedy = ". It is replaced when the run comes by again"
+        if _bring_and_tell(name, storage, checkpoints, tell, remedy):
             break
+
+
+def settle(checkpoints: Path, history: Path, storage: Storage, recipe: TrainRecipe, keep: Keep) -> None:
+    """Of a finished run: copy what has no copy yet, delete what need not stay, and bring what `keep` names by its moment.
+
+    history: metrics.jsonl of the run, which tells of what was measured.
+    Raises DamagedCheckpoint where the last has neither a valid checkpoint nor an intact copy.
+    """
+    names = {folder.name for folder in checkpoint.folders_in(checkpoints)} | set(copies_in(storage))
+    judged = judged_in(history).among([int(name) for name in names])
+    gone = {checkpoint.name_of(moment) for moment in superseded(recipe, keep, end_of(recipe), judged)}
+    send_missing(checkpoints, storage, but=gone)
+    remove(gone, storage)
+    if keep.best:
+        send_measured(history, storage)
+    for name in copies_in(storage):
+        if int(name) in keep.moments:
+            try:
+                bring(name, storage, checkpoints)
+            except DamagedCheckpoint as error:
+                raise DamagedCheckpoint(
+                    f"{error}, and the run has ended. To have that checkpoint made again, delete it and all later ones from"
+                    f" {storage.uri} and {checkpoints}, and train again; to do without it, delete {storage.uri}/{name} alone"
+                ) from error
 
 
 def send_measured(history: Path, storage: Storage) -> None:
@@ -111,12 +139,14 @@ def bring_best(
             _bring_and_tell(name, storage, checkpoints, tell)
 
 
-def _bring_and_tell(name: str, storage: Storage, checkpoints: Path, tell: Callable[[dict[str, object]], None]) -> bool:
+def _bring_and_tell(
+    name: str, storage: Storage, checkpoints: Path, tell: Callable[[dict[str, object]], None], remedy: str = ""
+) -> bool:
     """Whether an intact copy came."""
     try:
         bring(name, storage, checkpoints)
     except DamagedCheckpoint as error:
-        tell({"event": "damaged_checkpoint", "reason": str(error), "instead": None})
+        tell({"event": "damaged_checkpoint", "reason": f"{error}{remedy}", "instead": None})
         return False
     tell({"event": "fetched_checkpoint", "images_seen": int(name), "uri": f"{storage.uri}/{name}"})
     return True
@@ -142,8 +172,7 @@ def _fetch(name: str, file: str, sha256: str, storage: Storage, folder: Path) ->
 
 def _damaged(name: str, file: str, storage: Storage, what: str) -> DamagedCheckpoint:
     return DamagedCheckpoint(
-        f"{storage.uri}/{name}/{file}, fetched twice: {what}. The copy of this checkpoint is damaged: it is replaced when"
-        f" the run comes by again"
+        f"{storage.uri}/{name}/{file}, fetched twice: {what}. The copy of this checkpoint is damaged"
     )
 
 

@@ -10,8 +10,8 @@ import torch
 from diffusion.flops import training_flops
 from diffusion.peak import peaks
 from diffusion.recipe import TrainRecipe
+from diffusion.training.corrupt import Batch
 from diffusion.training.loop import Gather
-from diffusion.training.step import Batch
 
 FIGURES = ("flop_per_s", "mfu", "memory_mib")  # functions of the machine, not of the recipe
 
@@ -20,8 +20,8 @@ class Figures:
     """Adds figures to the metrics records of `training.loop.train`: the loop takes its batches and tells its records through
     `counted` and `telling`, on every process.
 
-    peak: FLOP/s of all processes together.  The FLOPs are the U-Net's; of a network that reads captions the few that read
-    tokens are left out, whose number differs from batch to batch.
+    peak: FLOP/s of all processes together.  The FLOPs are the U-Net's and its teacher's; of one that reads captions the few
+    that read tokens are left out, whose number differs from batch to batch.
     """
 
     def __init__(

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from diffusion.recipe import TrainRecipe, checkpoints_of
+from diffusion.training.corrupt import LEVELS, Batch
 from diffusion.training.exact import AddUp
 from diffusion.training.step import (
-    LEVELS,
-    Batch,
     NonFiniteLoss,
     StepResult,
     TrainState,

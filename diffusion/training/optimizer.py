@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.recipe import TrainRecipe
+from diffusion.training.shards import rows_of
 from diffusion.unet import Conv, UNet
 
 
@@ -20,14 +22,25 @@ class Division:
     exchange: Callable[[list[Tensor]], None]
 
 
+@dataclass(frozen=True)
+class RowDivision:
+    """Likewise where each process holds some rows of each parameter and of its gradient."""
+
+    rank: int
+    world: int
+    shapes: dict[nn.Parameter, tuple[int, ...]]  # rows that this process holds -> shape of the whole
+    # numbers for each rank, and how many each has for this one -> what they are
+    exchange: Callable[[list[Tensor], list[int]], list[Tensor]]
+
+
 class Optimizers:
     """Several optimizers that share the parameters of a network between them: one state, one list of groups, one step.
 
-    division: set where several processes take the same step, so that its costly part is computed once.
+    muon_step: set where several processes take the same step, so that its costly part is computed once.
     """
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
-        self.division: Division | None = None
+        self.muon_step: Callable[[torch.optim.Muon], object] = torch.optim.Muon.step
         self.parts = parts
         self.state = parts[0].state
         for part in parts[1:]:
@@ -55,8 +68,8 @@ class Optimizers:
                     torch.where(skip, old, weight, out=weight)
 
     def _step(self, part: torch.optim.Optimizer) -> None:
-        if self.division and isinstance(part, torch.optim.Muon):
-            divided_step(part, self.division)
+        if isinstance(part, torch.optim.Muon):
+            self.muon_step(part)
         else:
             part.step()
 
@@ -88,15 +101,58 @@ def divided_step(muon: torch.optim.Muon, division: Division) -> None:
                 weight.copy_(values.view_as(weight))
 
 
-def divide(matrices: list[Tensor], parts: int) -> list[list[Tensor]]:
+def step_by_rows(muon: torch.optim.Muon, division: RowDivision) -> None:
+    """`muon.step()` but for rounding, of matrices of which each process holds some rows.
+
+    What is to be orthogonalized comes together on one process, one matrix on each at a time, and goes back as the change of
+    the rows.  Momentum and weights stay where they are.
+    """
+    (group,) = muon.param_groups
+    shapes, world = division.shapes, division.world
+    shares = divide(group["params"], world, lambda rows: cost_of(torch.empty(shapes[rows], device="meta")))
+    nothing = group["params"][0].new_empty(0)
+    for turn in zip_longest(*shares):  # a matrix for each process, or None
+        sent = [nothing if rows is None else _updated(muon, rows).reshape(-1) for rows in turn]
+        mine = turn[division.rank]
+        counts = [0 if mine is None else rows_of(shapes[mine], rank, world).count for rank in range(world)]
+        width = 0 if mine is None else shapes[mine][1]
+        received = division.exchange(sent, [count * width for count in counts])
+        whole = nothing if mine is None else _change(muon, torch.cat(received).view(shapes[mine]))
+        changes = whole.split(counts)
+        back = division.exchange([change.reshape(-1) for change in changes], [part.numel() for part in sent])
+        for rows, change in zip(turn, back, strict=True):
+            if rows is not None:
+                rows.mul_(1 - group["lr"] * group["weight_decay"]).add_(change.view_as(rows))
+
+
+def _updated(muon: torch.optim.Muon, rows: nn.Parameter) -> Tensor:
+    """What Muon orthogonalizes, of some rows, whose momentum goes on: Nesterov's.  [Muon]"""
+    momentum, state = muon.param_groups[0]["momentum"], muon.state[rows]
+    if not state:
+        state["momentum_buffer"] = torch.zeros_like(rows)
+    state["momentum_buffer"].lerp_(rows.grad, 1 - momentum)
+    return rows.grad.lerp(state["momentum_buffer"], momentum)
+
+
+def _change(muon: torch.optim.Muon, updated: Tensor) -> Tensor:
+    """By what a step without momentum and decay changes a matrix."""
+    settings = {name: value for name, value in muon.param_groups[0].items() if name in muon.defaults}
+    matrix = nn.Parameter(torch.zeros_like(updated))
+    matrix.grad = updated
+    torch.optim.Muon([matrix], **settings | {"momentum": 0.0, "weight_decay": 0.0}).step()
+    return matrix.detach()
+
+
+def divide(matrices: list[Tensor], parts: int, cost: Callable[[Tensor], int] | None = None) -> list[list[Tensor]]:
     """Deal matrices out so that the parts cost about the same to orthogonalize: the costliest first, each to the part
-    that has least."""
+    that has least.  cost: of one; `cost_of` it where it is whole."""
+    cost = cost or cost_of
     shares: list[list[Tensor]] = [[] for _ in range(parts)]
     costs = [0] * parts
-    for matrix in sorted(matrices, key=cost_of, reverse=True):
+    for matrix in sorted(matrices, key=cost, reverse=True):
         least = costs.index(min(costs))
         shares[least].append(matrix)
-        costs[least] += cost_of(matrix)
+        costs[least] += cost(matrix)
     return shares
 
 
@@ -112,10 +168,15 @@ def optimizer_of(recipe: TrainRecipe, net: nn.Module) -> Optimizers:
     Muon orthogonalizes the momentum of each weight matrix; its step is scaled to the size of AdamW's, so that one learning
     rate serves both.  [Muon; Liu et al. 2025, Sec. 2.2]
     """
-    matrices = hidden_matrices(net) if recipe.optimizer == "muon" else []
+    return optimizer_over(recipe, list(net.parameters()), hidden_matrices(net))
+
+
+def optimizer_over(recipe: TrainRecipe, parameters: list[nn.Parameter], hidden: list[nn.Parameter]) -> Optimizers:
+    """Likewise of parameters, those among them that Muon may take being `hidden`."""
+    matrices = hidden if recipe.optimizer == "muon" else []
     taken = {id(parameter) for parameter in matrices}
     adamw = torch.optim.AdamW(
-        [parameter for parameter in net.parameters() if id(parameter) not in taken],
+        [parameter for parameter in parameters if id(parameter) not in taken],
         lr=recipe.lr,
         betas=(0.9, recipe.beta2),
         weight_decay=recipe.weight_decay,

@@ -19,6 +19,7 @@ from diffusion.flops import training_flops
 from diffusion.recipe import TrainRecipe, checkpoints_of
 from diffusion.training.exact import check_workers
 from diffusion.training.optimizer import hidden_matrices
+from diffusion.training.shards import units_of
 from diffusion.training.step import net_of
 
 _FLOAT = 4  # bytes: weights and all that is kept of them are float32
@@ -62,12 +63,14 @@ class Plan(NamedTuple):
     flops: int  # of a step on one worker, forward and backward
     memory: Memory
     gradient_bytes: int  # summed over the workers in each step
-    update_bytes: int  # of weights sent from worker to worker after Muon's divided step
+    update_bytes: int  # sent from worker to worker for Muon's divided step, and of weights that are gathered
 
 
-def plan_of(recipe: TrainRecipe, *, side: int, classes: int, world: int, recompute: bool = False) -> Plan:
+def plan_of(
+    recipe: TrainRecipe, *, side: int, classes: int, world: int, recompute: bool = False, sharded: bool = False
+) -> Plan:
     """The plan of a run on squares of `side` pixels, or of a latent's numbers; pictures in buckets are no larger.
-    recompute: gradient checkpointing.
+    recompute: gradient checkpointing.  sharded: weights and what is kept of them are divided over the workers.
 
     The memory is that of tensors: libraries' workspaces and what the allocator leaves unused come on top.
     Raises ValueError where the batch cannot be divided over `world` workers.
@@ -81,14 +84,21 @@ def plan_of(recipe: TrainRecipe, *, side: int, classes: int, world: int, recompu
         net = net_of(recipe, side=side, classes=classes)
         net.net.recompute = recompute
         activations = activation_bytes(net, inputs(net, shape, recipe.text_tokens))
-    parameters = sum(parameter.numel() for parameter in net.parameters())
+    parameters = numbers_of(net)
     matrices = sum(weight.numel() for weight in hidden_matrices(net)) if recipe.optimizer == "muon" else 0
     weights = parameters * _FLOAT
+    optimizer = (2 * (parameters - matrices) + matrices) * _FLOAT  # AdamW keeps two moments, Muon one
+    parts, gathered, exchanged = 1, 0, matrices * _FLOAT
+    if sharded and world > 1:
+        units = sorted(numbers_of(unit) * _FLOAT for unit in units_of(net.net))
+        rest = weights - sum(units)
+        # one is gathered while the one before it computes, in the forward and in the backward pass; the rest once
+        parts, gathered, exchanged = world, rest + sum(units[-2:]), rest + 2 * sum(units) + 2 * matrices * _FLOAT
     memory = Memory(
-        weights=weights,
-        gradients=sums * weights,
-        optimizer=(2 * (parameters - matrices) + matrices) * _FLOAT,  # AdamW keeps two moments, Muon one
-        averages=len(recipe.ema) * weights,
+        weights=weights // parts + gathered,
+        gradients=sums * weights // parts,
+        optimizer=optimizer // parts,
+        averages=len(recipe.ema) * weights // parts,
         activations=activations,
     )
     moments = checkpoints_of(recipe)
@@ -99,12 +109,17 @@ def plan_of(recipe: TrainRecipe, *, side: int, classes: int, world: int, recompu
         parameters=parameters,
         steps=moments[-1] // recipe.batch_size,
         checkpoints=len(moments),
-        checkpoint_bytes=memory.weights + memory.optimizer + memory.averages,
+        checkpoint_bytes=weights + optimizer + len(recipe.ema) * weights,
         flops=training_flops(recipe, side=side, batch=share, tokens=recipe.text_tokens),
         memory=memory,
         gradient_bytes=weights if world > 1 else 0,
-        update_bytes=matrices * _FLOAT if world > 1 else 0,
+        update_bytes=exchanged if world > 1 else 0,
     )
+
+
+def numbers_of(module: nn.Module) -> int:
+    """How many numbers its parameters have."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def inputs(net: Denoiser, shape: tuple[int, ...], tokens: int) -> dict[str, Tensor]:

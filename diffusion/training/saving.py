@@ -8,9 +8,11 @@ from typing import TypeVar
 import torch
 
 from diffusion.training import checkpoint
-from diffusion.training.checkpoint import Facts, Snapshot
+from diffusion.training.checkpoint import Facts
+from diffusion.training.snapshot import Snapshot, copied, snapshot_of
 from diffusion.training.step import TrainState, device_of
 
+Publish = Callable[[Snapshot, Path, Facts], str]
 T = TypeVar("T")
 
 
@@ -18,11 +20,22 @@ class Saving:
     """Publishes checkpoints below a folder, with the bytes and the digests of `checkpoint.save`, one at a time.
 
     after: called in the thread with the folder and the digest of each that is published; the next one waits for it.
+    lost: called at the end of a block in which training failed, with images_seen and the error of a checkpoint that failed
+    as well: that one is not raised.
+    publish: `checkpoint.publish` if None.  Of a divided state every process has a Saving, whose threads publish together.
     The copy takes as much memory of the host as the state has, from the first checkpoint to the end of the block.
     """
 
-    def __init__(self, checkpoints: Path, facts: Facts, after: Callable[[Path, str], None] | None = None) -> None:
-        self.checkpoints, self.facts, self.after = checkpoints, facts, after
+    def __init__(
+        self,
+        checkpoints: Path,
+        facts: Facts,
+        after: Callable[[Path, str], None] | None = None,
+        lost: Callable[[int, BaseException], None] | None = None,
+        publish: Publish | None = None,
+    ) -> None:
+        self.checkpoints, self.facts, self.after, self.lost = checkpoints, facts, after, lost
+        self._publish = publish or checkpoint.publish
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way: Future[None] | None = None
         self._copy: Snapshot | None = None
@@ -30,16 +43,18 @@ class Saving:
     def __enter__(self) -> "Saving":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         """What is under way is finished, also where training failed: it is a moment to resume from."""
         self._writer.shutdown()
         if kind is None:
             self.check()
+        elif self.lost and self._under_way and (failure := self._under_way.exception()) not in (None, error):
+            self.lost(self._copy.images_seen, failure)
 
     def begin(self, state: TrainState) -> None:
         """Have this moment published.  Waits for the checkpoint before, and raises what that one failed with."""
         self.wait()
-        self._copy = checkpoint.copied(checkpoint.snapshot_of(state), self._copy)
+        self._copy = copied(snapshot_of(state), self._copy)
         device = device_of(state)
         copying = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
         self._under_way = self._writer.submit(self._finish, self._copy, copying)
@@ -64,6 +79,6 @@ class Saving:
         if copying:
             copying.synchronize()
         folder = checkpoint.folder_of(self.checkpoints, snapshot.images_seen)
-        digest = checkpoint.publish(snapshot, folder, self.facts)
+        digest = self._publish(snapshot, folder, self.facts)
         if self.after:
             self.after(folder, digest)

@@ -8,40 +8,27 @@ interrupted.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diffusion.codec import CodecIdentity, drawn
-from diffusion.data.images import to_model
+from diffusion.codec import CodecIdentity
 from diffusion.degradation import degraded, image_channels, operators_of
 from diffusion.denoiser import Denoiser, denoiser_of
-from diffusion.density import density_of, stratified
 from diffusion.distill import taught
 from diffusion.ema import PowerEMA
 from diffusion.loss import Uncertainty, denoising_loss, uncertain, weight_of, weighted_error
-from diffusion.random import Stream, normal, uniform
 from diffusion.recipe import TrainRecipe, checkpoints_of
 from diffusion.store.codecs import identity_for
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import encoder_of
 from diffusion.text import TextEncoder, TextIdentity
+from diffusion.training.corrupt import Batch, caption_condition, corrupt
+from diffusion.training.device import sent
 from diffusion.training.exact import AddUp, tree_sum
 from diffusion.training.optimizer import Optimizers, optimizer_of
-
-LEVELS = 4  # noise levels are reported in the quartiles of their distribution, lowest first
-
-
-class Batch(Protocol):
-    """What a step needs of a batch; `data.stream.Batch` is one."""
-
-    images: Tensor  # (b, 3, H, W) uint8
-    label: Tensor  # (b,) int64
-    captions: list[str]
-    keys: list[str]
-    index: Tensor  # (b,) int64: positions in the global order
-    latents: Tensor | None  # (b, 2, C, h, w) float32, in place of the images where the recipe has a codec
+from diffusion.training.shards import Shards
 
 
 @dataclass
@@ -56,6 +43,7 @@ class TrainState:
     uncertainty: Uncertainty | None = None  # of train.weight=uncertainty; never averaged, never served
     codec: CodecIdentity | None = None  # of train.codec: what made the latents that it learns to draw
     teacher: Denoiser | None = None  # of train.lesson; frozen, so of a checkpoint its digest alone
+    shards: Shards | None = None  # where the weights are divided over the processes: what all but the network is of
 
     @property
     def text(self) -> TextIdentity | None:
@@ -63,17 +51,19 @@ class TrainState:
         return self.encoder.identity if self.encoder else None
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter that the optimizer moves, by name."""
+        """Every parameter that the optimizer moves, by name; where they are divided, this process's rows."""
+        if self.shards:
+            return self.shards.own
         extra = self.uncertainty.named_parameters("uncertainty") if self.uncertainty else ()
         return {**dict(self.net.named_parameters()), **dict(extra)}
 
 
 class StepResult(NamedTuple):
-    """Tensors stay on the device: reading one waits for it."""
+    """What was computed stays on the device: reading it waits for that."""
 
     losses: Tensor  # (b,) weighted loss of each picture, by the fixed weight alone, detached
-    sigma: Tensor  # (b,)
-    level: Tensor  # (b,) int64 in [0, LEVELS)
+    sigma: Tensor  # (b,), on the CPU
+    level: Tensor  # (b,) int64 in [0, LEVELS), on the CPU
     grad_norm: Tensor  # () of the global batch, before clipping
     lr: float
 
@@ -95,17 +85,6 @@ class Learned(NamedTuple):
     losses: Tensor  # (b,) as of StepResult
     sigma: Tensor
     level: Tensor
-
-
-class Corrupted(NamedTuple):
-    """A batch as the loss sees it."""
-
-    x0: Tensor  # (b, 3, H, W) in [-1, 1], or latents (b, C, h, w)
-    noise: Tensor
-    sigma: Tensor  # (b,)
-    label: Tensor  # (b,) int64, some of them the null label
-    wordless: Tensor  # (b,) bool: shown without their caption
-    level: Tensor  # (b,)
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -212,53 +191,11 @@ def net_of(recipe: TrainRecipe, *, side: int, classes: int) -> Denoiser:
     )
 
 
-def corrupt(batch: Batch, recipe: TrainRecipe, null_label: int, device: torch.device) -> Corrupted:
-    """Draw everything random about a batch from the positions of its pictures."""
-    index = batch.index.to(device, non_blocking=True)
-    if recipe.codec != "none":
-        x0 = drawn(batch.latents.to(device, non_blocking=True), seed=recipe.seed, index=index)
-    else:
-        x0 = to_model(batch.images.to(device, non_blocking=True))
-    if recipe.hflip:
-        mirrored = uniform(recipe.seed, Stream.AUGMENT, index) < 0.5
-        x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(-1), x0)
-    if recipe.noise_stratified:
-        u = stratified(recipe.seed, index, recipe.batch_size)
-    else:
-        u = uniform(recipe.seed, Stream.SIGMA, index)
-    label = batch.label.to(device, non_blocking=True)
-    dropped, wordless = dropped_of(recipe, index)
-    return Corrupted(
-        x0=x0,
-        noise=normal(recipe.seed, Stream.NOISE, index, tuple(x0.shape[1:])),
-        sigma=density_of(recipe)(u).to(x0),
-        label=torch.where(dropped, null_label, label),
-        wordless=wordless,
-        level=(u * LEVELS).long().clamp_(max=LEVELS - 1),
-    )
-
-
-def dropped_of(recipe: TrainRecipe, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Which pictures are shown without their label, and which without their caption: (b,) bool each.
-
-    A share label_drop has neither.  Where captions are read as many, drawn apart, lack the one, and as many the other: a
-    request may give both, either or none.
-    """
-    both, label, caption = (uniform(recipe.seed, Stream.LABEL_DROP, index, (3,)) < recipe.label_drop).unbind(1)
-    return (both if recipe.text_encoder == "none" else both | label), both | caption
-
-
-def caption_condition(captions: list[str], wordless: Tensor, encoder: TextEncoder) -> dict[str, Tensor]:
-    """The captions of a batch as a condition, the dropped ones as null text."""
-    shown = ["" if drop else caption for caption, drop in zip(captions, wordless.tolist(), strict=True)]
-    return {name: value.to(wordless.device) for name, value in encoder(shown)._asdict().items()}
-
-
 def null_condition(state: TrainState, batch: Batch, cond: dict[str, Tensor]) -> dict[str, Tensor]:
     """What guidance leads a teacher away from: neither a class nor a caption, for each row of `cond`."""
     null = {"label": torch.full_like(cond["label"], state.net.null_label)}
     if state.encoder:
-        null |= caption_condition(batch.captions, torch.ones_like(cond["label"], dtype=torch.bool), state.encoder)
+        null |= caption_condition(batch.captions, torch.ones(len(batch.captions), dtype=torch.bool), state.encoder)
     return null
 
 
@@ -277,7 +214,7 @@ def train_step(
         learned = learn(state, batch, recipe, model or state.net)
     else:
         learned = learn_in_parts(state, batch, recipe, add_up)
-    norm = torch.nn.utils.clip_grad_norm_(state.parameters().values(), recipe.clip_norm, foreach=True)
+    norm = clip_gradients(state, recipe.clip_norm)
     # the middle of the step: neither the first nor the last step has rate 0
     lr = lr_at(recipe, state.images_seen + recipe.batch_size / 2)
     result = StepResult(*learned, norm, lr)
@@ -288,7 +225,7 @@ def train_step(
         group["lr"] = lr
     state.optimizer.step(skip=None if on_cpu else ~norm.isfinite())
     state.images_seen += recipe.batch_size
-    state.ema.update(state.net, state.images_seen, recipe.batch_size)
+    state.ema.update(state.shards.weights if state.shards else state.net, state.images_seen, recipe.batch_size)
     return result
 
 
@@ -297,8 +234,8 @@ def learn(state: TrainState, batch: Batch, recipe: TrainRecipe, model: nn.Module
     device = device_of(state)
     if recipe.unet.dropout:  # drawn by torch's own generator, which is not part of the state
         torch.manual_seed((recipe.seed << 32) ^ int(batch.index[0]))
-    x0, noise, sigma, label, wordless, level = corrupt(batch, recipe, state.net.null_label, device)
-    cond = {"label": label}
+    x0, noise, drawn_sigma, label, wordless, level = corrupt(batch, recipe, state.net.null_label, device)
+    sigma, cond = sent(drawn_sigma, device), {"label": label}
     if state.encoder:
         cond |= caption_condition(batch.captions, wordless, state.encoder)
     if recipe.degradations:
@@ -307,7 +244,7 @@ def learn(state: TrainState, batch: Batch, recipe: TrainRecipe, model: nn.Module
     if recipe.lesson:
         null = null_condition(state, batch, cond)
         x = x0 + sigma.view(-1, 1, 1, 1) * noise
-        target = taught(state.teacher, x, sigma, cond, null, recipe.lesson)
+        target = taught(state.teacher, x, drawn_sigma, cond, null, recipe.lesson)
         losses = weighted_error(model, weight_of(recipe), x, target, sigma, cond)
     else:
         losses = denoising_loss(model, weight_of(recipe), x0, noise, sigma, cond)
@@ -315,7 +252,9 @@ def learn(state: TrainState, batch: Batch, recipe: TrainRecipe, model: nn.Module
     state.optimizer.zero_grad()
     # an infinite loss can have a finite gradient; this factor makes sure that all processes learn of it
     (loss * torch.where(loss.isfinite(), 1.0, math.nan)).backward()
-    return Learned(losses.detach(), sigma, level)
+    if state.shards:
+        state.shards.take_gradients()
+    return Learned(losses.detach(), drawn_sigma, level)
 
 
 def learn_in_parts(state: TrainState, batch: Batch, recipe: TrainRecipe, add_up: AddUp | None) -> Learned:
@@ -338,6 +277,13 @@ def learn_in_parts(state: TrainState, batch: Batch, recipe: TrainRecipe, add_up:
     for parameter, gradient in zip(parameters, total, strict=True):
         parameter.grad = gradient
     return Learned(*(torch.cat(parts) for parts in zip(*learned, strict=True)))
+
+
+def clip_gradients(state: TrainState, most: float) -> Tensor:
+    """Scale the gradient down to a norm of `most`, where it is longer.  Returns its norm before, ()."""
+    if state.shards:
+        return state.shards.clip_gradients(most)
+    return torch.nn.utils.clip_grad_norm_(state.parameters().values(), most, foreach=True)
 
 
 def parts_of(batch: Batch, size: int) -> Iterator[Part]:

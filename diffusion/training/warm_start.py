@@ -120,10 +120,15 @@ def warm_start(state: TrainState, classes: tuple[str, ...], spec: BundleSpec, mo
         own[name].copy_(weight)
     for sigma_rel in state.ema.averages:  # the first step replaces them; until then they are what the network is
         state.ema.load_state_dict(sigma_rel, own)
+    return carried(spec.classes, classes)
+
+
+def carried(old: tuple[str, ...], new: tuple[str, ...]) -> Carried:
+    """What becomes of a model's classes in a run that learns new ones."""
     return Carried(
-        kept=tuple(name for name in classes if name in spec.classes),
-        new=tuple(name for name in classes if name not in spec.classes),
-        dropped=tuple(name for name in spec.classes if name not in classes),
+        kept=tuple(name for name in new if name in old),
+        new=tuple(name for name in new if name not in old),
+        dropped=tuple(name for name in old if name not in new),
     )
 
 

@@ -21,7 +21,6 @@ import os
 import pickle
 import random
 import signal
-import socket
 import tempfile
 import time
 import warnings
@@ -40,6 +39,7 @@ from diffusion.data.reader import ShardReader
 from diffusion.data.stream import batches
 from diffusion.recipe import ShardRecipe
 from tests.benchmarks.elastic_peers import PEERS, Loader, Saved, Setting, Step, environment, installed
+from tests.ports import free_port
 
 PICTURES, BATCH = 1_003, 24
 WORLDS, THREADS = (1, 2, 3, 4, 6, 8), range(5)
@@ -179,9 +179,7 @@ def play(
     loader: Loader, folder: Path, world: int, workers: int, saved: Saved | None = None, *, dies: bool = False
 ) -> tuple[list[list[int]], Saved]:
     """A run on `world` ranks -> its global batches, and what it saved."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     outs = [folder / f"out-{rank}" for rank in range(world)]
     ranks = []
     for rank, out in enumerate(outs):

@@ -28,7 +28,8 @@ from diffusion.recipe import TrainRecipe
 from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import text_encoder, text_identity
 from diffusion.text import looking_up
-from diffusion.training.step import build_state, caption_condition, dropped_of, train_step
+from diffusion.training.corrupt import caption_condition, dropped_of
+from diffusion.training.step import build_state, train_step
 
 
 def forget(dataset: DatasetRef) -> int:

@@ -2,10 +2,11 @@
 
 Every contender reads the same PNG or JPEG bytes, shuffled, as uint8 batches with labels, decoded anew each time; each
 takes its turn on the same pictures, and what counts is the median over the turns of the ratio within a turn.  The limit
-is the decoder's own time: two threads that decode the same bytes, in memory, into batches for a third; beside it stands
-the bound of a reader: the same from the tars, in memory, in the order's sequence, each picture's sum compared.  Except for
-webdataset, whose `decode` is part of it, every peer decodes with our decoder, so that loaders are compared.  Settings: the
-faster of no and two worker processes (kept alive between passes, one torch thread each), otherwise as documented:
+is the decoder's own time: two threads that decode the same bytes, in memory, into batches for a third; beside it stand
+OpenCV's decoder of PNGs, likewise but one picture after the other, and the bound of a reader: the same from the tars, in
+memory, in the order's sequence, each picture's sum compared.  Except for webdataset, whose `decode` is part of it, every
+peer decodes with our decoder, so that loaders are compared.  Settings: the faster of no and two worker processes (kept
+alive between passes, one torch thread each), otherwise as documented:
 
 webdataset   WebDataset(shards, shardshuffle=...).shuffle(1000).decode("rgb8"), batched in the pipeline
 litdata      optimize() into chunks of 64 MB, StreamingDataset(shuffle=True), StreamingDataLoader
@@ -41,6 +42,7 @@ from diffusion.data.manifest import Manifest
 from diffusion.data.order import Order
 from diffusion.data.pictures.decode import decode_into, decode_rows
 from diffusion.data.pictures.encode import encode_jpeg, encode_png
+from diffusion.data.pictures.opencv import opencv
 from diffusion.data.reader import ShardReader
 from diffusion.data.shards import PackedSample, read_index
 from diffusion.data.stream import batches
@@ -108,6 +110,18 @@ def decode_alone(data: list[bytes], side: int, batch: int, threads: int) -> Pass
         bad = decode_rows(part, out, range(len(part)))
         assert not bad
         return out
+
+    return lambda: sum(len(out) for out in pool.map(decoded, parts))
+
+
+def opencv_alone(data: list[bytes], batch: int, threads: int) -> Pass:
+    """What most would take for the decoder of PNGs, without our short cut."""
+    cv2 = opencv()
+    parts = [data[start : start + batch] for start in range(0, len(data), batch)]
+    pool = ThreadPoolExecutor(threads)
+
+    def decoded(part: list[bytes]) -> np.ndarray:
+        return np.stack([cv2.imdecode(np.frombuffer(own, np.uint8), cv2.IMREAD_COLOR_RGB) for own in part])
 
     return lambda: sum(len(out) for out in pool.map(decoded, parts))
 
@@ -249,6 +263,7 @@ def contenders(kind: str, side: int, count: int, batch: int, folder: Path) -> di
     found: dict[str, Pass | str] = {
         "ours": ours(ref, batch, 2),
         "decode alone": decode_alone(data, side, batch, 2),
+        **({"OpenCV alone": opencv_alone(data, batch, 2)} if kind == "png" else {}),
         "least reader": least_reader(ref, side, batch, 2),
     }
     peers: dict[str, tuple[str, Callable[[int], Pass]]] = {

@@ -1,4 +1,5 @@
-"""A real MLflow on SQLite, with a run and a registered model in it: one of each for a file that asks."""
+"""Where to run the program; and a real MLflow on SQLite, with a run and a registered model: one of each for a file that
+asks."""
 
 from pathlib import Path
 
@@ -9,7 +10,15 @@ from diffusion.adapters.mlflow_runs import Tracking, connect, recorded
 from diffusion.recipe import Recipe
 from diffusion.store.refs import EvaluationRef, ModelRef, RunRef
 from tests.made_run import make_run
+from tests.program import Place
 from tests.registered_run import FIRST, evaluated, sampling
+
+
+@pytest.fixture
+def place(short_tmp: Path, request: pytest.FixtureRequest) -> Place:
+    root = short_tmp / request.node.name[-8:]
+    root.mkdir()
+    return Place(root)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def test_a_faulty_network_changes_no_byte(s3, runs, tmp_path_factory, monkeypatc
             assert files(folder / SECOND) == files(runs / SECOND)
         assert proxy.injected[FLIPPED]
         send(runs / SECOND, copies)  # in place of what is there
-        remove(SECOND, copies)
+        remove({SECOND}, copies)
         assert len(copies_in(copies)) == 1
 
 

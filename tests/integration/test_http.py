@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import re
 import socket
 import threading
 import time
@@ -109,6 +110,9 @@ def test_a_picture_has_the_size_that_is_asked_for_whatever_is_drawn_beside_it(on
         answers = [answer.json() for answer in pool.map(lambda body: client.post(URL, json=body), asked)]
         card = client.get("/v1/models").json()["data"][0]
         wrong = client.post(URL, json={"label": "cat", "size": "8x8"})
+        for no_size in ("16", "100000x100000", "9" * 5_000, " 16x16", "", 16, [16, 16], True):
+            refused = client.post(URL, json={"label": "cat", "size": no_size})
+            assert (refused.status_code, error_of(refused)["param"]) == (422, "size"), no_size
     alone = Engine(shaped_bundle(), slots=1)
     for body, answer in zip(asked, answers, strict=True):
         for item, expected in zip(answer["data"], alone.generate([GenerateRequest(**body)])[0], strict=True):
@@ -346,12 +350,18 @@ def test_every_answer_carries_the_secure_headers(client):
 
 
 def test_the_page_and_the_schema(client):
-    assert "/v1/images/generations" in client.get("/").text
+    page = client.get("/").text
+    assert "/v1/images/generations" in page
+    sent = re.search(r"return JSON\.stringify\(\{(.*?)\}\)", page, re.DOTALL)[1]
+    for field in ("label", "prompt", "size", "n", "seed", "steps", "guidance"):
+        assert f'id="{field}"' in page
+        assert re.search(rf"\b{field}\b", sent)
     paths = client.get("/openapi.json").json()["paths"]
     schema = paths[URL]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) >= {
         "label",
         "n",
+        "size",
         "seed",
         "steps",
         "sampler",

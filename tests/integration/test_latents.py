@@ -1,9 +1,6 @@
 """Latents through every real part: sharded, precomputed on Ray, trained, evaluated, registered, drawn; killed in between."""
 
-import os
-import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,8 @@ from diffusion.data.precomputed import Computation
 from diffusion.serving.receipt import read_receipt
 from diffusion.store.codecs import codec_identity
 from diffusion.store.refs import DatasetRef
-from tests.integration.test_pipeline import Place, running
+from tests.processes import kill
+from tests.program import Place, running
 from tests.small_codec import CHANNELS, FACTOR, VARIABLE, saved
 
 SETTINGS = (
@@ -34,13 +32,6 @@ class WithCodec(Place):
 
     def environment(self) -> dict[str, str]:
         return super().environment() | {VARIABLE: str(self.root / "codec")}
-
-    def kill(self) -> None:
-        """All processes that were started from here, those of Ray too, which would go on for a while."""
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # ended meanwhile
-                if f"DIFFUSION_HOME={self.home}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(folder.name), signal.SIGKILL)
 
 
 def line(command: str, source: Path, *arguments: str) -> tuple[str, ...]:
@@ -105,7 +96,7 @@ def test_the_line_on_latents_and_a_killed_run_is_the_same(places, emoji_folder: 
         while not list((killed.home / "store").glob("runs/*/checkpoints/*256")):
             assert time.monotonic() < end
             time.sleep(0.1)
-        killed.kill()
+        assert kill(*killed.processes())  # those of Ray too, which would go on for a while
     assert killed.wait_for_end() == []
     assert max((killed.home / "store").glob("runs/*/checkpoints/*")).name < f"{1024:012d}"
     assert "goes on from its checkpoint" in done(killed, *line("train", emoji_folder))

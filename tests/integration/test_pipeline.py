@@ -4,105 +4,19 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import numpy as np
-import pytest
 
 from diffusion.data.images import encode_png
 from diffusion.serving.receipt import read_receipt
+from tests.ports import free_port
+from tests.program import Place, running
 
-ROOT = Path(__file__).parents[2]
 STAGES = ("shard", "train", "evaluate", "register")
-
-
-@dataclass(frozen=True)
-class Place:
-    """A user's machine: their own HOME and TMPDIR, which stay empty, and the folder they gave to the program."""
-
-    root: Path
-
-    @property
-    def home(self) -> Path:
-        return self.root / "d"
-
-    def environment(self) -> dict[str, str]:
-        ours = ("DIFFUSION_", "PREFECT_", "MLFLOW_", "RAY_", "TMPDIR", "MPLCONFIGDIR", "XDG_")
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-        user, tmp = self.root / "user", self.root / "tmp"
-        user.mkdir(exist_ok=True)
-        tmp.mkdir(exist_ok=True)
-        return kept | {
-            "HOME": str(user),
-            "TMPDIR": str(tmp),
-            "DIFFUSION_HOME": str(self.home),
-            "DIFFUSION_GPU": "false",
-        }
-
-    def strays(self) -> list[Path]:
-        """Files outside the home."""
-        return [path for folder in ("user", "tmp") for path in (self.root / folder).rglob("*")]
-
-    def processes(self) -> list[str]:
-        """Command lines of living processes that were started from here."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"DIFFUSION_HOME={self.home}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append((folder / "cmdline").read_text().replace("\0", " "))
-            except OSError:  # ended meanwhile
-                continue
-        return [line for line in found if line]
-
-    def wait_for_end(self, timeout_s: float = 30) -> list[str]:
-        """What is left of the processes after a while."""
-        end = time.monotonic() + timeout_s
-        while (left := self.processes()) and time.monotonic() < end:
-            time.sleep(0.2)
-        return left
-
-    def published(self) -> dict[str, int]:
-        """Every file of the store with the time of its last change; not the locks."""
-        files = (path for path in (self.home / "store").rglob("*") if path.is_file() and path.suffix != ".lock")
-        return {str(path): path.stat().st_mtime_ns for path in files}
-
-
-@pytest.fixture
-def place(short_tmp: Path, request: pytest.FixtureRequest) -> Place:
-    root = short_tmp / request.node.name[-8:]
-    root.mkdir()
-    return Place(root)
-
-
-@contextmanager
-def running(place: Place, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", "from flows.cli import main; main()", *arguments]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=place.environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        # a shell starts what runs in its background deaf to Ctrl-C, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
@@ -113,13 +27,6 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
         if text in line:
             return said
     raise AssertionError(f"{text!r} was never said:\n{said}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return port if not 8000 <= port < 9000 else free_port()
 
 
 def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) -> None:

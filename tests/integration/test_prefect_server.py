@@ -6,7 +6,6 @@ Also a smoke test of the installed versions: with some of FastAPI and SQLAlchemy
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,15 +17,10 @@ import httpx
 import pytest
 
 from diffusion.presets import PRESETS
+from tests.ports import free_port
+from tests.program import ROOT
 
-ROOT = Path(__file__).parents[2]
 PREFECT = (sys.executable, "-m", "prefect")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Sharding on real Ray: the same bytes as in one process, for any parallelism; a worker's failure has its cause, a killed
 worker's task is done again."""
 
+import logging
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from ray.data import DataContext
 from ray.data._internal.execution.resource_manager import ResourceManager
 
 from diffusion.adapters import ray_data
@@ -168,15 +170,27 @@ def test_two_workers_begin_before_ray_data_looks_at_the_cluster_again(tmp_path, 
     assert ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S == 3600
 
 
-def test_ray_data_is_as_it_was_when_the_last_of_two_threads_is_done():
-    theirs = ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
-    first, second = ray_data._prompt(), ray_data._prompt()
+def _pace() -> float:
+    return ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
+
+
+def _noise() -> tuple[bool, int]:
+    return DataContext.get_current().enable_progress_bars, logging.getLogger("ray.data").level
+
+
+@pytest.mark.parametrize(
+    ("block", "setting", "ours"),
+    [(ray_data._prompt, _pace, ray_data._LOOK_S), (ray_data.quiet, _noise, (False, logging.ERROR))],
+)
+def test_ray_data_is_as_it_was_when_the_last_of_two_threads_is_done(block, setting, ours):
+    theirs = setting()
+    first, second = block(), block()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S == ray_data._LOOK_S
+    assert setting() == ours != theirs
     second.__exit__(None, None, None)
-    assert theirs == ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
+    assert setting() == theirs
 
 
 @pytest.mark.usefixtures("ray_local")

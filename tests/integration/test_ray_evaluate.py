@@ -1,7 +1,5 @@
 """Evaluation on real Ray: the same bytes as in one process and for any number of actors; failures have their cause."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from diffusion.data import manifest
 from diffusion.evaluation.measure import evaluate
 from diffusion.store.refs import RunRef
 from tests.evaluated_run import make_run
+from tests.processes import kill, our_actors
 from tests.shapes import RECIPE as SHAPED
 from tests.shapes import write
 from tests.words import reading
@@ -25,23 +24,6 @@ def run(emoji_folder, tiny_recipe, tmp_path_factory) -> RunRef:
 
 def content(uri: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(uri).iterdir()}
-
-
-def our_actors() -> list[int]:
-    """Process ids of evaluation actors below this very process: other programs may run Ray beside us."""
-    parents, actors = {}, []
-    for folder in Path("/proc").iterdir():
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if b"MapWorker(Map(_Actor))" in (folder / "cmdline").read_bytes():
-                actors.append(int(folder.name))
-        except (ValueError, OSError):  # not a process, or gone meanwhile
-            continue
-
-    def ours(pid: int) -> bool:
-        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
-
-    return [pid for pid in actors if ours(pid)]
 
 
 def test_any_number_of_actors_and_none_give_the_same_bytes(run, tiny_recipe, tmp_path):
@@ -86,13 +68,13 @@ def test_as_many_actors_as_cpus_do_not_wait_for_each_other(run, tiny_recipe, tmp
 def test_an_actor_killed_in_mid_work_changes_nothing(run, tiny_recipe, tmp_path):
     plain, killed = evaluate(run, tiny_recipe.evaluate, tmp_path / "plain"), []
 
-    def kill(done: int, total: int) -> None:
+    def kill_one(done: int, total: int) -> None:
         if 0 < done < total and not killed:
             actor = our_actors()[0]
-            os.kill(actor, signal.SIGKILL)
+            assert kill(actor)
             killed.append(actor)
 
-    ref = evaluate_run(run, tiny_recipe.evaluate, tmp_path / "ray", actors=2, progress=kill)
+    ref = evaluate_run(run, tiny_recipe.evaluate, tmp_path / "ray", actors=2, progress=kill_one)
     assert killed
     assert content(ref.uri) == content(plain.uri)
 

@@ -1,7 +1,5 @@
 """Captions precomputed on real Ray: the same bytes as in one process; training finds them and comes to the same bits."""
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -17,8 +15,8 @@ from diffusion.recipe import Recipe, ShardRecipe
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.storage import open_storage
 from diffusion.store.text_encoders import text_encoder, text_identity
-from tests.integration.test_pipeline import Place, place, running  # noqa: F401
-from tests.integration.test_ray_evaluate import our_actors
+from tests.processes import kill, our_actors
+from tests.program import Place, running
 from tests.sidecars import sidecar_files
 from tests.words import reading
 
@@ -61,12 +59,12 @@ def test_an_actor_killed_in_mid_work_changes_nothing(datasets, by):
     plain, dataset, killed = datasets("plain"), datasets("ray"), []
     precompute(plain, by)
 
-    def kill(done: int, total: int) -> None:
+    def kill_one(done: int, total: int) -> None:
         if not killed:
             killed.append(our_actors()[0])
-            os.kill(killed[0], signal.SIGKILL)
+            assert kill(*killed)
 
-    precompute_dataset(dataset, by, actors=2, progress=kill)
+    precompute_dataset(dataset, by, actors=2, progress=kill_one)
     assert killed
     assert sidecar_files(dataset) == sidecar_files(plain)
 
@@ -140,7 +138,7 @@ def test_on_s3_they_are_the_same_bytes_and_a_request_a_shard_finds_them_all(data
     assert [request.method for request in after] == ["GET"] * len(entries)
 
 
-def test_shard_computes_the_captions_that_a_preset_reads_once(place: Place, emoji_folder: Path):  # noqa: F811
+def test_shard_computes_the_captions_that_a_preset_reads_once(place: Place, emoji_folder: Path):
     small = ("shard.resolution=16", "shard.shard_size=16", "shard.holdout=0.2")
     line = ("shard", "--preset", "emoji-text", "--source", str(emoji_folder))
     line += tuple(word for setting in small for word in ("--set", setting))

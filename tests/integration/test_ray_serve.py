@@ -1,9 +1,6 @@
 """The endpoint on a real Ray Serve: deployed, changed under load, refused, killed."""
 
 import base64
-import os
-import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -17,16 +14,12 @@ from diffusion.adapters.ray_serve import DeployFailed, deploy, deployed, undeplo
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.receipt import read_receipt
 from diffusion.store.refs import ModelRef
+from tests.ports import free_port
+from tests.processes import kill, ours
 from tests.random_bundle import published_model
 
 LIMITS = ServeRecipe(slots=4, queue=32, max_n=6, max_steps=1000, timeout_s=60)
 BODY = {"label": "cat", "seed": 1, "n": 2, "steps": 3}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +45,8 @@ def ask(url: str, *, timeout_s: float = 120, **body) -> httpx.Response:
 
 
 def replicas() -> list[int]:
-    """Process ids of our replicas: they descend from this process."""
-    parents, found = {}, []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if b"ServeReplica:diffusion:images" in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except OSError:  # it ended meanwhile
-            continue
-
-    def ours(pid: int) -> bool:
-        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
-
-    return [pid for pid in found if ours(pid)]
+    """Process ids of our replicas."""
+    return ours("ServeReplica:diffusion:images")
 
 
 def test_pictures_over_serve_are_the_models(url, models):
@@ -115,7 +96,7 @@ def test_deploying_the_same_again_changes_nothing(url, models, port):
 def test_a_killed_replica_comes_back_with_the_same_pictures(url):
     before = ask(url).json()["data"]
     (replica,) = replicas()
-    os.kill(replica, signal.SIGKILL)
+    assert kill(replica)
     deadline = time.monotonic() + 240  # seconds on a quiet machine
     answer = None
     while time.monotonic() < deadline and (answer is None or answer.status_code != 200):

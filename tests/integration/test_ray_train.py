@@ -246,12 +246,31 @@ def test_what_stays_is_copied_and_a_damaged_last_checkpoint_is_made_again_from_t
     assert bits(fetched) == bits(undisturbed)
 
 
+def test_a_run_goes_on_with_its_weights_divided_over_the_workers(
+    undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path
+):
+    before = Path(undisturbed.uri).with_name(f"{384:012d}")
+    shutil.copytree(before, tmp_path / "checkpoints" / before.name)
+    events: list[dict] = []
+    run = train_run(RECIPE, dataset, tmp_path, workers=2, shard_weights=True, on_event=events.append)
+    assert [event["event"] for event in events] == ["resumed", "checkpoint"]
+    assert events[0]["changed"] == {"sharded": (False, True)}
+    assert run.digest == events[1]["digest"] == digest_of(checkpoint.verify(Path(run.uri)))
+    start, whole, divided = (
+        load_file(folder / "weights.safetensors") for folder in (before, Path(undisturbed.uri), Path(run.uri))
+    )
+    for name, weight in whole.items():
+        assert (weight - divided[name]).norm() < 0.1 * (weight - start[name]).norm()
+
+
 def test_what_cannot_be_is_refused_before_any_worker_starts(undisturbed: RunRef, dataset: DatasetRef, tmp_path: Path):
     other = RECIPE.model_copy(update={"lr": 0.5})
     with pytest.raises(ValueError, match=rf"train\.lr is {RECIPE.lr}, asked 0\.5"):
         train_run(other, dataset, run_dir_of(undisturbed), workers=2)
     with pytest.raises(ValueError, match="batch_size=12 cannot be divided over 5 workers"):
         train_run(RECIPE, dataset, tmp_path, workers=5)
+    with pytest.raises(ValueError, match=r"DIFFUSION_SHARD_WEIGHTS\) are summed in an order that depends on it"):
+        train_run(RECIPE.model_copy(update={"micro_batch": 6}), dataset, tmp_path, workers=2, shard_weights=True)
 
 
 def test_a_non_finite_loss_reaches_the_driver_by_name_and_is_not_retried(

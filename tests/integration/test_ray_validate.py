@@ -1,6 +1,7 @@
 """adapters/ray_validate.py on a real Ray: checkpoints are measured beside a run, once, and failures are told and left."""
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from diffusion.adapters.ray_validate import Validation
+from diffusion.adapters.ray_validate import Validation, reason_of
 from diffusion.evaluation.quick import look, named, quick
 from diffusion.recipe import Recipe, digest_of
 from diffusion.store.refs import EvaluationRef, RunRef
@@ -106,13 +107,20 @@ def test_what_goes_wrong_is_told_and_left(run: RunRef, recipe: Recipe, tmp_path:
     assert driver.journal()[-1]["event"] == "validation_failed"
 
 
-def test_a_failure_without_words_is_told_by_its_kind(run: RunRef, recipe: Recipe, tmp_path: Path, monkeypatch):
-    def fails(_: object) -> None:
-        raise RayError
+@pytest.mark.parametrize(
+    ("fails", "says"),
+    [
+        (lambda: [].pop(), "pop from empty list"),
+        (lambda: next(iter(())), "StopIteration"),
+        (lambda: os._exit(1), "died"),
+    ],
+)
+def test_why_a_task_failed_is_told_in_a_line_or_by_its_kind(fails, says: str):
+    with pytest.raises(RayError) as failed:
+        ray.get(ray.remote(max_retries=0)(fails).remote())
+    assert says in reason_of(failed.value)
+    assert "\n" not in reason_of(failed.value)
 
-    driver = Driver(run.model_copy(update={"uri": str(tmp_path / "checkpoints" / Path(run.uri).name)}), recipe)
-    monkeypatch.setattr(ray, "wait", lambda running, timeout: (running, []))
-    monkeypatch.setattr(ray, "get", fails)
-    driver.validation._running = None, run
-    driver.validation.turn()
-    assert [event["reason"] for event in driver.events] == ["RayError"]
+
+def test_a_failure_of_ray_without_words_is_told_by_its_kind():
+    assert reason_of(RayError()) == "RayError"

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,8 +20,9 @@ from diffusion.evaluation.report import load_report
 from diffusion.recipe import GateRecipe
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.bundle import verify_bundle
-from flows.origin import resolved
+from flows.origin import look, resolved
 from flows.site import Site
+from tests.ports import free_port
 from tests.registered_run import FIRST, endpoint_png, evaluated, sampling
 
 REFUSED = Verdict(passed=False, reasons=("Frechet distance 13 against the champion's 12: not lower",))
@@ -57,10 +57,20 @@ def test_a_version_carries_its_lineage(champion, evaluation, run, client):
         assert text in version.description
 
 
-def test_training_starts_from_the_version_that_a_name_means(home, champion):
-    site = Site(home=home)
+def test_training_starts_from_the_version_that_a_name_means(home, champion, tiny_recipe, run, tmp_path):
+    site, resolution = Site(home=home), run.dataset.resolution
+    elsewhere = Site(home=tmp_path / "elsewhere", mlflow=site.mlflow_uri)  # where the store does not have the bundle
     for init in ("smoke", "smoke@champion", f"smoke@{champion.version}", champion.digest):
         assert resolved(init, site) == champion.digest
+        for at in (site, elsewhere)[: 1 + (init != champion.digest)]:
+            begun, spec = look(tiny_recipe.train, init, resolution, at)
+            assert (begun.init, spec) == (champion.digest, verify_bundle(champion.uri)[0])
+    assert not elsewhere.home.exists()
+    with pytest.raises(ValueError, match="no model 'smok' is registered; there are: smoke"):
+        look(tiny_recipe.train, "smok", resolution, elsewhere)
+    deep = tiny_recipe.train.model_copy(update={"prediction": "v"})
+    with pytest.raises(ValueError, match=r"train\.prediction is v"):
+        look(deep, "smoke", resolution, elsewhere)
     with pytest.raises(ValueError, match="no alias or version 'tomorrow'"):
         resolved("smoke@tomorrow", site)
     with pytest.raises(ValueError, match="no model 'smok' is registered; there are: smoke"):
@@ -251,9 +261,7 @@ def test_a_run_that_this_mlflow_does_not_know_still_registers(home, tracking, ru
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """A real MLflow server on loopback, ended with all its processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     folder = tmp_path / "server"
     folder.mkdir()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

@@ -10,10 +10,10 @@ from diffusion.data.images import BadPicture
 from diffusion.data.sources import BadSource, Caption, open_source, original_of, read_item
 from diffusion.data.sources.items import NO_PARTS
 from diffusion.store.storage import StorageRefused, open_storage
+from tests.made_archives import tarred, webdataset_tar
 from tests.made_sources import fill, items, lines, picture, said, zipped
+from tests.made_tables import ROWS, idx, parquet_of, write_table
 from tests.s3_server import S3Server
-from tests.test_sources_archives import tarred, webdataset_tar
-from tests.test_sources_tables import ROWS, idx, parquet_of, write
 
 
 def upload(folder: Path, uri: str) -> None:
@@ -40,7 +40,7 @@ def both(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
         webdataset_tar(folder / "shards" / f"{shard:03d}.tar", samples)
     fill(folder / "table", {row["path"]: picture(f"#00000{row['n']}") for row in ROWS})
     for ending in ("csv", "parquet"):
-        write(folder / "table" / f"t.{ending}", ROWS)
+        write_table(folder / "table" / f"t.{ending}", ROWS)
     parquet_of(
         folder / "held.parquet", {"image": [picture(), picture("#123456")], "text": ["a", "b"]}, row_group_size=1
     )

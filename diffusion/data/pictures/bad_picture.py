@@ -7,6 +7,7 @@ from contextlib import contextmanager
 TOO_SMALL, TOO_ELONGATED, NEAR_DUPLICATE = "too small", "too elongated", "near duplicate"
 POLICY = frozenset({TOO_SMALL, TOO_ELONGATED, NEAR_DUPLICATE})  # whole pictures that a recipe does not want
 UNSAFE_NAME = "unsafe name"  # whatever the file is
+UNREADABLE = "unreadable"  # its bytes could not be had; perhaps they can next time
 
 
 class BadPicture(ValueError):

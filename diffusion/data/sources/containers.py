@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from diffusion.data.pictures.bad_picture import UNSAFE_NAME
 from diffusion.data.sources.items import NO_PARTS, BadSource, File, check_inside, hidden, unsafe, written
-from diffusion.data.sources.places import ENCRYPTED, explodes, located, open_file, place, refused, unpacked
+from diffusion.data.sources.places import ENCRYPTED, explodes, located, open_at, place, refused, unpacked
 from diffusion.store.storage import LocalFolder, Storage
 
 ARCHIVES = re.compile(r"\.(zip|tar|tar\.gz|tgz)$", re.IGNORECASE)
@@ -114,7 +114,7 @@ def tar_files(uri: str, file: str, mark: str, prefix: str) -> Iterator[File]:
     """The files of a .tar, or of a .tar.gz, which is unpacked first.  One pass over the headers."""
     placed = located(uri, file)
     zipped = not placed.name.lower().endswith(".tar")
-    opened = _Headers(unpacked(uri, file, mark)) if zipped else _Headers(open_file(placed))
+    opened = _Headers(unpacked(uri, file, mark)) if zipped else _Headers(open_at(uri, file))
     try:
         for member in _members(opened, placed.name):
             name = member.name
@@ -176,7 +176,7 @@ def zip_files(uri: str, file: str, prefix: str) -> Iterator[File]:
     """The files of a zip archive, from the directory at its end."""
     placed = located(uri, file)
     unpacked_bytes, packed_bytes = 0, placed.size() or 0
-    with open_file(placed) as opened:
+    with open_at(uri, file) as opened:
         for entry in _directory(opened, placed.name):
             name = entry.filename
             check_inside(name, f"{placed.name} holds an entry")

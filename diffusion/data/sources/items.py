@@ -97,6 +97,12 @@ def caption_columns(columns: Columns, present: dict | set | list) -> list[tuple[
     return [(usual, _first(_WEIGHTS, present))] if usual else []
 
 
+def said_columns(columns: Columns, present: list[str]) -> list[str]:
+    """The columns among those present that labels, captions and weights are read from."""
+    used = (label_column(columns, present), *(name for pair in caption_columns(columns, present) for name in pair))
+    return [name for name in used if name in present]
+
+
 def _first(usual: tuple[str, ...], present: dict | set | list) -> str | None:
     return next((name for name in usual if name in present), None)
 
@@ -175,7 +181,8 @@ def item_of(
 
 def is_label(text: str) -> bool:
     """Whether a text can be the name of a class."""
-    return 0 < len(text) <= _LONGEST_LABEL and text.isprintable() and not set(text) & set("/\\")
+    plain = text.isprintable() and text == text.strip() and not set(text) & set("/\\")
+    return plain and 0 < len(text) <= _LONGEST_LABEL
 
 
 def check_label(label: str, name: str) -> None:
@@ -183,7 +190,7 @@ def check_label(label: str, name: str) -> None:
     if not is_label(label):
         raise BadSource(
             f"{name} has the label {label[:80]!r}: a class name is up to {_LONGEST_LABEL} printable characters without"
-            " slashes. Rename its folder, or give it another label"
+            " slashes, and without blanks at its ends. Rename its folder, or give it another label"
         )
 
 

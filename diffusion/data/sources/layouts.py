@@ -1,6 +1,6 @@
 """How the files of a folder, archive or prefix are understood.  A layout makes items of a listing's files.
 
-imagefolder   class folders, metadata.jsonl or metadata.csv, a .txt beside a picture as its caption  [Hugging Face]
+imagefolder   class folders, metadata.jsonl, .csv or .parquet, a .txt beside a picture as its caption  [Hugging Face]
 EDM           dataset.json with {"labels": [[name, class], ...]} or null  [EDM, dataset_tool.py]
 img2dataset   numbered folders or tars with 00000_stats.json: .jpg, .txt and .json of one name; folders are no classes
 WebDataset    tars whose files of one key (the path up to the first dot) are one sample
@@ -14,14 +14,15 @@ from itertools import islice
 
 from diffusion.data.sources.items import EXTENSIONS, BadSource, File, Item, check_inside, item_of, suffix
 from diffusion.data.sources.listing import Listing
+from diffusion.data.sources.parquet import table_rows
 from diffusion.data.sources.places import refused
-from diffusion.data.sources.rows import json_object, text_rows
+from diffusion.data.sources.rows import json_object
 
 STATS = re.compile(r"(^|/)\d+_stats\.json$")
 EXPECTED = (
     "Expected pictures (" + " ".join(EXTENSIONS) + ") in class folders, or beside a metadata.jsonl that names them"
 )
-_METADATA = ("metadata.jsonl", "metadata.csv")
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _EDM = "dataset.json"
 _CAPTIONS = (".txt", ".caption")  # files beside a picture
 _TEXTS = ("json", "txt", "caption", "cls")  # endings of a sample that are read
@@ -85,7 +86,7 @@ def check_rows(listing: Listing, what: str, hint: str) -> None:
 
 def _metadata_rows(listing: Listing, metadata: File) -> Iterator[tuple[str, str, dict]]:
     with listing.open(metadata) as file:
-        for where, row in text_rows(metadata.name, file):
+        for where, row in table_rows(metadata.name, file):
             name = row.pop("file_name", None)
             if not isinstance(name, str) or not name:
                 raise BadSource(f'{where}: no file_name; each line names its picture, like {{"file_name": "1.png"}}')

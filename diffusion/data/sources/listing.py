@@ -30,7 +30,7 @@ from diffusion.data.sources.items import (
     is_label,
     suffix,
 )
-from diffusion.data.sources.places import is_refused, is_span, located, open_file, open_place, read_item, span_of
+from diffusion.data.sources.places import is_refused, is_span, open_at, open_place, read_item, span_of
 from diffusion.store.storage import S3_SCHEME, StorageUnavailable
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class Listing:
         for chunk in _chunks(rows):
             double = self._insert("rows", [(name, where, json.dumps(row)) for name, where, row in chunk])
             if double:
-                raise BadSource(f"{double[1]}: {double[0]} has a line already: keep one")
+                raise BadSource(f"{double[1]}: {double[0]} has a line already: keep one, with all its captions")
 
     def add_items(self, items: Iterable[Item]) -> None:
         """Raises BadSource where the labels are no classes: some are missing, or there are too many."""
@@ -220,7 +220,7 @@ class Listing:
         name, start, size = span_of(file.place)
         if self._opened is None or self._opened[0] != name:
             self.close()
-            self._opened = name, open_file(located(self.uri, name))
+            self._opened = name, open_at(self.uri, name)
         self._opened[1].seek(start)
         return self._opened[1].read(size)
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
-from diffusion.data.sources.items import BadSource
+from diffusion.data.sources.items import BadSource, suffix
+from diffusion.data.sources.rows import check_columns, text_rows
 from diffusion.store.storage import StorageUnavailable
 
 if TYPE_CHECKING:
@@ -18,12 +19,18 @@ _BATCH = 1024
 
 @contextmanager
 def reading(name: str, file: BinaryIO) -> Iterator["pq.ParquetFile"]:
-    """An opened table; whatever pyarrow raises in the block becomes BadSource."""
+    """An opened table; whatever pyarrow raises in the block becomes BadSource, and two columns of one name are."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        yield pq.ParquetFile(file)
+        table = pq.ParquetFile(file)
+        check_columns(name, table.schema_arrow.names)
+        yield table
+    except UnicodeDecodeError as error:
+        raise BadSource(
+            f"{name} holds the text {error.object[:40]!r}, which is not UTF-8 ({error.reason}): write the table again"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, StorageUnavailable | BadSource):
             raise
@@ -63,6 +70,27 @@ def rows(table: "pq.ParquetFile") -> Iterator[tuple[int, int, dict]]:
             for values in batch.to_pylist():
                 yield group, row, {name: _finite(value) for name, value in values.items()}
                 row += 1
+
+
+def table_rows(name: str, file: BinaryIO) -> Iterator[tuple[str, dict]]:
+    """(where, row) of a table of any kind, of which this is one.  Raises BadSource."""
+    if suffix(name) != ".parquet":
+        yield from text_rows(name, file)
+        return
+    with reading(name, file) as opened:
+        for number, (_, _, row) in enumerate(rows(opened)):
+            yield f"{name} row {number}", row
+
+
+def check_said(name: str, table: "pq.ParquetFile", used: list[str]) -> None:
+    """Raises BadSource where a column whose label or captions are used holds what `rows` leaves out."""
+    for column in used:
+        kind = table.schema_arrow.field(column).type
+        if not _plain(kind):
+            raise BadSource(
+                f"{name}: the column {column!r} is of type {kind}, and labels and captions are texts, numbers or lists of"
+                " them: write it as such"
+            )
 
 
 def _plain(kind: "pa.DataType") -> bool:

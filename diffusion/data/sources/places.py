@@ -25,7 +25,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from diffusion.data.pictures.bad_picture import BadPicture
+from diffusion.data.pictures.bad_picture import UNREADABLE, BadPicture
 from diffusion.data.pictures.encode import encode_png
 from diffusion.data.sources.items import MAX_FILE_BYTES, BadSource
 from diffusion.store.storage import S3_SCHEME, LocalFolder, Storage, StorageUnavailable, open_plain, open_storage
@@ -106,7 +106,7 @@ def read_item(uri: str, place: str) -> bytes:
         raise
     except _UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadPicture("unreadable", f"{type(error).__name__}: {reason}") from error
+        raise BadPicture(UNREADABLE, f"{type(error).__name__}: {reason}") from error
     if len(data) > MAX_FILE_BYTES:
         raise too_large()
     return data
@@ -135,34 +135,35 @@ def storage_at(uri: str) -> Storage:
     return open_storage(uri)
 
 
-def stretch(placed: Placed, start: int, size: int) -> bytes:
+def stretch(uri: str, file: str, start: int, size: int) -> bytes:
     """`size` bytes from `start`, fewer at the end.  One local file that may not be read is no refusal of its storage."""
+    placed = located(uri, file)
     if isinstance(placed.storage, LocalFolder):
-        with open_file(placed) as file:
-            file.seek(start)
-            return file.read(size)
+        with open_at(uri, file) as opened:
+            opened.seek(start)
+            return opened.read(size)
     return placed.storage.read(placed.name, start, size)
 
 
-def open_file(placed: Placed) -> BinaryIO:
-    """A file to read and seek in, wherever it lies.  Raises FileNotFoundError."""
-    if isinstance(placed.storage, LocalFolder):
+def open_at(uri: str, file: str) -> BinaryIO:
+    """A place's file to read and seek in, wherever it lies.  Raises FileNotFoundError."""
+    placed = located(uri, file)
+    if not isinstance(placed.storage, LocalFolder):
+        return io.BufferedReader(Ranged(placed), _BLOCK)
+    if not file or file.startswith("/"):  # named by people, who may name a link
         return open(placed.storage.folder / placed.name, "rb", opener=open_plain)  # by any name that its folder lists
-    return io.BufferedReader(Ranged(placed), _BLOCK)
+    return _open_listed(placed, file)
 
 
 # who may pass through a folder need not see what is in it
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY
 
 
-def _open_listed(uri: str, file: str) -> BinaryIO:
+def _open_listed(placed: Placed, file: str) -> BinaryIO:
     """A file that the listing of a source found.  A link that came in its place since, or in that of a folder between it and
     the source, is not followed: it may lead out of the source.  Of a file that is named in full, by a table, its own place
     alone is looked at.
     """
-    placed = located(uri, file)
-    if not isinstance(placed.storage, LocalFolder):
-        return open_file(placed)
     *folders, name = placed.name.split("/")
     within = os.open(placed.storage.folder, _FOLDER)
     try:
@@ -216,8 +217,7 @@ def open_place(uri: str, place: str) -> BinaryIO:
     how, file, *_ = json.loads(place)
     if how != "file":
         return io.BytesIO(read_item(uri, place))
-    named = not file or file.startswith("/")  # by people, who may name a link
-    return open_file(located(uri, file)) if named else _open_listed(uri, file)
+    return open_at(uri, file)
 
 
 def explodes(unpacked: int, packed: int) -> bool:
@@ -231,7 +231,7 @@ def unpacked(uri: str, file: str, mark: str) -> BinaryIO:
     placed = located(uri, file)
     plain = tempfile.TemporaryFile(prefix="diffusion-")  # noqa: SIM115
     size, packed = 0, placed.size() or 0
-    with open_file(placed) as packed_file:
+    with open_at(uri, file) as packed_file:
         inflate, chunk = zlib.decompressobj(wbits=31), b""
         try:
             while chunk := chunk or packed_file.read(_BLOCK):
@@ -263,12 +263,12 @@ def _file(uri: str, file: str) -> bytes:
     placed = located(uri, file)
     if not isinstance(placed.storage, LocalFolder):
         return placed.storage.read(placed.name, 0, MAX_FILE_BYTES + 1)
-    with _open_listed(uri, file) as opened:
+    with _open_listed(placed, file) as opened:
         return opened.read(MAX_FILE_BYTES + 1)
 
 
 def _span(uri: str, file: str, start: int, size: int) -> bytes:
-    return _whole(stretch(located(uri, file), start, _bounded(size)), size)
+    return _whole(stretch(uri, file, start, _bounded(size)), size)
 
 
 def _gz(uri: str, file: str, mark: str, start: int, size: int) -> bytes:
@@ -291,15 +291,14 @@ def _zip(
     uri: str, file: str, name: str, offset: int, compressed: int, size: int, method: int, flags: int, crc: int
 ) -> bytes:
     if flags & ENCRYPTED:
-        raise BadPicture("unreadable", "the entry is encrypted: pack it without a password")
-    placed = located(uri, file)
+        raise BadPicture(UNREADABLE, "the entry is encrypted: pack it without a password")
     head = _LOCAL_HEADER + len(name.encode("utf-8", "surrogateescape")) + _SLACK
-    data = stretch(placed, offset, head + _bounded(compressed))
+    data = stretch(uri, file, offset, head + _bounded(compressed))
     if len(data) < _LOCAL_HEADER or data[:4] != b"PK\3\4":
         raise zipfile.BadZipFile("no entry begins where the archive's directory says")
     head = _LOCAL_HEADER + int.from_bytes(data[26:28], "little") + int.from_bytes(data[28:30], "little")
     if len(data) < head + compressed:
-        data = stretch(placed, offset, head + compressed)
+        data = stretch(uri, file, offset, head + compressed)
     entry = zipfile.ZipInfo(name)
     entry.compress_type, entry.compress_size, entry.file_size, entry.CRC = method, compressed, size, crc
     with zipfile.ZipExtFile(io.BytesIO(data[head : head + compressed]), "r", entry) as packed:
@@ -321,12 +320,12 @@ def _column(uri: str, file: str, mark: str, group: int, column: str, field: str 
     import pyarrow.parquet as pq
 
     try:
-        with open_file(located(uri, file)) as opened:
+        with open_at(uri, file) as opened:
             table = pq.ParquetFile(opened).read_row_group(
                 group, columns=[column if field is None else f"{column}.{field}"]
             )
     except pa.ArrowException as error:
-        raise BadPicture("unreadable", f"{type(error).__name__}: {error}") from error
+        raise BadPicture(UNREADABLE, f"{type(error).__name__}: {error}") from error
     values = table.column(column)
     return values if field is None else pc.struct_field(values, field)
 

@@ -70,7 +70,8 @@ def _csv_lines(name: str, text: io.TextIOWrapper, delimiter: str) -> Iterator[tu
             if not row:
                 continue
             if header is None:
-                header = _header(name, row)
+                header = row
+                check_columns(name, header)
             elif len(row) > len(header):
                 raise BadSource(f"{where} has more fields than the header")
             else:
@@ -82,7 +83,12 @@ def _csv_lines(name: str, text: io.TextIOWrapper, delimiter: str) -> Iterator[tu
         ) from error
 
 
-def _header(name: str, columns: list[str]) -> list[str]:
-    if double := next((column for column in columns if column and columns.count(column) > 1), None):
-        raise BadSource(f"{name} has the column {double!r} twice: keep one, or give them two names")
-    return columns
+def check_columns(name: str, columns: list[str]) -> None:
+    """Raises BadSource where a table has two columns of one name, or names that look like others."""
+    for column in filter(None, columns):
+        if columns.count(column) > 1:
+            raise BadSource(f"{name} has the column {column!r} twice: keep one, or give them two names")
+        if column != column.strip():
+            raise BadSource(
+                f"{name} has the column {column!r}, with blanks at an end: remove them, beside the fields below it as well"
+            )

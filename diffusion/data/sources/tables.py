@@ -7,15 +7,24 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
 from diffusion.data.sources import parquet
 from diffusion.data.sources.containers import checked, folder_files, local_mark
-from diffusion.data.sources.items import BadSource, File, Item, check_inside, image_column, item_of, named, suffix
+from diffusion.data.sources.items import (
+    BadSource,
+    File,
+    Item,
+    check_inside,
+    image_column,
+    item_of,
+    named,
+    said_columns,
+    suffix,
+)
 from diffusion.data.sources.layouts import NOT_DOWNLOADED, check_rows
 from diffusion.data.sources.listing import Listing
 from diffusion.data.sources.places import file_of, located, place, storage_at
-from diffusion.data.sources.rows import TEXT_TABLES, text_rows
+from diffusion.data.sources.rows import TEXT_TABLES
 from diffusion.recipe import Columns
 from diffusion.store.storage import LocalFolder
 
@@ -106,10 +115,7 @@ def _rows(listing: Listing, table: File, columns: Columns) -> Iterator[tuple[str
     """(where, row) of a table of either kind."""
     checked = False
     with listing.open(table) as file:
-        rows = (
-            _parquet_rows(table.inside, file) if suffix(table.inside) == ".parquet" else text_rows(table.inside, file)
-        )
-        for where, row in rows:
+        for where, row in parquet.table_rows(table.inside, file):
             if not checked and (missing := named(columns) - row.keys()):
                 raise _no_columns(table.inside, missing, row)
             checked = suffix(table.inside) != ".jsonl"  # whose rows may differ
@@ -129,6 +135,7 @@ def _held(listing: Listing, table: File, columns: Columns) -> tuple[str, str | N
             raise _no_pictures(table.inside, present)
         if missing := named(columns) - set(present):
             raise _no_columns(table.inside, missing, present)
+        parquet.check_said(table.inside, opened, said_columns(columns, present))
         return parquet.held(opened, column)
 
 
@@ -144,9 +151,3 @@ def _held_items(listing: Listing, table: File, columns: Columns) -> Iterator[Ite
             one = File(f"{table.name}/{number:09d}", "", 0, f"{table.mark}:{number}", at)
             item = item_of(one, said, f"{table.inside} row {number}", columns=columns, folder=False)
             yield replace(item, size=None)
-
-
-def _parquet_rows(name: str, file: BinaryIO) -> Iterator[tuple[str, dict]]:
-    with parquet.reading(name, file) as opened:
-        for number, (_, _, row) in enumerate(parquet.rows(opened)):
-            yield f"{name} row {number}", row

@@ -1,0 +1,63 @@
+"""Processes as /proc has them, for what ends some of them."""
+
+import os
+import signal
+from pathlib import Path
+
+
+def descendants(pid: int) -> list[int]:
+    """Its children, theirs, and so on."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        found += (own := children.get(todo.pop(), []))
+        todo += own
+    return found
+
+
+def command_of(pid: int) -> str:
+    """Its command line; empty where it has ended."""
+    try:
+        return Path("/proc", str(pid), "cmdline").read_text(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def ours(command: str) -> list[int]:
+    """Those that descend from this one and have this in their command line: other programs may run Ray beside us."""
+    return [pid for pid in descendants(os.getpid()) if command in command_of(pid)]
+
+
+def our_actors() -> list[int]:
+    """Ray Data's, for what is done shard by shard."""
+    return ours("MapWorker(Map(_Actor))")
+
+
+def with_variable(name: str, value: str) -> list[int]:
+    """Those that live with this variable of the environment, whoever started them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{name}={value}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:  # ended meanwhile, or another user's
+            continue
+    return found
+
+
+def kill(*pids: int) -> int:
+    """Returns how many of them there were."""
+    hit = 0
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        hit += 1
+    return hit

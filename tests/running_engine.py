@@ -1,0 +1,61 @@
+"""An engine at work, for the tests: asked, waited for, and what it drew compared."""
+
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+
+from diffusion.serving.engine import Engine
+from diffusion.serving.request import GenerateRequest, resolve
+from tests.random_bundle import CLASSES
+
+MIXED = [
+    GenerateRequest(label="cat", seed=1, n=3),
+    GenerateRequest(label="cat", seed=1, sampler="ddim", steps=7),
+    GenerateRequest(label="dog", seed=2, n=2, guidance=1),
+    GenerateRequest(seed=3, sampler="dpmpp_2m", steps=4),
+    GenerateRequest(label=CLASSES[2], seed=2**32 - 1, sampler="dpmpp_2m", guidance=4.5, n=4),
+    GenerateRequest(label="dog", seed=0, steps=2, guidance=0),
+    GenerateRequest(label="cat", seed=4, n=3, sampler="ddpm", steps=6),
+    GenerateRequest(label="dog", seed=4, n=2, sampler="heun_churn", steps=5),
+    GenerateRequest(seed=5, sampler="unipc", steps=6),
+]
+
+
+@contextmanager
+def running(engine: Engine):
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+@contextmanager
+def waiting_network(engine: Engine, monkeypatch):
+    """A running engine whose network waits for the event: what happens meanwhile happens within one tick."""
+    gate, entered, inner = threading.Event(), threading.Event(), engine.ladder.answer
+
+    class Gated:
+        sizes, seconds = engine.ladder.sizes, engine.ladder.seconds
+
+        def answer(self, denoise, query):
+            entered.set()
+            assert gate.wait(30)
+            return inner(denoise, query)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "ladder", Gated())
+        with running(engine):
+            try:
+                yield gate, entered
+            finally:
+                gate.set()
+
+
+def ask(engine: Engine, **fields):
+    return engine.submit(resolve(GenerateRequest(**fields), engine.bundle.spec))
+
+
+def same(left, right) -> bool:
+    return len(left) == len(right) and all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
