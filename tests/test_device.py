@@ -1,7 +1,7 @@
 """training/device.py on a CPU: nothing is copied or put off; a GPU's order of work without one."""
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.training.device import one_ahead, sent, sent_ahead
@@ -18,6 +18,7 @@ def test_on_a_cpu_batches_are_what_they_were():
 
 
 @given(st.integers(0, 6))
+@settings(deadline=None)
 def test_the_next_is_begun_before_one_is_ended_and_none_is_lost(n: int):
     done: list[str] = []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -20,13 +20,14 @@ from diffusion.training.loop import train
 from diffusion.training.parallel import check_sharding, data_parallel, shard, world_gather
 from diffusion.training.saving import Saving
 from diffusion.training.shards import rows_of
-from diffusion.training.snapshot import WEIGHTS_NAME, snapshot_of
+from diffusion.training.snapshot import WEIGHTS_NAME, ema_name, snapshot_of
 from diffusion.training.step import Part, TrainState, build_state, clip_gradients, parts_of
 from tests.joined import in_processes
 from tests.random_batch import random_batch
 from tests.test_exact import DATASET
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+# three processes meet often: on a machine with much else to do each meeting takes a while
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(600)]
 
 STEPS = 4
 # Muon and AdamW, clipping, an average, attention, a learned uncertainty of one row
@@ -163,10 +164,11 @@ def end_of(run: Path) -> Path:
 
 
 @pytest.mark.parametrize("run", ["plain", "changed"])
-def test_the_weights_are_those_of_data_parallelism_but_for_the_order_of_sums(run: str, runs: Path):
+@pytest.mark.parametrize("file", [WEIGHTS_NAME, ema_name(PLAIN.ema[0])])
+def test_weights_and_averages_are_those_of_data_parallelism_but_for_the_order_of_sums(run: str, file: str, runs: Path):
     """From the start, and as a run goes on that has begun without."""
     start = state_of(PLAIN).net.state_dict()
-    ends = [load_file(end_of(runs / name) / WEIGHTS_NAME) for name in ("data parallel", run)]
+    ends = [load_file(end_of(runs / name) / file) for name in ("data parallel", run)]
     whole, divided, before = (torch.cat([some[name].flatten() for name in start]) for some in (*ends, start))
     assert not torch.equal(whole, divided)
     assert (whole - divided).norm() < 1e-3 * (whole - before).norm()
@@ -210,6 +212,7 @@ def test_the_exact_mode_is_refused():
 
 
 @given(st.integers(1, 40), st.integers(1, 9))
+@settings(deadline=None)
 def test_rows_are_dealt_out_as_torch_chunks(n: int, world: int):
     whole = torch.arange(n)
     chunks = [*whole.chunk(world), *[whole[:0]] * world][:world]

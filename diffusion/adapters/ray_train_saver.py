@@ -49,7 +49,7 @@ class Saver:
         told = (self._published, self._lost) if self._first else (None, None)
         if facts.sharded:
             together = partial(checkpoint.publish_together, gather=world_gather(beside=True), first=self._first)
-            self._saving = Saving(checkpoints, facts, *told, together)
+            self._saving = Saving(checkpoints, facts, *told, publish=together)
         elif self._first:
             self._saving = Saving(checkpoints, facts, *told)
         self._unreported: int | None = None  # images_seen of a checkpoint

@@ -119,11 +119,9 @@ def shard(state: TrainState, recipe: TrainRecipe) -> None:
     shards = shards_of(net, beside, rank, world)
     for average in state.ema.averages.values():
         average[:] = [rows_of(tuple(whole.shape), rank, world).of(whole).clone() for whole in average]
-    state.shards, matrices = shards, [shards.own[name] for name in names]
-    state.optimizer = optimizer_over(recipe, list(shards.own.values()), matrices)
-    shapes = {shards.own[name]: tuple(shards.whole[name].shape) for name in names}
-    division = RowDivision(rank, world, shapes, exchange_rows)
-    state.optimizer.muon_step = partial(step_by_rows, division=division)
+    matrices = {shards.own[name]: tuple(shards.whole[name].shape) for name in names}
+    state.shards, state.optimizer = shards, optimizer_over(recipe, list(shards.own.values()), list(matrices))
+    state.optimizer.muon_step = partial(step_by_rows, division=RowDivision(rank, world, matrices, exchange_rows))
 
 
 def check_sharding(recipe: TrainRecipe) -> None:
