@@ -135,14 +135,11 @@ def check_home(site: Site) -> None:
 
 def check_devices(site: Site, recipe: TrainRecipe) -> None:
     """The batch can be divided over the workers, and there are as many GPUs as workers that want one."""
-    from diffusion.training.compiling import check_compiler
     from diffusion.training.exact import worlds_of  # it loads torch: not for each start of the program
     from diffusion.training.parallel import check_sharding
 
     if site.shard_weights:
         check_sharding(recipe)
-    if site.compile and site.ray is None:  # the workers of a cluster may be elsewhere: they look themselves
-        check_compiler()
     try:
         workers = worlds_of(recipe, site.train_workers)[0]
     except ValueError as error:

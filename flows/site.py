@@ -52,9 +52,6 @@ class Site(Frozen):
     shard_weights: bool = Field(
         False, description="Divide weights, gradients, optimizer and averages over the training workers (FSDP2)"
     )
-    compile: bool = Field(
-        False, description="Have torch.compile compile the network for training; needs a C++ compiler"
-    )
     host: str = Field("127.0.0.1", description="Address the endpoint listens on")
     port: int = Field(7777, ge=1, le=65_535, description="Port of the endpoint")
     replicas: int = Field(1, ge=1, description="Copies of the model behind the endpoint")

@@ -114,7 +114,6 @@ def _trained(
                 threads=site.threads,
                 recompute=site.recompute,
                 shard_weights=site.shard_weights,
-                compile=site.compile,
                 reading=site.reading,
                 keep=keep,
                 copies=run_copies(key, site),

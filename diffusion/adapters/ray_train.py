@@ -62,7 +62,6 @@ def train_run(
     resize_s: float = 60.0,
     recompute: bool = False,
     shard_weights: bool = False,
-    compile: bool = False,
     reading: Reading = Reading(),
     keep: Keep = Keep(),
     copies: str | None = None,
@@ -80,7 +79,6 @@ def train_run(
     resize_s: how long after a start, and how often from then on, it is looked whether there is room for more.
     recompute: compute the blocks of the U-Net again in the backward pass instead of keeping what they computed.
     shard_weights: divide weights, gradients, optimizer and averages over the workers (FSDP2).
-    compile: have torch.compile compile the network, which takes a while where its cache is empty.
     reading: how workers get at the shards; `reading.copies` is a folder of the node a worker runs on.
     keep: which checkpoints stay.  The best are known from what `ray_validate.Validation` writes to metrics.jsonl.
     copies: folder or s3://bucket/prefix that checkpoints are copied to while the run trains.  Where `run_dir` lacks the
@@ -126,7 +124,6 @@ def train_run(
         teacher,
         origin,
         shard_weights,
-        compile,
     )
     with _only_driver(run_dir):
         journal = Journal(job.history)

@@ -28,7 +28,6 @@ from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import REMEMBERED
 from diffusion.text import looking_up, remembering
 from diffusion.training import checkpoint
-from diffusion.training.compiling import check_compiler
 from diffusion.training.device import sent_ahead
 from diffusion.training.figures import Figures, peak_of
 from diffusion.training.loop import ignore, train
@@ -56,7 +55,6 @@ class Job:
     teacher: Path | None = None  # bundle of recipe.lesson's
     origin: Path | None = None  # folder of the bundle recipe.init
     shard_weights: bool = False
-    compile: bool = False
 
     @property
     def checkpoints(self) -> Path:
@@ -111,9 +109,6 @@ def run_worker(job: Job, send: Send) -> None:
         carried = warm_start(state, job.dataset.classes, *load_model(job.origin, digest=job.recipe.init))
     if job.shard_weights:
         shard(state, job.recipe)
-    if job.compile:
-        check_compiler()
-        state.net.compile()
     facts = checkpoint.facts_of(
         job.recipe,
         job.dataset,
@@ -122,7 +117,6 @@ def run_worker(job: Job, send: Send) -> None:
         text=state.text,
         codec=state.codec,
         sharded=state.shards is not None,
-        compiled=job.compile,
     )
     changed = checkpoint.load(folder, state, facts) if folder else {}
     for reason in damaged:

@@ -57,11 +57,10 @@ class Facts(Frozen):
     device: str
     torch: str
     sharded: bool = Field(False, exclude_if=usual(False), description="Weights are divided over the workers")
-    compiled: bool = Field(False, exclude_if=usual(False), description="The network is compiled")
 
     def surroundings(self) -> dict[str, Any]:
         """What must be equal for a resumed run to have the same bits, not only the same numbers up to rounding."""
-        return {name: getattr(self, name) for name in ("world", "threads", "device", "torch", "sharded", "compiled")}
+        return {name: getattr(self, name) for name in ("world", "threads", "device", "torch", "sharded")}
 
 
 def facts_of(
@@ -73,7 +72,6 @@ def facts_of(
     text: TextIdentity | None = None,
     codec: CodecIdentity | None = None,
     sharded: bool = False,
-    compiled: bool = False,
 ) -> Facts:
     """Facts of a run in this process, at images_seen = 0.  text, codec: of the state that is trained."""
     return Facts(
@@ -87,7 +85,6 @@ def facts_of(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         torch=torch.__version__,
         sharded=sharded,
-        compiled=compiled,
     )
 
 

@@ -3,13 +3,11 @@
     python -m tests.benchmarks.bench_train_step
 
 Both sides do the same work: noise, preconditioning, forward, loss, backward, gradient clip, fused AdamW.  Only the network
-differs.  Settings tried for each: float32 and bf16 autocast, contiguous and channels_last, with --compile also
-torch.compile; the fastest counts.
+differs.  Settings tried for each: float32 and bf16 autocast, contiguous and channels_last; the fastest counts.
 Limit: ours at least 1.5 times the images/s on a CPU, and the counter-based random numbers at most 3 % of our step.
 """
 
 import argparse
-import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -136,7 +134,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="pictures per step (default: the recipe's)")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="try each setting compiled as well (minutes)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -154,16 +151,11 @@ def main() -> None:
     net = peer_net(flops, resolution, classes, levels=4)
     peer_flops = forward_flops(Peer(net, "fp32", torch.contiguous_format), resolution)
     widths = tuple(net.config.block_out_channels)
-    nets = {f"ours {precision}": ours(precision) for precision in ("bf16", "fp32")}
+    sides = {f"ours {precision}": stepper(ours(precision), batch) for precision in ("bf16", "fp32")}
     for layout in (torch.channels_last, torch.contiguous_format):
         for precision in ("bf16", "fp32"):
             name = f"diffusers {precision} {'channels_last' if layout is torch.channels_last else 'contiguous'}"
-            nets[name] = Peer(peer_net_copy(net), precision, layout).to(device)
-    if args.compile:
-        for name, eager in list(nets.items()):
-            nets[f"{name} compiled"] = copy.deepcopy(eager)
-            nets[f"{name} compiled"].compile()
-    sides = {name: stepper(net, batch) for name, net in nets.items()}
+            sides[name] = stepper(Peer(peer_net_copy(net), precision, layout).to(device), batch)
     sides[RANDOM] = drawing(batch)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for i in range(args.rounds + 1):
@@ -193,7 +185,7 @@ def main() -> None:
         used = 3 * (flops if name.startswith("ours") else peer_flops) * rate  # backward is twice the forward
         top = peak["bf16" if "bf16" in name else "fp32"]
         print(
-            f"{name:41s} {rate:8.1f} img/s {used / 1e9:8.1f} GFLOP/s"
+            f"{name:32s} {rate:8.1f} img/s {used / 1e9:8.1f} GFLOP/s"
             f"  {used / top['conv']:5.1%} of conv peak  {used / top['matmul']:5.1%} of matmul peak"
         )
         side = name.split()[0]
