@@ -80,7 +80,7 @@ def pictures(kind: str, side: int, count: int) -> list[bytes]:
             waves = np.fft.irfft2(spectrum, (side, side)).transpose(1, 2, 0)
             waves = 0.3 * waves + waves.mean(2, keepdims=True)  # colours mostly agree
             own.append(encode_jpeg((128 + 45 * waves / waves.std()).clip(0, 255).astype(np.uint8), 90))
-    return [own[i % len(own)] for i in range(count)]
+    return [bytes(bytearray(own[i % len(own)])) for i in range(count)]  # each in memory of its own, as in shards
 
 
 def packed(data: list[bytes]) -> list[PackedSample]:
