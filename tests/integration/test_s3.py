@@ -346,7 +346,8 @@ def test_refusals_say_what_to_do(s3, storage, function, monkeypatch):
             patch.setenv(key, value)
         permission = {"read": "Get", "size": "Get", "remove": "Delete"}.get(function, "Put")
         wanted = "s3:ListBucket" if function == "walk" else f"s3:{permission}Object"
-        refused(f"do not allow it: ask the bucket's owner for the permission {wanted} ")
+        beside = ", or set AWS_PROFILE" if function == "walk" else r" \(and s3:ListBucket"
+        refused(f"do not allow it: ask the bucket's owner for the permission {wanted}{beside}")
     with monkeypatch.context() as patch:
         patch.delenv("AWS_ACCESS_KEY_ID")
         patch.delenv("AWS_SECRET_ACCESS_KEY")
