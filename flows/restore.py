@@ -160,7 +160,7 @@ def measure(
 
 
 def _window(mask: Image.Image, size: Size) -> Mask:
-    """What stays of a picture.  Raises ValueError where that is nothing, or all."""
+    """What stays of a picture.  Raises ValueError where that is nothing, or, as `mask_of`, all."""
     operator = Mask(mask_of(mask, size))
     if not operator.keep.any():
         raise ValueError(

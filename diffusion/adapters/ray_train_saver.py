@@ -17,10 +17,9 @@ from diffusion.data.stream import Batch
 from diffusion.store.publish import withdraw
 from diffusion.store.storage import StorageRefused, open_storage
 from diffusion.training import checkpoint
-from diffusion.training.copies import remove, send, send_measured, send_missing
-from diffusion.training.journal import judged_in
+from diffusion.training.copies import names_gone, remove, send, send_measured, send_missing
 from diffusion.training.parallel import world_gather
-from diffusion.training.retention import Keep, superseded
+from diffusion.training.retention import Keep
 from diffusion.training.saving import Saving
 from diffusion.training.step import TrainState
 
@@ -80,8 +79,7 @@ class Saver:
         self.tell({"event": "checkpoint", "images_seen": images_seen, "uri": str(folder), "digest": digest})
         folders = checkpoint.folders_in(self.checkpoints)
         history = self.checkpoints.parent / "metrics.jsonl"
-        judged = judged_in(history).among([int(there.name) for there in folders])
-        gone = {checkpoint.name_of(moment) for moment in superseded(self.recipe, self.keep, images_seen, judged)}
+        gone = names_gone(self.recipe, self.keep, images_seen, history, [there.name for there in folders])
         for old in folders:
             if old.name in gone:
                 withdraw(old)

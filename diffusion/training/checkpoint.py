@@ -173,7 +173,7 @@ def _all(gather: Gather, work: Callable[[], T]) -> list[T]:
         error = failure
     results = gather((done, error))
     for _, failure in results:
-        if failure:
+        if failure is not None:
             raise failure
     return [done for done, _ in results]
 

@@ -87,6 +87,15 @@ def bring_newest(checkpoints: Path, storage: Storage, tell: Callable[[dict[str, 
             break
 
 
+def names_gone(recipe: TrainRecipe, keep: Keep, images_seen: int, history: Path, there: Collection[str]) -> set[str]:
+    """Names of the checkpoints that need not stay once that of `images_seen` is published.
+
+    history: metrics.jsonl of the run, which tells of what was measured.  there: names of the checkpoints there are.
+    """
+    judged = judged_in(history).among([int(name) for name in there])
+    return {checkpoint.name_of(moment) for moment in superseded(recipe, keep, images_seen, judged)}
+
+
 def settle(checkpoints: Path, history: Path, storage: Storage, recipe: TrainRecipe, keep: Keep) -> None:
     """Of a finished run: copy what has no copy yet, delete what need not stay, and bring what `keep` names by its moment.
 
@@ -94,8 +103,7 @@ def settle(checkpoints: Path, history: Path, storage: Storage, recipe: TrainReci
     Raises DamagedCheckpoint where the last has neither a valid checkpoint nor an intact copy.
     """
     names = {folder.name for folder in checkpoint.folders_in(checkpoints)} | set(copies_in(storage))
-    judged = judged_in(history).among([int(name) for name in names])
-    gone = {checkpoint.name_of(moment) for moment in superseded(recipe, keep, end_of(recipe), judged)}
+    gone = names_gone(recipe, keep, end_of(recipe), history, names)
     send_missing(checkpoints, storage, but=gone)
     remove(gone, storage)
     if keep.best:
