@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.evaluation.report import average, load_report
+from diffusion.evaluation.report import load_report
+from diffusion.evaluation.words import average
 from diffusion.store.bundle import SPEC_NAME, BundleSpec
 from diffusion.store.refs import EvaluationRef, ModelRef, RunRef
 from diffusion.training.checkpoint import folders_in

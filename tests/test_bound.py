@@ -10,7 +10,8 @@ from diffusion.data.images import to_model
 from diffusion.denoiser import linear
 from diffusion.evaluation.bound import HeldOutBound, chain_of, held_out_bound, steps_of, variances_of
 from diffusion.evaluation.plot import bound_plot
-from diffusion.evaluation.report import Report, markdown
+from diffusion.evaluation.report import Report
+from diffusion.evaluation.words import markdown
 from diffusion.process import decoder_nll, estimated_bound, variational_bound
 from diffusion.random import Stream, normal
 from diffusion.recipe import EvaluateRecipe, canonical_json

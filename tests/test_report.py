@@ -11,10 +11,10 @@ from diffusion.evaluation.report import (
     HeldOutLoss,
     class_grid,
     load_report,
-    markdown,
     publish_report,
 )
 from diffusion.evaluation.stats import Distance, Floor, digits
+from diffusion.evaluation.words import markdown
 from diffusion.recipe import digest_of
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import DatasetRef, RunRef
