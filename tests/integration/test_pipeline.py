@@ -103,7 +103,7 @@ def test_an_interrupted_training_goes_on_where_it_was_and_a_student_learns_from_
 ) -> None:
     place = Place(place.root / "Käthe's [1]")  # Ray takes no such path
     place.root.mkdir()
-    long = ("--set", "train.images=4096", "--set", "train.checkpoint_images=256")
+    long = ("--set", "train.images=1024", "--set", "train.checkpoint_images=128")
     student = ("--set", "distill.steps=2", "--set", "distill.images=32", "--set", "gate.max_student_excess=10")
     line = ("run", "--preset", "smoke", "--source", str(emoji_folder), "--until", "register", *long, *student)
     with running(place, *line) as process:
