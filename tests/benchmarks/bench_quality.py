@@ -12,7 +12,7 @@ diffusers  its training script (`diffusers_script.py`) around its `UNet2DModel`,
            rates: what counts is the best of all these for it, beside it the recipe as it is
 
 Pictures: the embedded emoji, or with `--fashion-mnist FOLDER` Fashion-MNIST from its four IDX files, by the protocol of
-docs/training.md.  The floor is what real pictures score in the place of drawn ones.
+docs/training.md, whose network wants a GPU: `--small` is the demo's, and its training, in its place.  The floor is what real pictures score in the place of drawn ones.
 
 Each trained side takes minutes and is kept, with a grid of its samples, in `--out`; the same command goes on where it was
 interrupted, and prints the table of what there is.
@@ -349,6 +349,9 @@ def compared(bench: Bench, *, images: int, seeds: list[int], lrs: list[float]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fashion-mnist", type=Path, help="folder with its four IDX files, also as .gz")
+    parser.add_argument(
+        "--small", action="store_true", help="Fashion-MNIST by the demo's recipe, which a CPU can train"
+    )
     parser.add_argument("--images", type=int, help="pictures seen by each side (default: the preset's)")
     parser.add_argument("--samples", type=int, help="pictures drawn and measured (default: the preset's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -358,7 +361,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    line = fashion_mnist() if args.fashion_mnist else demo()
+    line = fashion_mnist() if args.fashion_mnist and not args.small else demo()
     data = fashion(args.fashion_mnist, args.out) if args.fashion_mnist else emoji(args.out)
     bench = Bench(data, line, samples=args.samples or line.evaluate.samples, out=args.out, device=device)
     images = args.images or line.train.images
