@@ -12,7 +12,8 @@ diffusers  its training script (`diffusers_script.py`) around its `UNet2DModel`,
            rates: what counts is the best of all these for it, beside it the recipe as it is
 
 Pictures: the embedded emoji, or with `--fashion-mnist FOLDER` Fashion-MNIST from its four IDX files, by the protocol of
-docs/training.md, whose network wants a GPU: `--small` is the demo's, and its training, in its place.  The floor is what real pictures score in the place of drawn ones.
+docs/training.md, whose network wants a GPU: `--small` is the demo's, and its training, in its place.  The floor is what
+real pictures score in the place of drawn ones.
 
 Each trained side takes minutes and is kept, with a grid of its samples, in `--out`; the same command goes on where it was
 interrupted, and prints the table of what there is.
