@@ -195,6 +195,24 @@ def test_bad_files_are_set_aside_and_duplicates_kept_once(spoilt_folder, emoji_f
             assert quarantine.original(root, file) == (spoilt_folder / file.name).read_bytes()
 
 
+def test_an_entry_that_a_password_protects_is_set_aside_once_and_not_tried_again(emoji_folder, tmp_path):
+    packed, asked = tmp_path / "s.zip", []
+    with zipfile.ZipFile(packed, "w") as archive:
+        for path in sorted(emoji_folder.rglob("*.png"))[:5]:
+            archive.write(path, f"a/{path.name}")
+        last = archive.infolist()[-1].filename
+    data = bytearray(packed.read_bytes())
+    data[data.rfind(last.encode()) - 46 + 8] |= 1  # the directory's flag of an encrypted entry
+    packed.write_bytes(data)
+    recipe = RECIPE.model_copy(update={"max_rejected": 0.5})
+    first = ingest.shard_dataset(packed, recipe, tmp_path / "root")
+    assert manifest.load(first.uri).set_aside == {"encrypted": 1}
+    again = ingest.shard_dataset(
+        packed, recipe, tmp_path / "root", each=lambda function, tasks: asked.extend(tasks) or []
+    )
+    assert (again, asked) == (first, [])
+
+
 def test_too_many_bad_files_stop_with_something_to_type_and_leave_them_to_look_at(spoilt_folder, tmp_path):
     recipe, store = RECIPE.model_copy(update={"max_rejected": 0.05}), tmp_path / "store"
     with pytest.raises(TooManyRejected, match=r"(?s)4 of 66 files cannot be used .*max_rejected=0.07") as error:

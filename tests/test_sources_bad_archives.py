@@ -97,7 +97,7 @@ def test_what_a_zip_claims_is_not_believed(tmp_path, monkeypatch):
     for name, message in (
         ("bomb", "unreadable: BadZipFile: Bad CRC|too large"),
         ("locked", "encrypted"),
-        ("odd", "unreadable: NotImplementedError"),
+        ("odd", "unknown compression: That compression method is not supported: pack"),
         ("moved", "no entry begins where"),
     ):
         with pytest.raises(BadPicture, match=message):

@@ -1,5 +1,6 @@
 """Work folders: what was interrupted is gone on with, what nobody comes back to is deleted."""
 
+import fcntl
 import os
 import time
 
@@ -45,3 +46,19 @@ def test_old_work_is_gone_on_with_by_who_comes_back_to_it(tmp_path):
     with working(root, None, "old") as (folder, _):
         assert (folder / "blobs" / "b").read_bytes() == b"pictures"
     assert not (tmp_path / "work").exists()
+
+
+def test_half_written_files_of_killed_processes_are_deleted_and_those_of_living_ones_are_not(tmp_path):
+    root = LocalFolder(tmp_path)
+    left = [tmp_path / ".tmp-a", tmp_path / "shards" / ".tmp-b", tmp_path / "datasets" / "d" / ".tmp-c"]
+    kept = [tmp_path / "shards" / "whole.tar", tmp_path / "shards" / ".tmp-written", tmp_path / "shards" / ".tmp-young"]
+    for path in (*left, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+        if path.name != ".tmp-young":
+            os.utime(path, (0, 0))
+    with open(tmp_path / "shards" / ".tmp-written") as written:
+        fcntl.flock(written, fcntl.LOCK_EX)
+        with working(root, None, "new"):
+            pass
+    assert [path for path in (*left, *kept) if path.exists()] == kept

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusion.data import catalogue
-from diffusion.store.publish import room_in
+from diffusion.store.publish import room_in, sweep
 from diffusion.store.storage import LocalFolder, Storage, StorageRefused, StorageUnavailable, open_storage
 
 _ABANDONED_S = (
@@ -30,6 +30,7 @@ def working(root: Storage, work: Path | None, name: str) -> Iterator[tuple[Path,
     folder = work / name
     with room_in(folder), catalogue.opened(folder) as db:
         _sweep(work)
+        _sweep_files(root)
         _note_place(root, folder, db)
         yield folder, db
         _delete(folder)
@@ -77,3 +78,10 @@ def _sweep(work: Path) -> None:
             if time.time() - lock.stat().st_mtime > _ABANDONED_S:
                 with catalogue.locked(lock.parent):
                     _delete(lock.parent)
+
+
+def _sweep_files(root: Storage) -> None:
+    """Delete the half-written files that killed processes left in a root that is a folder."""
+    if isinstance(root, LocalFolder):
+        for folder in (root.folder, *root.folder.glob("*/"), *root.folder.glob("*/*/")):
+            sweep(folder)

@@ -36,7 +36,7 @@ _SLACK = 512  # bytes read beyond a zip entry, since its local header may be lon
 _BLOCK = 2**20  # bytes of a ranged read
 _FREE = 2**30  # bytes that anything may unpack to
 _RATIO = 100  # beyond them: unpacked bytes to packed ones
-# RuntimeError covers unknown compression, OverflowError offsets that no file has
+# RuntimeError: a Python without bz2 or lzma; OverflowError: offsets that no file has
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -291,7 +291,7 @@ def _zip(
     uri: str, file: str, name: str, offset: int, compressed: int, size: int, method: int, flags: int, crc: int
 ) -> bytes:
     if flags & ENCRYPTED:
-        raise BadPicture(UNREADABLE, "the entry is encrypted: pack it without a password")
+        raise BadPicture("encrypted", "pack the archive without a password")
     head = _LOCAL_HEADER + len(name.encode("utf-8", "surrogateescape")) + _SLACK
     data = stretch(uri, file, offset, head + _bounded(compressed))
     if len(data) < _LOCAL_HEADER or data[:4] != b"PK\3\4":
@@ -301,8 +301,11 @@ def _zip(
         data = stretch(uri, file, offset, head + compressed)
     entry = zipfile.ZipInfo(name)
     entry.compress_type, entry.compress_size, entry.file_size, entry.CRC = method, compressed, size, crc
-    with zipfile.ZipExtFile(io.BytesIO(data[head : head + compressed]), "r", entry) as packed:
-        return packed.read(MAX_FILE_BYTES + 1)
+    try:
+        with zipfile.ZipExtFile(io.BytesIO(data[head : head + compressed]), "r", entry) as packed:
+            return packed.read(MAX_FILE_BYTES + 1)
+    except NotImplementedError as error:  # as it is packed, it stays so, and is not tried again
+        raise BadPicture("unknown compression", f"{error}: pack the archive with deflate, bzip2 or LZMA") from error
 
 
 def _row(uri: str, file: str, mark: str, group: int, row: int, column: str, field: str | None) -> bytes:
