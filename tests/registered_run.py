@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion.evaluation.distance import Frechet, FrechetIdentity
 from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.gate import Verdict
-from diffusion.evaluation.report import Environment, Frechet, FrechetIdentity, HeldOutLoss, Report, publish_report
+from diffusion.evaluation.held_out import HeldOutLoss
+from diffusion.evaluation.report import Environment, Report, class_grid, publish_report
 from diffusion.recipe import SamplingRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import receipt_of, stamp
@@ -51,8 +53,8 @@ def evaluated(store: Path, run: RunRef, sampling: SamplingRecipe, frechet: float
         problems=(),
         environment=Environment(torch="2", device="cpu"),
     )
-    pictures = [[np.full((32, 32, 3), 40 * label, np.uint8)] for label in range(3)]
-    return publish_report(report, store, run=run, bundle_uri=uri, drawn=pictures, real=pictures)
+    grid = class_grid([[np.full((32, 32, 3), 40 * label, np.uint8)] for label in range(3)], CLASSES)
+    return publish_report(report, store, run=run, bundle_uri=uri, pictures={"grid": grid, "real": grid})
 
 
 def sampling(steps: int) -> SamplingRecipe:

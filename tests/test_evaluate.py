@@ -12,10 +12,10 @@ from diffusion.denoiser import EDM
 from diffusion.evaluation import reference
 from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.gate import differences, verdict
+from diffusion.evaluation.held_out import held_out_loss
 from diffusion.evaluation.measure import evaluate, in_process
 from diffusion.evaluation.plan import draws, evenly, tasks
 from diffusion.evaluation.report import load_report
-from diffusion.evaluation.worker import held_out_loss
 from diffusion.recipe import EvaluateRecipe, GateRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.request import GenerateRequest

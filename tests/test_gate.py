@@ -5,9 +5,11 @@ import math
 import pytest
 import scipy.stats
 
+from diffusion.evaluation.distance import Frechet, FrechetIdentity
 from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.gate import Verdict, differences, verdict
-from diffusion.evaluation.report import Environment, Frechet, FrechetIdentity, HeldOutLoss, Report
+from diffusion.evaluation.held_out import HeldOutLoss
+from diffusion.evaluation.report import Environment, Report
 from diffusion.recipe import GateRecipe, SamplingRecipe
 
 IDENTITY = FrechetIdentity(

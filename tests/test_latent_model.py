@@ -16,10 +16,10 @@ from diffusion.data.precomputed import computation_of
 from diffusion.data.reader import ShardReader
 from diffusion.edit import sdedit
 from diffusion.evaluation.gate import verdict
+from diffusion.evaluation.held_out import held_out_loss
 from diffusion.evaluation.measure import evaluate
 from diffusion.evaluation.plan import evenly
 from diffusion.evaluation.report import load_report
-from diffusion.evaluation.worker import held_out_loss
 from diffusion.guidance import conditioned
 from diffusion.random import Stream, normal
 from diffusion.recipe import EvaluateRecipe, Recipe, ShardRecipe

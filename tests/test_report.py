@@ -4,15 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion.evaluation.distance import FloorFacts, Frechet
+from diffusion.evaluation.held_out import HeldOutLoss
 from diffusion.evaluation.plot import loss_plot
-from diffusion.evaluation.report import (
-    FloorFacts,
-    Frechet,
-    HeldOutLoss,
-    class_grid,
-    load_report,
-    publish_report,
-)
+from diffusion.evaluation.report import class_grid, load_report, publish_report
 from diffusion.evaluation.stats import Distance, Floor, digits
 from diffusion.evaluation.words import markdown
 from diffusion.recipe import digest_of
@@ -38,7 +33,8 @@ def rows(seed: int, counts: tuple[int, ...] = (3, 2)) -> list[list[np.ndarray]]:
 
 
 def publish(root, value=report()):
-    return publish_report(value, root, run=RUN, bundle_uri="bundles/a", drawn=rows(0), real=rows(1))
+    pictures = {name: class_grid(rows(i), value.classes) for i, name in enumerate(("grid", "real"))}
+    return publish_report(value, root, run=RUN, bundle_uri="bundles/a", pictures=pictures)
 
 
 def test_a_published_report_reads_back(tmp_path):

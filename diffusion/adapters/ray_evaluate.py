@@ -11,9 +11,10 @@ import safetensors.numpy
 
 from diffusion.adapters.ray_actors import Work, on_actors
 from diffusion.data.reading import Reading
+from diffusion.evaluation.gathered import Result, Setup
 from diffusion.evaluation.measure import Progress, evaluate
 from diffusion.evaluation.plan import Task
-from diffusion.evaluation.worker import Result, Setup, Worker
+from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.refs import EvaluationRef, RunRef
 

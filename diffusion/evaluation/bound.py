@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusion.denoiser import Denoiser, linear
 from diffusion.density import stratified
+from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.stats import CONFIDENCE, digits, t_quantile
 from diffusion.guidance import Cond
 from diffusion.process import Bound, Chain, estimated_bound
@@ -155,6 +156,12 @@ class HeldOutBound(Frozen):
             profile=_profile(chain_of(recipe), t, transitions),
             zero=digits(float(zero.mean())),
         )
+
+
+def bound_of(gathered: Gathered) -> HeldOutBound | None:
+    """None where it was not measured."""
+    parts = [result.arrays for _, result in gathered.of("bound")]
+    return HeldOutBound.of(parts, gathered.recipe, gathered.manifest.digest) if parts else None
 
 
 def _profile(chain: Chain, t: np.ndarray, transitions: np.ndarray) -> tuple[BoundPart, ...]:

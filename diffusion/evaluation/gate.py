@@ -2,7 +2,8 @@
 
 import math
 
-from diffusion.evaluation.report import Frechet, Report
+from diffusion.evaluation.distance import Frechet
+from diffusion.evaluation.report import Report
 from diffusion.evaluation.stats import t_quantile
 from diffusion.recipe import Frozen, GateRecipe
 

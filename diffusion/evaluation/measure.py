@@ -3,7 +3,6 @@
 `evaluate` is complete in one process; `diffusion.adapters.ray_evaluate` gives it workers elsewhere.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,21 +13,15 @@ from diffusion.data import manifest
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
 from diffusion.evaluation import plan
-from diffusion.evaluation.bound import HeldOutBound
+from diffusion.evaluation.bound import bound_of
+from diffusion.evaluation.distance import floor_of, frechet_of
 from diffusion.evaluation.features import find_weights, identity_of
-from diffusion.evaluation.plan import Draw, Task
+from diffusion.evaluation.gathered import Gathered, Result, Setup
+from diffusion.evaluation.held_out import losses_of
+from diffusion.evaluation.plan import Task
 from diffusion.evaluation.reference import LIMIT, ReferenceIdentity, recall, remember
-from diffusion.evaluation.report import (
-    Environment,
-    FloorFacts,
-    Frechet,
-    FrechetIdentity,
-    HeldOutLoss,
-    Report,
-    publish_report,
-)
-from diffusion.evaluation.stats import Gaussian, digits, floor, frechet_to
-from diffusion.evaluation.worker import Result, Setup, Worker
+from diffusion.evaluation.report import Environment, Report, class_grid, publish_report
+from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.averages import at, wanted_by
 from diffusion.store.bundle import export_bundle, verify_bundle
@@ -85,43 +78,63 @@ def evaluate(
     tasks = plan.tasks(drawn, recipe, real=todo, holdout=holdout, bound=spec.codec is None)
     results = _collect(each(setup, tasks), tasks, progress)
     if known is None:
-        known = _gathered([results[task.number] for task in tasks if task.kind == "real"], "features")
+        known = _features(results, tasks, "real")
         remember(store_root, identity, known)
-    real_features = torch.from_numpy(known)
-    real_labels = torch.from_numpy(labels[list(compared)])
     problems = sorted({result.problem for result in results.values() if result.problem})
-    drawing = [results[task.number] for task in tasks if task.kind == "draw"]
-    losses = [_level(recipe, task, results[task.number]) for task in tasks if task.kind == "loss"]
-    parts = [results[task.number].arrays for task in tasks if task.kind == "bound"]
-    report = Report(
-        bundle_digest=setup.bundle_digest,
-        run_digest=run.digest,
-        recipe_digest=run.recipe_digest,
-        dataset_digest=data.digest,
-        classes=data.classes,
-        images_seen=run.images_seen,
-        ema=recipe.ema,
-        reconstruction=spec.reconstruction,
-        guide=spec.guide,
-        text=spec.text,
-        codec=spec.codec,
-        teacher=spec.lesson.teacher if spec.lesson else None,
-        frechet=None if problems else _distance(setup, drawing, real_features, captions=spec.text is not None),
-        floor=_floor(recipe, real_features, real_labels),
-        held_out=tuple(losses),
-        bound=HeldOutBound.of(parts, recipe, data.digest) if parts else None,
-        seed=recipe.seed,
+    measured = [draw.label for draw in drawn if draw.measured]
+    gathered = Gathered(
+        setup=setup,
+        manifest=data,
+        spec=spec,
+        draws=tuple(drawn),
+        tasks=tuple(tasks),
+        results=results,
+        compared=compared,
+        real=torch.from_numpy(known),
+        real_labels=torch.from_numpy(labels[list(compared)]),
+        drawn=None if problems else torch.from_numpy(_features(results, tasks, "draw")),
+        drawn_labels=torch.tensor(measured),
         problems=tuple(problems),
-        environment=Environment(torch=torch.__version__, device=device),
     )
     return publish_report(
-        report,
-        store_root,
-        run=run,
-        bundle_uri=setup.bundle_uri,
-        drawn=_by_class(drawn, tasks, results, len(data.classes)),
-        real=_real_pictures(run, recipe.grid_columns, len(data.classes)),
+        _report(gathered, run), store_root, run=run, bundle_uri=setup.bundle_uri, pictures=_pictures(gathered)
     )
+
+
+def _report(gathered: Gathered, run: RunRef) -> Report:
+    """What was gathered, measured: one line for each thing, which its own module knows."""
+    recipe, spec = gathered.recipe, gathered.spec
+    with one_thread():
+        return Report(
+            bundle_digest=gathered.setup.bundle_digest,
+            run_digest=run.digest,
+            recipe_digest=run.recipe_digest,
+            dataset_digest=gathered.manifest.digest,
+            classes=gathered.manifest.classes,
+            images_seen=run.images_seen,
+            ema=recipe.ema,
+            reconstruction=spec.reconstruction,
+            guide=spec.guide,
+            text=spec.text,
+            codec=spec.codec,
+            teacher=spec.lesson.teacher if spec.lesson else None,
+            frechet=frechet_of(gathered),
+            floor=floor_of(gathered),
+            held_out=losses_of(gathered),
+            bound=bound_of(gathered),
+            seed=recipe.seed,
+            problems=gathered.problems,
+            environment=Environment(torch=torch.__version__, device=gathered.setup.device),
+        )
+
+
+def _pictures(gathered: Gathered) -> dict[str, Picture]:
+    """The pictures beside the report, by name."""
+    classes = gathered.manifest.classes
+    return {
+        "grid": class_grid(_drawn_pictures(gathered), classes),
+        "real": class_grid(_real_pictures(gathered), classes),
+    }
 
 
 def _setup(run: RunRef, recipe: EvaluateRecipe, store_root: Path, device: str, reading: Reading) -> Setup:
@@ -160,63 +173,29 @@ def _collect(stream: Iterator[Result], tasks: list[Task], progress: Progress | N
     return results
 
 
-def _gathered(results: list[Result], name: str) -> np.ndarray:
-    return np.concatenate([result.arrays[name] for result in results if name in result.arrays])
+def _features(results: dict[int, Result], tasks: list[Task], kind: str) -> np.ndarray:
+    """Those of all tasks of a kind, in their order, (N, D) float32."""
+    parts = [results[task.number].arrays for task in tasks if task.kind == kind]
+    return np.concatenate([part["features"] for part in parts if "features" in part])
 
 
-def _distance(setup: Setup, results: list[Result], real: torch.Tensor, *, captions: bool) -> Frechet:
-    """The Frechet distance of the drawn pictures, by `results` of the drawing tasks, from the real ones."""
-    recipe = setup.recipe
-    with one_thread():
-        distance = frechet_to(Gaussian.of(real), torch.from_numpy(_gathered(results, "features")))
-    identity = FrechetIdentity(
-        dataset_digest=setup.dataset_digest,
-        reference_pictures=len(real),
-        extractor=setup.extractor,
-        dimensions=real.shape[1],
-        samples=recipe.samples,
-        captions="of training pictures of the class" if captions else None,
-        sampling=recipe.sampling,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-    )
-    return Frechet.of(distance, identity)
-
-
-def _floor(recipe: EvaluateRecipe, real: torch.Tensor, labels: torch.Tensor) -> FloorFacts | None:
-    if len(real) < 4:
-        return None
-    with one_thread():
-        return FloorFacts.of(floor(real, labels, recipe.samples, seed=recipe.seed))
-
-
-def _level(recipe: EvaluateRecipe, task: Task, result: Result) -> HeldOutLoss:
-    loss, zero = result.arrays["loss"], result.arrays["zero"]
-    error = float(loss.std(ddof=1)) / math.sqrt(len(loss)) if len(loss) > 1 else math.nan
-    return HeldOutLoss(
-        sigma=recipe.loss_levels[task.level],
-        loss=digits(float(loss.mean())),
-        standard_error=digits(error),
-        zero=digits(float(zero.mean())),
-        pictures=len(loss),
-    )
-
-
-def _by_class(drawn: list[Draw], tasks: list[Task], results: dict[int, Result], classes: int) -> list[list[Picture]]:
+def _drawn_pictures(gathered: Gathered) -> list[list[Picture]]:
     """The shown pictures, a list for each class; empty where the model gave none."""
-    rows: list[list[Picture]] = [[] for _ in range(classes)]
-    for task in tasks:
+    rows: list[list[Picture]] = [[] for _ in gathered.manifest.classes]
+    for task, result in gathered.of("draw"):
         shown = [draw for draw in task.draws if draw.shown]
-        for draw, picture in zip(shown, results[task.number].pictures, strict=False):
+        for draw, picture in zip(shown, result.pictures, strict=False):
             rows[draw.label].append(picture)
     return rows
 
 
-def _real_pictures(run: RunRef, columns: int, classes: int) -> list[list[Picture]]:
+def _real_pictures(gathered: Gathered) -> list[list[Picture]]:
     """Real training pictures in the grid's layout, evenly spaced within each class."""
-    reader = ShardReader(run.dataset.uri, digest=run.dataset.digest, cache_mib=0)
+    setup = gathered.setup
+    reader = ShardReader(setup.dataset_uri, digest=setup.dataset_digest, cache_mib=0)
     rows = []
-    for label in range(classes):
+    for label in range(len(gathered.manifest.classes)):
         members = np.flatnonzero(reader.labels == label)
-        rows.append([reader.read(int(members[i])).image for i in plan.evenly(len(members), columns)])
+        chosen = plan.evenly(len(members), gathered.recipe.grid_columns)
+        rows.append([reader.read(int(members[i])).image for i in chosen])
     return rows

@@ -3,6 +3,7 @@
 Nothing in it depends on when, where or by how many workers it was made: the same model and recipe give the same bytes.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -14,11 +15,11 @@ from pydantic import Field
 from diffusion.codec import CodecIdentity
 from diffusion.data.images import encode_png, grid
 from diffusion.evaluation.bound import HeldOutBound
-from diffusion.evaluation.features import ExtractorIdentity
+from diffusion.evaluation.distance import FloorFacts, Frechet
+from diffusion.evaluation.held_out import HeldOutLoss
 from diffusion.evaluation.plot import bound_plot, loss_plot
-from diffusion.evaluation.stats import CONFIDENCE, Distance, Floor, digits, t_quantile
 from diffusion.evaluation.words import markdown
-from diffusion.recipe import Frozen, SamplingRecipe, canonical_json, digest_of, unset
+from diffusion.recipe import Frozen, canonical_json, digest_of, unset
 from diffusion.store.averages import Reconstruction
 from diffusion.store.bundle import Guide
 from diffusion.store.publish import publishing, sha256_file
@@ -26,81 +27,6 @@ from diffusion.store.refs import EvaluationRef, RunRef
 from diffusion.text import TextIdentity
 
 FILE = "report.json"
-
-
-class FrechetIdentity(Frozen):
-    """What must be equal for two Frechet distances to be compared: everything but the model."""
-
-    metric: Literal["frechet/1"] = "frechet/1"
-    dataset_digest: str
-    reference_split: Literal["train"] = "train"
-    reference_pictures: int
-    extractor: ExtractorIdentity
-    dimensions: int  # numbers per picture
-    samples: int
-    labels: Literal["in the frequencies of the data"] = "in the frequencies of the data"
-    captions: Literal["of training pictures of the class"] | None = Field(
-        None, exclude_if=unset
-    )  # None: read by nothing
-    sampling: SamplingRecipe
-    batch_size: int
-    seed: int
-
-
-class Frechet(Frozen):
-    """A Frechet distance, its jackknife standard error and its interval over samples of that size."""
-
-    identity: FrechetIdentity
-    value: float
-    standard_error: float
-    blocks: int
-    confidence: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, distance: Distance, identity: FrechetIdentity) -> "Frechet":
-        blocks = len(distance.left_out)
-        half = t_quantile((1 + CONFIDENCE) / 2, blocks - 1) * distance.standard_error
-        return cls(
-            identity=identity,
-            value=digits(distance.value),
-            standard_error=digits(distance.standard_error),
-            blocks=blocks,
-            confidence=CONFIDENCE,
-            low=digits(max(0.0, distance.value - half)),
-            high=digits(distance.value + half),
-        )
-
-
-class FloorFacts(Frozen):
-    """What real pictures score in the place of generated ones, with the same extractor.  See `stats.floor`."""
-
-    value: float
-    spread: float
-    splits: int
-    pictures: int
-    against: int
-
-    @classmethod
-    def of(cls, least: Floor) -> "FloorFacts":
-        return cls(
-            value=digits(least.value),
-            spread=digits(least.spread),
-            splits=least.splits,
-            pictures=least.pictures,
-            against=least.against,
-        )
-
-
-class HeldOutLoss(Frozen):
-    """The weighted denoising loss at one noise level, mean over held-out pictures.  None: not finite."""
-
-    sigma: float
-    loss: float | None
-    standard_error: float | None  # over pictures
-    zero: float | None  # of a network that answers 0, on the same pictures and noise
-    pictures: int
 
 
 class Environment(Frozen):
@@ -160,17 +86,16 @@ def publish_report(
     *,
     run: RunRef,
     bundle_uri: str,
-    drawn: list[list[np.ndarray]],
-    real: list[list[np.ndarray]],
+    pictures: Mapping[str, np.ndarray],
 ) -> EvaluationRef:
-    """Write report.md, its pictures (grid, real, loss, bound) and report.json below store_root/evaluations, once.
+    """Write report.md, its pictures and plots (loss, bound) and report.json below store_root/evaluations, once.
 
-    drawn, real: pictures uint8 (H, W, 3), a list for each class.
+    pictures: by name, as in {"grid": ...} of grid.png, each uint8 (H, W, 3).
     """
     final = Path(store_root) / "evaluations" / report.digest[:16]
     with suppress(FileExistsError), publishing(final) as folder:  # else the same report, made before or meanwhile
-        (folder / "grid.png").write_bytes(encode_png(class_grid(drawn, report.classes)))
-        (folder / "real.png").write_bytes(encode_png(class_grid(real, report.classes)))
+        for name, picture in pictures.items():
+            (folder / f"{name}.png").write_bytes(encode_png(picture))
         if report.held_out:
             (folder / "loss.png").write_bytes(encode_png(loss_plot(report.held_out)))
         if report.bound:

@@ -1,9 +1,6 @@
 """One worker of an evaluation: loads the model, does tasks, returns arrays.  Knows nothing of the other workers."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import count, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -15,50 +12,18 @@ from diffusion.data import manifest
 from diffusion.data.images import to_model
 from diffusion.data.pictures.buckets import shown as size_shown
 from diffusion.data.reader import ShardReader
-from diffusion.data.reading import Reading
-from diffusion.denoiser import Denoiser, linear
 from diffusion.evaluation.bound import held_out_bound
-from diffusion.evaluation.features import Extractor, ExtractorIdentity, extractor
+from diffusion.evaluation.features import Extractor, extractor
+from diffusion.evaluation.gathered import Result, Setup
+from diffusion.evaluation.held_out import held_out_loss
 from diffusion.evaluation.plan import Draw, Task, evenly
 from diffusion.guidance import Cond
-from diffusion.loss import denoising_loss, edm_weight
-from diffusion.random import Stream, normal
-from diffusion.recipe import EvaluateRecipe, Frozen
 from diffusion.serving.engine import Engine
 from diffusion.serving.ladder import NotReproducible
 from diffusion.serving.request import GenerateRequest, prompt_of
 from diffusion.serving.ticket import DrawingFailed
 from diffusion.store.bundle import load_bundle
 from diffusion.threads import one_thread
-
-
-class Setup(Frozen):
-    """All that a worker must know."""
-
-    bundle_uri: str
-    bundle_digest: str
-    dataset_uri: str
-    dataset_digest: str
-    recipe: EvaluateRecipe
-    extractor: ExtractorIdentity
-    weights: str | None  # of the extractor, where they do not come with the installation
-    device: str
-    reading: Reading = Reading()
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a task gave, by its kind.  A drawing task whose model gives no pictures says so in `problem`."""
-
-    number: int
-    arrays: dict[str, np.ndarray]
-    problem: str = ""
-
-    @property
-    def pictures(self) -> list[np.ndarray]:
-        """The shown pictures of a drawing task, uint8 (H, W, 3) each."""
-        names = (f"picture-{i}" for i in count())
-        return [self.arrays[name] for name in takewhile(self.arrays.__contains__, names)]
 
 
 class Worker:
@@ -202,33 +167,3 @@ def _in_order(groups: Iterable[tuple[Sequence[int] | Tensor, dict[str, np.ndarra
         parts.append(arrays)
     order = np.concatenate([np.empty(0, np.int64), *numbers]).argsort()
     return {name: np.concatenate([part[name] for part in parts])[order] for name in (parts[0] if parts else ())}
-
-
-@torch.no_grad()
-def held_out_loss(
-    denoiser: Denoiser,
-    x0: Tensor,
-    cond: Cond,
-    picture: Tensor | None = None,
-    *,
-    level: int,
-    recipe: EvaluateRecipe,
-    device: str = "cpu",
-) -> dict[str, np.ndarray]:
-    """The loss of each picture at noise level `level` of the recipe, and that of the best linear denoiser, which under EDM
-    is a network that answers 0.  Both have EDM's weight, whatever the denoiser predicts and was trained with.
-
-    x0 (N, C, H, W), cond: a row for each.  picture (N,): their numbers; None: 0, 1, ...  The noise is a function of
-    recipe.seed, the level and the picture's number.
-    """
-    sigma, losses, zeros = recipe.loss_levels[level], [], []
-    index = (level << 32) + (torch.arange(len(x0)) if picture is None else picture)
-    weight = partial(edm_weight, sigma_data=denoiser.sigma_data)
-    nothing = partial(linear, sigma_data=denoiser.sigma_data)
-    for part in torch.arange(len(x0)).split(recipe.batch_size):
-        noise = normal(recipe.seed, Stream.HOLDOUT, index[part], tuple(x0.shape[1:])).to(device)
-        operands = (x0[part].to(device), noise, torch.full((len(part),), sigma, device=device))
-        rows = {name: value[part].to(device) for name, value in cond.items()}
-        losses.append(denoising_loss(denoiser, weight, *operands, rows))
-        zeros.append(denoising_loss(nothing, weight, *operands, {}))
-    return {"loss": torch.cat(losses).double().cpu().numpy(), "zero": torch.cat(zeros).double().cpu().numpy()}

@@ -20,8 +20,8 @@ from diffusion.adapters.mlflow_registry import resolve
 from diffusion.data.images import encode_png, grid, to_model
 from diffusion.data.reader import ShardReader
 from diffusion.evaluation.features import extractor
+from diffusion.evaluation.held_out import held_out_loss
 from diffusion.evaluation.plan import evenly
-from diffusion.evaluation.worker import held_out_loss
 from diffusion.recipe import EvaluateRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.request import GenerateRequest, prompt_of
