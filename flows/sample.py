@@ -60,6 +60,7 @@ def draw(
             about = f"{row:02d}-{about}-{_file_name(request.prompt)[:60]}"  # numbered: prompts may begin alike
         for i, picture in enumerate(pictures):
             made_by = {"bundle_digest": model.bundle.digest, "model": model.name, "version": model.version}
+            made_by |= {"device": model.device}
             receipt = receipt_of(picture, i, request, spec, **made_by)
             (out / f"{about}-{request.seed}-{i:03d}.png").write_bytes(stamp(picture, receipt))
     names = [" ".join(filter(None, (request.label, request.prompt)))[:_GRID_NAME] for request in resolved]

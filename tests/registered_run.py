@@ -72,5 +72,5 @@ def endpoint_png(model: ModelRef, request: GenerateRequest) -> bytes:
     bundle = engine.bundle
     ((picture,),) = engine.generate([request])
     resolved = resolve_request(request, bundle.spec)
-    identity = {"bundle_digest": bundle.digest, "model": model.name, "version": model.version}
+    identity = {"bundle_digest": bundle.digest, "model": model.name, "version": model.version, "device": engine.device}
     return stamp(picture, receipt_of(picture, 0, resolved, bundle.spec, **identity))

@@ -243,6 +243,7 @@ def _stamped(
             bundle_digest=engine.bundle.digest,
             model=model.name,
             version=model.version,
+            device=engine.device,
         )
         for i, picture in enumerate(pictures)
     ]

@@ -74,6 +74,7 @@ class DiffusionModel(mlflow.pyfunc.PythonModel):
             bundle_digest=bundle.digest,
             model=self.name,
             version=self.version,
+            device=self.engine.device,
         )
         return {"png": stamp(pictures[0], receipt), "receipt": canonical_json(receipt).decode()}
 

@@ -2,19 +2,22 @@
 
 import hashlib
 import json
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from diffusion.data.images import decode_png, encode_png, png_text
 from diffusion.data.pictures.buckets import shown
 from diffusion.recipe import Frozen, GuidanceKind, SamplerName, canonical_json, first_mistake, unset, usual
-from diffusion.serving.request import ResolvedRequest
+from diffusion.serving.request import ResolvedRequest, once_each
+from diffusion.store.averages import Digest
 from diffusion.store.bundle import BundleSpec
 
 CHUNK = "diffusion"  # keyword of the PNG text chunk
+MAX_TEXT = 2**16  # characters of a receipt
 
 
 class Receipt(Frozen):
@@ -23,19 +26,41 @@ class Receipt(Frozen):
     format: Literal[1] = 1
     model: str
     version: str
-    bundle_digest: str
-    run_digest: str
-    dataset_digest: str
+    bundle_digest: Digest
+    run_digest: Digest
+    dataset_digest: Digest
     label: str | None
     prompt: str | None = Field(None, exclude_if=unset)
     size: str | None = Field(None, exclude_if=unset)  # WIDTHxHEIGHT, of a model that draws several
-    seed: int
-    image: int  # which of the request's pictures, from 0
+    seed: int = Field(ge=0, lt=2**32)
+    image: int = Field(ge=0, lt=2**32)  # which of the request's pictures, from 0
     sampler: SamplerName
-    steps: int
-    guidance: float
+    steps: int = Field(ge=2, le=1_000)
+    guidance: float = Field(ge=0)
     guidance_kind: GuidanceKind = Field("classifier_free", exclude_if=usual("classifier_free"))
-    pixels_sha256: str  # of the (H, W, 3) uint8 pixels in row order
+    pixels_sha256: Digest  # of the (H, W, 3) uint8 pixels in row order
+    # What the last bits of the pixels may depend on, for who draws it again and finds others; absent: not noted
+    torch: str | None = Field(None, exclude_if=unset)
+    device: str | None = Field(None, exclude_if=unset)
+
+
+class Opened(NamedTuple):
+    """A PNG with a receipt: what that says, and the pixels there are, uint8 (H, W, 3)."""
+
+    receipt: Receipt
+    picture: np.ndarray
+
+    @property
+    def intact(self) -> bool:
+        """Whether the pixels are those the receipt was written for."""
+        return pixels_sha256(self.picture) == self.receipt.pixels_sha256
+
+
+def device_name(device: torch.device) -> str:
+    """The kind of device, as receipts name it: a GPU's model, or "cpu" and its vector instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def pixels_sha256(picture: np.ndarray) -> str:
@@ -52,8 +77,11 @@ def receipt_of(
     bundle_digest: str,
     model: str,
     version: str,
+    device: torch.device | None = None,
 ) -> Receipt:
-    """The receipt of picture number `image` of a request, drawn with that bundle.  picture: uint8 (H, W, 3)."""
+    """The receipt of picture number `image` of a request, drawn with that bundle.  picture: uint8 (H, W, 3); device: on
+    which it was drawn, where that is to be noted.
+    """
     return Receipt(
         model=model,
         version=version,
@@ -70,6 +98,8 @@ def receipt_of(
         guidance=request.guidance,
         guidance_kind=request.guidance_kind,
         pixels_sha256=pixels_sha256(picture),
+        torch=device and torch.__version__,
+        device=device and device_name(device),
     )
 
 
@@ -80,25 +110,34 @@ def stamp(picture: np.ndarray, receipt: Receipt) -> bytes:
 
 def headers(receipt: Receipt) -> dict[str, str]:
     """The receipt as response headers, ASCII only: text is percent-encoded."""
-    fields = receipt.model_dump(mode="json", exclude={"format"}, exclude_none=True)
+    fields = receipt.model_dump(mode="json", exclude={"format", "torch", "device"}, exclude_none=True)
     return {f"X-Diffusion-{name.replace('_', '-').title()}": quote(str(value)) for name, value in fields.items()}
 
 
 def read_receipt(png: bytes) -> Receipt:
     """The receipt inside a PNG.  Raises ValueError if there is none or the pixels are not those it was written for."""
+    found = opened(png)
+    if not found.intact:
+        raise ValueError(
+            f"the pixels have sha256 {pixels_sha256(found.picture)[:12]}, the receipt says"
+            f" {found.receipt.pixels_sha256[:12]}: the picture was changed after it was drawn"
+        )
+    return found.receipt
+
+
+def opened(png: bytes) -> Opened:
+    """The receipt inside a PNG, which anybody may have written, and the pixels, which may be others.
+
+    Raises ValueError where there is none, or it is not one: too long, not JSON, a name twice, a wrong type or value.
+    """
     text = png_text(png)
     if CHUNK not in text:
         raise ValueError(f"this PNG has no text chunk {CHUNK!r}: it was not drawn here, or a program stripped it")
+    if len(text[CHUNK]) > MAX_TEXT:
+        raise ValueError(f"the PNG's text chunk {CHUNK!r} has more than {MAX_TEXT:,} characters: no receipt has")
     try:
-        receipt = Receipt.model_validate(json.loads(text[CHUNK]))
-    except ValueError as error:
-        raise ValueError(
-            f"the PNG's text chunk {CHUNK!r} is not a receipt of format 1: {first_mistake(error)}"
-        ) from error
-    actual = pixels_sha256(decode_png(png))
-    if actual != receipt.pixels_sha256:
-        raise ValueError(
-            f"the pixels have sha256 {actual[:12]}, the receipt says {receipt.pixels_sha256[:12]}: the picture was"
-            f" changed after it was drawn"
-        )
-    return receipt
+        receipt = Receipt.model_validate(json.loads(text[CHUNK], object_pairs_hook=once_each), strict=True)
+    except (ValueError, RecursionError) as error:
+        why = first_mistake(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise ValueError(f"the PNG's text chunk {CHUNK!r} is not a receipt of format 1: {why}") from error
+    return Opened(receipt, decode_png(png))

@@ -5,16 +5,13 @@ else a file holds (profiles, text, an animation's further frames: perhaps megaby
 a decoder sees it.  [PNG, sections 5 and 11]
 """
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
-from PIL import Image
-
-from diffusion.data.pictures.bad_picture import BadPicture, named_damage
+from diffusion.data.pictures.bad_picture import BadPicture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
@@ -89,13 +86,44 @@ def with_text(data: bytes, text: Mapping[str, str]) -> bytes:
     return data[:33] + b"".join(chunks) + data[33:]
 
 
-def png_text(data: bytes) -> dict[str, str]:
-    """The text chunks of a PNG, by key.  Raises BadPicture where the bytes are no whole PNG."""
+def png_text(data: bytes, *, longest: int = 2**20) -> dict[str, str]:
+    """The text chunks of a PNG (tEXt, zTXt, iTXt), by key; the pixels are not looked at.  [PNG, 11.3.3]
+
+    longest: bytes of all text together, as it is written in the file and unpacked, so that no file can fill the memory.
+    Raises BadPicture where the bytes are no whole PNG, there is more text, or one key has two.
+    """
     if not data.startswith(SIGNATURE):
         raise BadPicture("not a picture", f"begins with {data[:8].hex(' ')}: no PNG")
-    for _ in _chunks(memoryview(data)):  # whole, and as it was written
-        pass
-    with named_damage("PNG"):
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
-        image.load()
-    return {key: str(value) for key, value in image.text.items()}
+    view, found = memoryview(data), {}
+    for kind, start, end in _chunks(view):
+        if kind not in (b"tEXt", b"zTXt", b"iTXt"):
+            continue
+        longest -= end - start
+        if longest < 0:
+            raise BadPicture("too much text", "PNG: its text is longer than a picture's facts are")
+        key, text = _text_of(kind, bytes(view[start + 8 : end - 4]), longest)
+        longest -= len(text)
+        if key in found:
+            raise BadPicture("damaged", f"PNG: two texts have the key {key!r}, so what it says cannot be known")
+        found[key] = text
+    return found
+
+
+def _text_of(kind: bytes, body: bytes, longest: int) -> tuple[str, str]:
+    key, mark, rest = body.partition(b"\0")
+    packed = kind == b"zTXt"
+    try:
+        if not mark:
+            raise ValueError("its key has no end")
+        if kind == b"iTXt":
+            packed, rest = bool(rest[0]), rest[2:].split(b"\0", 2)[2]
+        elif packed:
+            rest = rest[1:]
+        if packed:
+            unpacking = zlib.decompressobj()
+            rest = unpacking.decompress(rest, longest + 1)
+            if len(rest) > longest or not unpacking.eof:
+                raise ValueError("it is cut off, or too long unpacked")
+        return key.decode("latin-1"), rest.decode("utf-8" if kind == b"iTXt" else "latin-1")
+    except (ValueError, LookupError, zlib.error) as error:
+        raise BadPicture("damaged", f"PNG: chunk {kind!r} is no text: {error}") from error
