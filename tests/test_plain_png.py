@@ -74,7 +74,7 @@ def same_by_opencv(
     """What is read, and that it is what OpenCV makes of all of them."""
     found, bad = read(pictures, height, width)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "decode_plain", lambda pictures, out, places: list(range(len(pictures))))
+        patch.setattr(decode, "decode_plain", lambda pictures, out, places, known: list(range(len(pictures))))
         expected, expected_bad = read(pictures, height, width)
     assert bad == expected_bad
     assert np.array_equal(found, expected)
@@ -122,6 +122,17 @@ def test_drawings_as_we_write_them_need_no_opencv_and_photographs_do():
     large = np.repeat(pixels_of(8, 0, 200, 40), 5, 1)  # more than deflate remembers
     assert decode_plain([encode_png(large)] * 2, one_and_other := np.empty((2, 200, 200, 3), np.uint8), [1, 0]) == []
     assert (one_and_other == large).all()
+
+
+def test_of_bytes_whose_sum_was_compared_the_chunks_own_is_not_looked_at_and_the_pixels_sum_is():
+    pixels, out = np.repeat(pixels_of(8, 0, 16, 4), 4, 1), np.empty((1, 16, 16, 3), np.uint8)
+    data = encode_png(pixels)
+    for place, taken in ((-13, True), (-17, False)):  # in the chunk's sum, in that of what is packed
+        other = bytearray(data)
+        other[place] ^= 1
+        assert decode_plain([bytes(other)], out, [0]) == [0]
+        assert decode_plain([bytes(other)], out, [0], known=True) == ([] if taken else [0])
+    assert np.array_equal(out[0], pixels)
 
 
 def test_drawings_as_we_write_them_are_unpacked_together_and_others_one_by_one(monkeypatch):

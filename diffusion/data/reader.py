@@ -193,7 +193,7 @@ class ShardReader:
             decoded += wanted.tolist()
         # all are read, then all decoded: what Python does between two pictures costs twice as much when the decoder has
         # emptied the processor's caches
-        bad = list(decode_rows(stored, got.images, decoded))
+        bad = list(decode_rows(stored, got.images, decoded, known=True))
         got.keys[:], got.label[:] = rows["key"].astype(np.str_).tolist(), rows["label"]
         known &= there & pixels
         fresh = there & pixels & ~known

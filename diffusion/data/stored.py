@@ -1,9 +1,9 @@
 """What a shard holds of one picture, its bytes and its captions, read by its row of the shard's index and checked."""
 
 import json
-from zlib import crc32
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from diffusion.data.open_shards import Read
 from diffusion.data.pictures.decode import BadPicture

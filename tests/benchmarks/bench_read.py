@@ -31,11 +31,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from zlib_ng.zlib_ng import crc32
 
 from diffusion.data import images, manifest
 from diffusion.data.manifest import Manifest
@@ -143,7 +143,7 @@ def least_reader(ref: DatasetRef, side: int, batch: int, threads: int) -> Pass:
         for tar, start, end, crc in map(spans.__getitem__, part.tolist()):
             stored.append(data := tar[start:end])
             assert crc32(data) == crc
-        bad = decode_rows(stored, out, range(len(part)))
+        bad = decode_rows(stored, out, range(len(part)), known=True)
         assert not bad
         return out
 

@@ -64,9 +64,10 @@ def decode_into(data: bytes | memoryview, out: np.ndarray) -> None:
 
 
 def decode_rows(
-    pictures: Sequence[bytes | memoryview], out: np.ndarray, places: Sequence[int]
+    pictures: Sequence[bytes | memoryview], out: np.ndarray, places: Sequence[int], *, known: bool = False
 ) -> dict[int, BadPicture]:
-    """Pictures as `decode_into` takes them into these rows of `out`: uint8 (B, H, W, 3), C-contiguous.
+    """Pictures as `decode_into` takes them into these rows of `out`: uint8 (B, H, W, 3), C-contiguous.  known: as for
+    `decode_plain`.
 
     Returns what is wrong with those that are bad, by place; their rows are undefined.  A thread holds Python's lock for a
     few microseconds a picture, so that others, which decode small ones at the same time, seldom wait for it.
@@ -78,7 +79,7 @@ def decode_rows(
     imdecode, flags = cv2.imdecode, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     header = png.plain_start(height, width)[:_HEADER]
     size, rows, bad = height * width * 3, memoryview(out.reshape(-1)), {}
-    for number in decode_plain(pictures, out, places):
+    for number in decode_plain(pictures, out, places, known=known):
         data, place = pictures[number], places[number]
         if data[:_HEADER] == header:
             pixels = imdecode(np.frombuffer(data, np.uint8), flags)
