@@ -3,6 +3,7 @@
 from diffusion.recipe.line import DistillRecipe, EvaluateRecipe, GateRecipe, Recipe, ServeRecipe, student_of
 from diffusion.recipe.sampling import GuidanceKind, SamplerName, SamplingRecipe
 from diffusion.recipe.shard import Columns, ShardRecipe
+from diffusion.recipe.sweep import Setting, SweepRecipe, grid, tuned
 from diffusion.recipe.train import Lesson, PredictionName, TaskName, TrainRecipe, UNetRecipe, checkpoints_of
 from diffusion.recipe.values import Frozen, canonical_json, digest_of, first_mistake, mistake, unset, usual
 
@@ -19,7 +20,9 @@ __all__ = [
     "SamplerName",
     "SamplingRecipe",
     "ServeRecipe",
+    "Setting",
     "ShardRecipe",
+    "SweepRecipe",
     "TaskName",
     "TrainRecipe",
     "UNetRecipe",
@@ -27,8 +30,10 @@ __all__ = [
     "checkpoints_of",
     "digest_of",
     "first_mistake",
+    "grid",
     "mistake",
     "student_of",
+    "tuned",
     "unset",
     "usual",
 ]

@@ -6,6 +6,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from diffusion.recipe.sampling import SamplingRecipe
 from diffusion.recipe.shard import ShardRecipe
+from diffusion.recipe.sweep import SweepRecipe, check_sweep
 from diffusion.recipe.train import Lesson, TrainRecipe, checkpoints_of
 from diffusion.recipe.values import Frozen, Positive, first_mistake, unset, usual
 
@@ -115,11 +116,13 @@ class ServeRecipe(Frozen):
 
 
 class Recipe(Frozen):
-    """A whole line: shard -> train -> evaluate -> distill, where there is to be a student -> register -> deploy."""
+    """A whole line: shard -> train -> sweep, where there is anything to try -> evaluate -> distill, where there is to be a
+    student -> register -> deploy."""
 
     name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Name of the registered model")
     shard: ShardRecipe = ShardRecipe()
     train: TrainRecipe = TrainRecipe()
+    sweep: SweepRecipe = Field(SweepRecipe(), exclude_if=usual(SweepRecipe()))
     evaluate: EvaluateRecipe = EvaluateRecipe()
     distill: DistillRecipe = Field(DistillRecipe(), exclude_if=usual(DistillRecipe()))
     gate: GateRecipe = GateRecipe()
@@ -128,6 +131,7 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _checks(self) -> "Recipe":
         evaluate, moments = self.evaluate, checkpoints_of(self.train)
+        check_sweep(self.sweep, evaluate)
         for name in ("images", "guide_images"):
             if getattr(evaluate, name) not in (None, *moments):
                 raise ValueError(
@@ -211,6 +215,7 @@ def student_of(recipe: Recipe, teacher: str) -> Recipe:
         update={
             "train": train,
             "evaluate": recipe.evaluate.model_copy(update=measured),
+            "sweep": SweepRecipe(),
             "distill": DistillRecipe(),
         }
     )
