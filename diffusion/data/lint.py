@@ -6,7 +6,6 @@ The tars are read as tars, by Python's own module, and compared with the index b
 import hashlib
 import json
 import tarfile
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from diffusion.data import manifest, quarantine, versions
 from diffusion.data.datasets import Dataset, local_copy
@@ -186,7 +186,7 @@ def _sample(
             return file.read(spans[name][1])
 
         data = {name: read(name) for name in _MEMBERS}
-    if zlib.crc32(data["image"]) != row["image_crc32"]:
+    if crc32(data["image"]) != row["image_crc32"]:
         yield "the picture differs from the index's checksum"
     if data["cls"] != str(row["label"]).encode():
         yield f"cls says {data['cls'][:20]!r}, the index {row['label']}"

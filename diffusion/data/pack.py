@@ -5,7 +5,6 @@ whole, under a name that its content or its input determines.
 """
 
 import tempfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -13,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from diffusion.data import images, quarantine
 from diffusion.data.pictures.bad_picture import BadPicture
@@ -53,7 +53,7 @@ def decode_chunk(task: dict) -> dict:
         except BadPicture as error:
             row |= {"kind": error.kind, "detail": error.detail}
             continue
-        row |= facts | {"image": [task["blobs"], task["blob"], offset, len(encoded), zlib.crc32(encoded)]}
+        row |= facts | {"image": [task["blobs"], task["blob"], offset, len(encoded), crc32(encoded)]}
         parts.append(encoded)
         offset += len(encoded)
     if parts:
@@ -125,13 +125,13 @@ def _packed(samples: list[dict]) -> Iterator[PackedSample]:
 
 
 def _read_image(place: list) -> bytes:
-    uri, name, offset, size, crc32 = place
+    uri, name, offset, size, total = place
     storage = _storage(uri)
     try:
         data = storage.read(name, offset, size)
     except FileNotFoundError as error:
         raise ValueError(_spoilt(storage, name, "is missing")) from error
-    if zlib.crc32(data) != crc32:
+    if crc32(data) != total:
         raise ValueError(_spoilt(storage, name, f"has other bytes at {offset} than were written there"))
     return data
 

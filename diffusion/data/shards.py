@@ -10,12 +10,12 @@ import hashlib
 import io
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from diffusion.data.manifest import FILE, Encoding, ShardEntry, Split
 from diffusion.data.pictures.buckets import Size
@@ -88,7 +88,7 @@ def write_shard(
                     parts += (_header(f"{key}.{name}", len(data)), data, padding)
                     spans[name] = (offset + tarfile.BLOCKSIZE, len(data))
                     offset += tarfile.BLOCKSIZE + len(data) + len(padding)
-                image = (*spans[EXTENSION[encoding]], zlib.crc32(sample.image))
+                image = (*spans[EXTENSION[encoding]], crc32(sample.image))
                 rows.append((key, sample.label, len(captions), *image, *spans["json"], *spans["txt"]))
                 if offset - written >= _BLOCK:
                     written += _write(file, digest, parts)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import NamedTuple
 
+from zlib_ng.zlib_ng import crc32
+
 from diffusion.data.pictures.bad_picture import BadPicture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -33,7 +35,7 @@ class Png(NamedTuple):
 def plain_start(height: int, width: int) -> bytes:
     """How an 8-bit RGB PNG of that size begins, its lines in order: signature and header.  [PNG, 11.2.1]"""
     header = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 2, 0, 0, 0)
-    return SIGNATURE + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return SIGNATURE + struct.pack(">I", 13) + header + struct.pack(">I", crc32(header))
 
 
 def parse(data: bytes | memoryview) -> Png:
@@ -70,7 +72,7 @@ def _chunks(view: memoryview) -> Iterator[tuple[bytes, int, int]]:
             raise BadPicture(
                 "truncated", f"PNG: chunk {kind!r} has {size:,} bytes, the file only {len(view) - start - 12:,}"
             )
-        if zlib.crc32(view[start + 4 : end - 4]) != struct.unpack_from(">I", view, end - 4)[0]:
+        if crc32(view[start + 4 : end - 4]) != struct.unpack_from(">I", view, end - 4)[0]:
             raise BadPicture("damaged", f"PNG: chunk {kind!r} differs from its checksum")
         yield kind, start, end
 
@@ -82,7 +84,7 @@ def with_text(data: bytes, text: Mapping[str, str]) -> bytes:
         if not 1 <= len(key) <= 79 or not all("\0" < letter <= "\xff" for letter in key):
             raise ValueError(f"{key!r}: a key of PNG text has 1 to 79 characters of Latin-1")
         body = b"iTXt" + key.encode("latin-1") + b"\0\0\0\0\0" + value.encode()
-        chunks.append(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
+        chunks.append(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", crc32(body)))
     return data[:33] + b"".join(chunks) + data[33:]
 
 
