@@ -7,9 +7,9 @@ import numpy as np
 
 from diffusion.evaluation.distance import Frechet, FrechetIdentity
 from diffusion.evaluation.features import ExtractorIdentity
-from diffusion.evaluation.gate import Verdict
 from diffusion.evaluation.held_out import HeldOutLoss
 from diffusion.evaluation.report import Environment, Report, class_grid, publish_report
+from diffusion.evaluation.verdict import Check, Verdict
 from diffusion.recipe import SamplingRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import receipt_of, stamp
@@ -17,9 +17,15 @@ from diffusion.serving.request import GenerateRequest
 from diffusion.serving.request import resolve as resolve_request
 from diffusion.store.bundle import export_bundle, load_bundle
 from diffusion.store.refs import EvaluationRef, ModelRef, RunRef
+from tests.jackknifed import left_out
 from tests.made_run import CLASSES
 
-FIRST = Verdict(passed=True, reasons=("sane", "there was no champion to compare it with"))
+FIRST = Verdict(
+    checks=(
+        Check(name="sane", passed=True, words="sane"),
+        Check(name="champion", passed=True, words="there was no champion to compare it with"),
+    )
+)
 EXTRACTOR = ExtractorIdentity(name="efficientnet-lite0", digest="9" * 64, resolution=32)
 
 
@@ -45,7 +51,13 @@ def evaluated(store: Path, run: RunRef, sampling: SamplingRecipe, frechet: float
         images_seen=run.images_seen,
         ema=0.1,
         frechet=Frechet(
-            identity=identity, value=frechet, standard_error=0.1, blocks=16, confidence=0.95, low=0.0, high=99.0
+            identity=identity,
+            value=frechet,
+            standard_error=0.1,
+            left_out=left_out(frechet, 0.1, 16, pattern=1 + round(100 * frechet) % 15),
+            confidence=0.95,
+            low=0.0,
+            high=99.0,
         ),
         floor=None,
         held_out=(HeldOutLoss(sigma=1.0, loss=0.4, standard_error=0.01, zero=1.0, pictures=8),),

@@ -7,10 +7,12 @@ import scipy.stats
 
 from diffusion.evaluation.distance import Frechet, FrechetIdentity
 from diffusion.evaluation.features import ExtractorIdentity
-from diffusion.evaluation.gate import Verdict, differences, verdict
+from diffusion.evaluation.gate import differences, verdict
 from diffusion.evaluation.held_out import HeldOutLoss
 from diffusion.evaluation.report import Environment, Report
+from diffusion.evaluation.verdict import Verdict, markdown
 from diffusion.recipe import GateRecipe, SamplingRecipe
+from tests.jackknifed import left_out
 
 IDENTITY = FrechetIdentity(
     dataset_digest="d" * 64,
@@ -40,7 +42,7 @@ def report(
             identity=identity,
             value=value,
             standard_error=error,
-            blocks=32,
+            left_out=left_out(value, error, 32, pattern=ord(model) - 96),
             confidence=0.95,
             low=value - 2 * error,
             high=value + 2 * error,
@@ -103,6 +105,27 @@ def test_better_means_by_more_than_the_half_width_of_the_differences_interval(co
     assert not verdict(report(300.0), champion, gate).passed
 
 
+def test_what_the_common_noise_does_to_both_is_not_held_against_the_challenger():
+    """Models that drew from the same noise are lucky together: the interval is of the difference, block by block."""
+    champion = report(200.0, 10.0, model="b")
+    alike = report(195.0, 10.0, model="b").model_copy(update={"bundle_digest": "c" * 64})
+    assert verdict(alike, champion, GATE).passed
+    assert not verdict(report(195.0, 10.0), champion, GATE).passed
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_a_higher_distance_may_count_as_equal_where_the_recipe_says_so(share):
+    gate = GATE.model_copy(update={"max_excess": share})
+    champion, allowed = report(100.0, 4.0, model="b"), 1 + share
+    margin = scipy.stats.t.ppf(0.95, 31) * math.hypot(3.0, allowed * 4.0)
+    passed = verdict(report(100 * allowed - margin - 0.05), champion, gate, against="7")
+    assert passed.passed
+    assert passed.against == "7"
+    refused = verdict(report(100 * allowed - margin + 0.05), champion, gate)
+    assert not refused.passed
+    assert f"not below {allowed:g} times that" in refused.reasons[-1]
+
+
 def test_equal_or_worse_stays_challenger():
     assert not verdict(report(100.0, 0.0), report(100.0, 0.0, model="b"), GATE).passed
 
@@ -147,4 +170,12 @@ def test_a_champion_without_a_distance_cannot_be_beaten():
 
 
 def test_a_verdict_is_a_value():
+    refused = verdict(report(300.0), report(model="b"), GATE, against="3")
+    assert Verdict.model_validate_json(refused.model_dump_json()) == refused
+    assert [check.name for check in refused.checks] == ["sane", "frechet"]
+    assert refused.checks[1].value == 300
+    page = markdown(refused)
+    assert "The gate **refused** the model; against the champion, version 3." in page
+    assert "| frechet | **refused** | 300 |" in page
+    assert "| sane | passed |" in page
     assert Verdict.model_validate_json(verdict(report(), None, GATE).model_dump_json()) == verdict(report(), None, GATE)

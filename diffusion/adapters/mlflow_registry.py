@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, log_metrics, reading, training_run
-from diffusion.evaluation.gate import Verdict
 from diffusion.evaluation.report import FILE as REPORT_NAME
 from diffusion.evaluation.report import Report, load_report
+from diffusion.evaluation.verdict import Verdict
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path, publish_bundle, read_facts, verify_bundle
 from diffusion.store.codecs import PACKAGES as CODEC_PACKAGES

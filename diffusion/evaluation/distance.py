@@ -35,20 +35,25 @@ class Frechet(Frozen):
     identity: FrechetIdentity
     value: float
     standard_error: float
-    blocks: int
+    left_out: tuple[
+        float, ...
+    ]  # without each of the jackknife's blocks in turn: two models' are compared block by block
     confidence: float
     low: float
     high: float
 
+    @property
+    def blocks(self) -> int:
+        return len(self.left_out)
+
     @classmethod
     def of(cls, distance: Distance, identity: FrechetIdentity) -> "Frechet":
-        blocks = len(distance.left_out)
-        half = t_quantile((1 + CONFIDENCE) / 2, blocks - 1) * distance.standard_error
+        half = t_quantile((1 + CONFIDENCE) / 2, len(distance.left_out) - 1) * distance.standard_error
         return cls(
             identity=identity,
             value=digits(distance.value),
             standard_error=digits(distance.standard_error),
-            blocks=blocks,
+            left_out=tuple(digits(value) for value in distance.left_out),
             confidence=CONFIDENCE,
             low=digits(max(0.0, distance.value - half)),
             high=digits(distance.value + half),

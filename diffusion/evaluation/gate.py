@@ -1,53 +1,57 @@
 """The gate: whether a model may become the champion, and why."""
 
-import math
-
 from diffusion.evaluation.distance import Frechet
 from diffusion.evaluation.report import Report
-from diffusion.evaluation.stats import t_quantile
-from diffusion.recipe import Frozen, GateRecipe
+from diffusion.evaluation.stats import jackknife_error, t_quantile
+from diffusion.evaluation.verdict import Check, Verdict
+from diffusion.recipe import GateRecipe
 
 
-class Verdict(Frozen):
-    """`reasons` speak for people: of a refusal each one that holds, of a pass what was found."""
-
-    passed: bool
-    reasons: tuple[str, ...]
-
-
-def verdict(challenger: Report, champion: Report | None, gate: GateRecipe) -> Verdict:
-    """Whether `challenger` may take the place of `champion` (None: there is none yet).
+def verdict(challenger: Report, champion: Report | None, gate: GateRecipe, *, against: str | None = None) -> Verdict:
+    """Whether `challenger` may take the place of `champion` (None: there is none yet).  against: the champion's version.
 
     It must be sane: every number finite, the held-out loss (a student has none) below gate.max_loss at every noise level,
     the Frechet distance at most gate.max_frechet where that is set.  Beside a champion it must also be better beyond
-    doubt: on equal metric identities, its Frechet distance lower by more than t * sqrt(se^2 + se_champion^2), where t is
-    Student's for a two-sided interval of gate.confidence: so that the interval of the difference lies below 0 as a whole.
+    doubt: on equal metric identities, the interval of gate.confidence of (its Frechet distance - (1 + gate.max_excess) times
+    the champion's) must lie below 0 as a whole.  So a model that is as good as that allows passes with a probability of
+    (1 - gate.confidence) / 2, and with gate.max_excess = 0 that is how often noise moves the alias.
 
-    A student is compared with its teacher, though they draw otherwise, that being its purpose: its distance must beyond
-    doubt be below 1 + gate.max_student_excess times the teacher's.
+    A student is compared with its teacher, though they draw otherwise, that being its purpose, and may be worse by
+    gate.max_student_excess instead.
     """
-    if faults := faults_of(challenger, gate):
-        return Verdict(passed=False, reasons=faults)
-    largest = max((level.loss for level in challenger.held_out), default=None)
-    losses = "" if largest is None else f" the held-out loss at most {largest:.3g} (limit {gate.max_loss:g}),"
-    sane = f"sane: every number is finite,{losses} Frechet distance {challenger.frechet.value:.4g}"
+    checks = _sane(challenger, gate)
+    if all(check.passed for check in checks):
+        checks += _beside(challenger, champion, gate)
+    return Verdict(checks=tuple(checks), against=against)
+
+
+def _beside(challenger: Report, champion: Report | None, gate: GateRecipe) -> list[Check]:
+    """What it must show beside the champion."""
     if champion is None:
-        return Verdict(passed=True, reasons=(sane, "there was no champion to compare it with"))
+        return [Check(name="champion", passed=True, words="there was no champion to compare it with")]
     if challenger.bundle_digest == champion.bundle_digest:
-        return Verdict(passed=True, reasons=(sane, "it is the champion itself"))
+        return [Check(name="champion", passed=True, words="it is the champion itself")]
     if champion.frechet is None:
         unknown = "the champion has no Frechet distance to be compared with: evaluate and register its run again"
-        return Verdict(passed=False, reasons=(unknown,))
+        return [Check(name="frechet", passed=False, words=unknown)]
     taught = challenger.teacher == champion.bundle_digest
     if unlike := differences(challenger, champion, ignored="sampling." if taught else None):
         again = (
             "numbers of unlike identity are not compared: evaluate and register the champion's run again with the"
             " present recipe, or this one with the champion's"
         )
-        return Verdict(passed=False, reasons=(*unlike, again))
-    if taught:
-        return _compare_with_teacher(challenger.frechet, champion.frechet, gate, sane)
-    return _compare(challenger.frechet, champion.frechet, gate, sane)
+        return [Check(name="identity", passed=False, words=words) for words in (*unlike, again)]
+    return [_compare(challenger.frechet, champion.frechet, gate, taught=taught)]
+
+
+def _sane(report: Report, gate: GateRecipe) -> list[Check]:
+    """Why a model is not fit to serve, whatever else there is; one check that passes if it is."""
+    if faults := faults_of(report, gate):
+        return [Check(name="sane", passed=False, words=fault) for fault in faults]
+    largest = max((level.loss for level in report.held_out), default=None)
+    losses = "" if largest is None else f" the held-out loss at most {largest:.3g} (limit {gate.max_loss:g}),"
+    words = f"sane: every number is finite,{losses} Frechet distance {report.frechet.value:.4g}"
+    return [Check(name="sane", passed=True, words=words, value=largest, limit=gate.max_loss)]
 
 
 def faults_of(report: Report, gate: GateRecipe) -> tuple[str, ...]:
@@ -83,35 +87,30 @@ def differences(a: Report, b: Report, *, ignored: str | None = None) -> tuple[st
     )
 
 
-def _compare(challenger: Frechet, champion: Frechet, gate: GateRecipe, sane: str) -> Verdict:
-    margin = _margin(challenger, champion, gate)
-    gain = champion.value - challenger.value
+def _compare(challenger: Frechet, champion: Frechet, gate: GateRecipe, *, taught: bool) -> Check:
+    excess = gate.max_student_excess if taught else gate.max_excess
+    allowed = 1 + excess
+    limit = allowed * champion.value
+    pairs = zip(challenger.left_out, champion.left_out, strict=True)
+    error = jackknife_error([one - allowed * other for one, other in pairs])
+    margin = t_quantile((1 + gate.confidence) / 2, challenger.blocks - 1) * error
+    gain = limit - challenger.value
     passed = gain > margin
-    numbers = (
-        f"Frechet distance {challenger.value:.4g} against the champion's {champion.value:.4g}:"
-        f" {abs(gain):.3g} {'lower' if gain > 0 else 'higher'}, {'' if passed else 'not '}lower by more than"
-        f" {margin:.3g} (the half-width of the difference's {gate.confidence:.0%} interval)"
+    who = f"the champion's {champion.value:.4g}"
+    steps = ""
+    if taught:
+        who = f"{champion.value:.4g} of the champion, its teacher, in {champion.identity.sampling.steps}"
+        steps = f" in {challenger.identity.sampling.steps} steps"
+    if excess:
+        found = f"{'' if passed else 'not '}below {allowed:g} times that by more than {margin:.3g}"
+    else:
+        way = "lower" if gain > 0 else "higher"
+        found = f"{abs(gain):.3g} {way}, {'' if passed else 'not '}lower by more than {margin:.3g}"
+    words = (
+        f"Frechet distance {challenger.value:.4g}{steps} against {who}: {found} (the half-width of the difference's"
+        f" {gate.confidence:.0%} interval)"
     )
-    return Verdict(passed=passed, reasons=(sane, numbers) if passed else (numbers,))
-
-
-def _compare_with_teacher(student: Frechet, teacher: Frechet, gate: GateRecipe, sane: str) -> Verdict:
-    allowed = 1 + gate.max_student_excess
-    margin = _margin(student, teacher, gate, times=allowed)
-    passed = student.value + margin < allowed * teacher.value
-    numbers = (
-        f"Frechet distance {student.value:.4g} in {student.identity.sampling.steps} steps against"
-        f" {teacher.value:.4g} of the champion, its teacher, in {teacher.identity.sampling.steps}:"
-        f" {'' if passed else 'not '}below {allowed:g} times that by more than {margin:.3g} (the half-width of the"
-        f" difference's {gate.confidence:.0%} interval)"
-    )
-    return Verdict(passed=passed, reasons=(sane, numbers) if passed else (numbers,))
-
-
-def _margin(a: Frechet, b: Frechet, gate: GateRecipe, times: float = 1.0) -> float:
-    """Half the width of the interval of a - times b."""
-    error = math.hypot(a.standard_error, times * b.standard_error)
-    return t_quantile((1 + gate.confidence) / 2, min(a.blocks, b.blocks) - 1) * error
+    return Check(name="frechet", passed=passed, words=words, value=challenger.value, limit=limit - margin)
 
 
 def _flat(value: dict, prefix: str = "") -> dict[str, object]:

@@ -7,6 +7,7 @@ a product of matrices, stays real, and is exact when there are fewer pictures th
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -113,9 +114,18 @@ def frechet_to(reference: Gaussian, features: Tensor, *, blocks: int = BLOCKS) -
         projected = torch.linalg.qr(projected.T, mode="r").R.T  # (N, N) with the same inner products
     block = torch.arange(n) % blocks
     left_out = [_distance(reference, centred[block != k], projected[block != k]) for k in range(blocks)]
+    return Distance(_distance(reference, centred, projected), jackknife_error(left_out), tuple(left_out))
+
+
+def jackknife_error(left_out: Sequence[float]) -> float:
+    """The standard error of a statistic, from its values without each block in turn.  [Efron & Stein 1981]
+
+    Of a difference of two statistics over the same blocks: from the differences, value by value.  Where two models drew from
+    the same noise, what the noise does to both is then not held against the one.
+    """
+    blocks = len(left_out)
     mean = math.fsum(left_out) / blocks
-    variance = (blocks - 1) / blocks * math.fsum((value - mean) ** 2 for value in left_out)
-    return Distance(_distance(reference, centred, projected), math.sqrt(variance), tuple(left_out))
+    return math.sqrt((blocks - 1) / blocks * math.fsum((value - mean) ** 2 for value in left_out))
 
 
 def _distance(reference: Gaussian, centred: Tensor, projected: Tensor) -> float:

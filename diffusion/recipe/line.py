@@ -96,6 +96,11 @@ class GateRecipe(Frozen):
     """What a model must show before the alias `champion` moves."""
 
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = Field(0.9, description="Of the interval that decides")
+    max_excess: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        exclude_if=usual(0.0),
+        description="Share of the champion's Frechet distance by which a model's may be higher; 0: it must be lower",
+    )
     max_loss: Positive = Field(1.0, description="Held-out loss at every level; 1 is a network that always answers 0")
     max_frechet: Positive | None = Field(None, description="Upper limit of the Frechet distance, if any")
     max_student_excess: Annotated[float, Field(ge=0)] = Field(

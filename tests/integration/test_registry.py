@@ -15,8 +15,9 @@ import pytest
 
 from diffusion.adapters.mlflow_registry import champion_report, register, resolve
 from diffusion.adapters.mlflow_runs import Tracking, log_evaluation, mlflow_environment, recorded
-from diffusion.evaluation.gate import Verdict, verdict
+from diffusion.evaluation.gate import verdict
 from diffusion.evaluation.report import load_report
+from diffusion.evaluation.verdict import Check, Verdict
 from diffusion.recipe import GateRecipe
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.bundle import verify_bundle
@@ -25,7 +26,9 @@ from flows.site import Site
 from tests.ports import free_port
 from tests.registered_run import FIRST, endpoint_png, evaluated, sampling
 
-REFUSED = Verdict(passed=False, reasons=("Frechet distance 13 against the champion's 12: not lower",))
+REFUSED = Verdict(
+    checks=(Check(name="frechet", passed=False, words="Frechet distance 13 against the champion's 12: not lower"),)
+)
 
 
 # Registering
@@ -220,7 +223,9 @@ def test_what_is_not_there_is_refused_with_what_is(champion, tracking, home, nam
 
 
 def test_reasons_longer_than_a_tag_are_cut_and_stay_readable(home, tracking, run, tiny_recipe):
-    verbose = Verdict(passed=False, reasons=tuple(f"{i}: " + "\u00e4" * 600 for i in range(20)))
+    verbose = Verdict(
+        checks=tuple(Check(name="long", passed=False, words=f"{i}: " + "\u00e4" * 600) for i in range(20))
+    )
     evaluation = evaluated(home / "store", run, sampling(14), 12.0)
     ref = register(tracking, evaluation, verbose, "verbose", tiny_recipe.evaluate)
     assert ref.reasons == tuple(reason[:500] for reason in verbose.reasons[:8])
