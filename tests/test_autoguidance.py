@@ -297,7 +297,7 @@ def test_the_registrys_model_takes_the_kind_as_a_parameter(published):
 
     import pandas as pd
 
-    from diffusion.adapters.mlflow_registry import signature_of
+    from diffusion.adapters.mlflow_model import signature_of
     from diffusion.adapters.pyfunc_model import DiffusionModel
 
     model = DiffusionModel()

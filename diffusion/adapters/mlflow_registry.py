@@ -3,30 +3,26 @@
 import json
 import tempfile
 from collections.abc import Iterable
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.adapters.mlflow_model import save_pyfunc
 from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, log_metrics, reading, training_run
 from diffusion.evaluation.report import FILE as REPORT_NAME
 from diffusion.evaluation.report import Report, load_report
 from diffusion.evaluation.verdict import Verdict
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path, publish_bundle, read_facts, verify_bundle
-from diffusion.store.codecs import PACKAGES as CODEC_PACKAGES
 from diffusion.store.publish import staging
 from diffusion.store.refs import EvaluationRef, ModelRef
-from diffusion.store.text_encoders import PACKAGES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.models import ModelSignature
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
-_REQUIREMENTS = ("torch", "numpy", "pillow", "pydantic", "safetensors", "mlflow")
 _MAX_REASONS, _MAX_REASON = 8, 500  # reasons and characters of each, for servers that take 5,000 in a tag
 
 
@@ -35,22 +31,30 @@ def register(
 ) -> ModelRef:
     """Make an evaluated bundle a version of the model `name`, or find the version that it is already.
 
-    The alias `challenger` moves to it, and `champion` as well where the verdict passed.  Safe to repeat: what a process
-    that died left undone is done, at worst beside an unused logged model.
+    The alias `challenger` moves to it, and `champion` as well where the verdict passed.  A version appears whole, after
+    all that it needs, so that nobody ever finds half of one.  Safe to repeat: what a process that died left undone is
+    done, in the logged model that it began.
     """
     client = connect(tracking)
     spec, digest = verify_bundle(evaluation.bundle_uri, evaluation.bundle_digest)
     evaluation_run = log_evaluation(tracking, evaluation, recipe)
-    found = _version_of(client, name, digest) or _create_version(client, evaluation, evaluation_run, name, spec)
-    tags = {
+    judged = {
         "evaluation_run": evaluation_run,
         "report_digest": evaluation.digest,
         "verdict": "passed" if verdict.passed else "refused",
         "reasons": json.dumps([reason[:_MAX_REASON] for reason in verdict.reasons[:_MAX_REASONS]], ensure_ascii=False),
     }
-    for key, value in tags.items():
-        client.set_model_version_tag(name, found.version, key, value)
-    client.update_model_version(name, found.version, _description(evaluation, verdict, spec))
+    description = _description(evaluation, verdict, spec)
+    found = _version_of(client, name, digest)
+    if found is None:
+        run = training_run(client, evaluation) or client.get_run(evaluation_run)
+        logged = _logged_model(client, evaluation, evaluation_run, run, name, spec)
+        found = _create_version(client, name, logged, _lineage(evaluation, spec) | judged, description)
+    for key, value in judged.items():
+        if found.tags.get(key) != value:
+            client.set_model_version_tag(name, found.version, key, value)
+    if found.description != description:
+        client.update_model_version(name, found.version, description)
     client.set_registered_model_alias(name, CHALLENGER, found.version)
     if verdict.passed:
         client.set_registered_model_alias(name, CHAMPION, found.version)
@@ -103,7 +107,8 @@ def champion_report(tracking: Tracking, name: str) -> Report | None:
     with tempfile.TemporaryDirectory() as folder:
         client.download_artifacts(tags["evaluation_run"], REPORT_NAME, folder)
         try:
-            return load_report(folder, tags["report_digest"])
+            # the run's own digest: the version's tags change one after the other when it is judged anew
+            return load_report(folder, client.get_run(tags["evaluation_run"]).data.tags["report_digest"])
         except ValueError as error:
             raise ValueError(
                 f"{REPORT_NAME} of MLflow run {tags['evaluation_run']} is not the one that version {version} of {name!r}"
@@ -160,82 +165,66 @@ def _version_of(client: "MlflowClient", name: str, bundle_digest: str) -> "Model
     return min(found, key=lambda version: int(version.version), default=None)
 
 
-def _create_version(
-    client: "MlflowClient", evaluation: EvaluationRef, evaluation_run: str, name: str, spec: BundleSpec
-) -> "ModelVersion":
-    """Log the bundle as a model of the run that trained it, and make that a version."""
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.exceptions import MlflowException
-
-    run = training_run(client, evaluation) or client.get_run(evaluation_run)
-    tags = {
+def _lineage(evaluation: EvaluationRef, spec: BundleSpec) -> dict[str, str]:
+    return {
         "bundle_digest": evaluation.bundle_digest,
         "run_digest": spec.run_digest,
         "dataset_digest": spec.dataset_digest,
         "recipe_digest": spec.recipe_digest,
-        "report_digest": evaluation.digest,
     }
-    logged = client.create_logged_model(
-        run.info.experiment_id, name, run.info.run_id, tags, run.data.params, model_type="diffusion"
+
+
+def _logged_model(
+    client: "MlflowClient", evaluation: EvaluationRef, evaluation_run: str, run: "Run", name: str, spec: BundleSpec
+) -> "LoggedModel":
+    """The bundle as a model of the run that trained it, ready; one that a process began and did not finish is finished."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+    same = f"name = '{name}' AND tags.bundle_digest = '{evaluation.bundle_digest}'"
+    begun = client.search_logged_models([run.info.experiment_id], same, max_results=1)
+    logged = (
+        begun[0]
+        if begun
+        else client.create_logged_model(
+            run.info.experiment_id,
+            name,
+            run.info.run_id,
+            _lineage(evaluation, spec) | {"report_digest": evaluation.digest},
+            run.data.params,
+            model_type="diffusion",
+        )
     )
+    if logged.status == LoggedModelStatus.READY:
+        return logged
     bundle = Path(evaluation.bundle_uri)
     with staging(bundle.parent) as folder:
-        _save_pyfunc(folder / "model", bundle, spec, logged, run.info.run_id)
+        save_pyfunc(folder / "model", bundle, spec, logged, run.info.run_id)
         client.log_model_artifacts(logged.model_id, str(folder / "model"))
-    client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=spec.images_seen)])
+    if logged.model_id not in {output.model_id for output in run.outputs.model_outputs}:
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=spec.images_seen)])
     log_metrics(client, evaluation_run, evaluation, logged.model_id)
+    return client.finalize_logged_model(logged.model_id, "READY")
+
+
+def _create_version(
+    client: "MlflowClient", name: str, logged: "LoggedModel", tags: dict[str, str], description: str
+) -> "ModelVersion":
+    """The version, with all that is known of it from its first moment.  Of two processes that make it, the slower takes its
+    own back."""
+    from mlflow.exceptions import MlflowException
+
     try:
         client.create_registered_model(name, description="Draws pictures by class name; each version says how well.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return client.create_model_version(name, logged.model_uri, run.info.run_id, tags=tags, model_id=logged.model_id)
-
-
-def _save_pyfunc(folder: Path, bundle: Path, spec: BundleSpec, logged: "LoggedModel", run_id: str) -> None:
-    """Write the MLflow model: our code file, the bundle, signature and example.  No object is pickled."""
-    import pandas as pd
-    from mlflow.models import Model
-    from mlflow.pyfunc import save_model
-
-    requirements = _REQUIREMENTS + (PACKAGES[spec.text.name] if spec.text else ())
-    requirements += CODEC_PACKAGES[spec.codec.name] if spec.codec else ()
-    save_model(
-        path=str(folder),
-        python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-        artifacts={"bundle": str(bundle)},
-        signature=signature_of(spec),
-        input_example=pd.DataFrame({"label": [spec.classes[0]], "seed": [0]}),
-        # without the build's own label, as in 2.13.0+cpu, which the package index does not have
-        pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in requirements],
-        mlflow_model=Model(
-            artifact_path=logged.artifact_location, model_uuid=logged.model_id, model_id=logged.model_id, run_id=run_id
-        ),
+    made = client.create_model_version(
+        name, logged.model_uri, logged.source_run_id, tags, description=description, model_id=logged.model_id
     )
-
-
-def signature_of(spec: BundleSpec) -> "ModelSignature":
-    """The columns and parameters that the model takes, and what it gives."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, ParamSchema, ParamSpec, Schema
-
-    sampling = spec.sampling
-    kind = [ParamSpec("guidance_kind", "string", sampling.guidance_kind)] if spec.guide else []
-    columns = ["label", *(["prompt"] if spec.text else []), *(["size"] if spec.sizes else [])]
-    asked = [ColSpec("string", name, required=False) for name in columns]
-    return ModelSignature(
-        Schema([*asked, ColSpec("long", "seed")]),
-        Schema([ColSpec("binary", "png"), ColSpec("string", "receipt")]),
-        ParamSchema(
-            [
-                ParamSpec("steps", "long", sampling.steps),
-                ParamSpec("sampler", "string", sampling.sampler),
-                ParamSpec("guidance", "double", sampling.guidance),
-                *kind,
-            ]
-        ),
-    )
+    first = _version_of(client, name, tags["bundle_digest"]) or made
+    if first.version != made.version:
+        client.delete_model_version(name, made.version)
+    return first
 
 
 def _fetch_bundle(tracking: Tracking, name: str, version: str, digest: str, store_root: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diffusion.adapters.mlflow_registry import signature_of
+from diffusion.adapters.mlflow_model import signature_of
 from diffusion.adapters.mlflow_runs import Tracking, connect, mlflow_environment
 from diffusion.data.images import decode_png
 from diffusion.presets import PRESETS
