@@ -13,13 +13,13 @@ from prefect.tasks import Task, exponential_backoff
 
 from diffusion.recipe import Frozen
 from diffusion.store.publish import DiskFull
-from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
+from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef, SweepRef
 from diffusion.store.works import recall, remember, work_path
 from flows.console import say, seconds, ticked, warn
 from flows.foreground import ending_soon
 from flows.site import Site
 
-Ref = TypeVar("Ref", DatasetRef, RunRef, EvaluationRef, ModelRef)
+Ref = TypeVar("Ref", DatasetRef, RunRef, SweepRef, EvaluationRef, ModelRef)
 
 
 class Done(Frozen, Generic[Ref]):

@@ -3,7 +3,7 @@
 The bundle, the dataset and an extractor's own weights must be at the same path on every node.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -42,18 +42,27 @@ def evaluate_run(
 
 def _ray_each(setup: Setup, tasks: list[Task], *, actors: int, gpus: int) -> Iterator[Result]:
     """Results of the tasks as they are done.  Raises RuntimeError with the actor's traceback as a note."""
+    yield from results_on_actors(_make, setup.model_dump_json(), tasks, actors=actors, gpus=gpus, what="an evaluation")
+
+
+def results_on_actors(
+    make: Callable[[str], Work], setup: str, tasks: list[Task], *, actors: int, gpus: int, what: str
+) -> Iterator[Result]:
+    """Results of the tasks as they are done by the work that `make` makes of `setup` in each actor.  See `on_actors`."""
     texts = [task.model_dump_json() for task in tasks]
-    rows = on_actors(
-        _make, setup.model_dump_json(), texts, _row(Result(-1, {})), actors=actors, gpus=gpus, what="an evaluation"
-    )
-    for row in rows:
-        yield Result(row["number"], safetensors.numpy.load(row["arrays"]), row["problem"])
+    for row in on_actors(make, setup, texts, _row(Result(-1, {})), actors=actors, gpus=gpus, what=what):
+        yield Result(row["number"], safetensors.numpy.load(row["arrays"]), row["problem"], row["seconds"])
 
 
-def _make(setup: str) -> Work:
-    worker = Worker(Setup.model_validate_json(setup))
+def work_of(worker: Callable[[Task], Result]) -> Work:
+    """A worker as `results_on_actors` calls it."""
     return lambda task: _row(worker(Task.model_validate_json(task)))
 
 
+def _make(setup: str) -> Work:
+    return work_of(Worker(Setup.model_validate_json(setup)))
+
+
 def _row(result: Result) -> dict:
-    return {"number": result.number, "arrays": safetensors.numpy.save(result.arrays), "problem": result.problem}
+    arrays = safetensors.numpy.save(result.arrays)
+    return {"number": result.number, "arrays": arrays, "problem": result.problem, "seconds": result.seconds}

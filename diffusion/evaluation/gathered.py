@@ -39,6 +39,7 @@ class Result:
     number: int
     arrays: dict[str, np.ndarray]
     problem: str = ""
+    seconds: float = 0.0  # of a drawing task, in its engine: other each time, and in no report
 
     @property
     def pictures(self) -> list[np.ndarray]:

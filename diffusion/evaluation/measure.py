@@ -19,7 +19,7 @@ from diffusion.evaluation.features import find_weights, identity_of
 from diffusion.evaluation.gathered import Gathered, Result, Setup
 from diffusion.evaluation.held_out import losses_of
 from diffusion.evaluation.plan import Task
-from diffusion.evaluation.reference import LIMIT, ReferenceIdentity, recall, remember
+from diffusion.evaluation.reference import LIMIT, recall, reference_for, remember
 from diffusion.evaluation.report import Environment, Report, class_grid, publish_report
 from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe
@@ -58,18 +58,12 @@ def evaluate(
     store_root = Path(store_root)
     run = at(run, recipe.images) if recipe.images else run
     data = manifest.load(run.dataset.uri, digest=run.dataset.digest)
-    setup = _setup(run, recipe, store_root, device, reading)
+    setup = setup_of(run, recipe, store_root, device, reading)
     spec, _ = verify_bundle(setup.bundle_uri, setup.bundle_digest)
     labels = ShardReader(run.dataset.uri, digest=data.digest, cache_mib=0).labels
     drawn = plan.draws(data.train_counts, recipe, labels if spec.text or spec.sizes else None)
     compared = plan.evenly(data.images, real)
-    identity = ReferenceIdentity(
-        dataset_digest=data.digest,
-        pictures=len(compared),
-        extractor=setup.extractor,
-        torch=torch.__version__,
-        device=device,
-    )
+    identity = reference_for(setup, len(compared))
     known = recall(store_root, identity)
     # of latents it would say nothing of pictures
     todo = () if known is not None else compared
@@ -137,7 +131,8 @@ def _pictures(gathered: Gathered) -> dict[str, Picture]:
     }
 
 
-def _setup(run: RunRef, recipe: EvaluateRecipe, store_root: Path, device: str, reading: Reading) -> Setup:
+def setup_of(run: RunRef, recipe: EvaluateRecipe, store_root: Path, device: str, reading: Reading) -> Setup:
+    """What workers must know to measure a run, whose bundle is published below `store_root`."""
     weights = find_weights(recipe.extractor)  # before the bundle is exported: what cannot be measured fails first
     identity = identity_of(recipe.extractor, resolution=recipe.extractor_resolution, weights=weights)
     model, guide = wanted_by(recipe, run.images_seen)

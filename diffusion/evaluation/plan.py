@@ -8,7 +8,7 @@ import torch
 
 from diffusion.evaluation.stats import allocate
 from diffusion.random import Stream, bits
-from diffusion.recipe import EvaluateRecipe, Frozen
+from diffusion.recipe import EvaluateRecipe, Frozen, Setting
 
 REAL_PICTURES = 128  # real pictures per task
 
@@ -35,6 +35,7 @@ class Task(Frozen):
     level: int = 0  # loss: which of recipe.loss_levels
     indices: tuple[int, ...] = ()  # bound: of the measured held-out pictures; real: of the training split
     draws: tuple[Draw, ...] = ()
+    setting: Setting | None = None  # draw: how, where not as the bundle says
 
 
 def draws(class_counts: tuple[int, ...], recipe: EvaluateRecipe, labels: np.ndarray | None = None) -> list[Draw]:

@@ -7,8 +7,10 @@ from typing import Literal
 import numpy as np
 import safetensors
 import safetensors.numpy
+import torch
 
 from diffusion.evaluation.features import ExtractorIdentity
+from diffusion.evaluation.gathered import Setup
 from diffusion.recipe import Frozen, canonical_json, digest_of
 from diffusion.store.publish import write_atomic
 
@@ -24,6 +26,17 @@ class ReferenceIdentity(Frozen):
     extractor: ExtractorIdentity
     torch: str
     device: str
+
+
+def reference_for(setup: Setup, pictures: int) -> ReferenceIdentity:
+    """Of so many training pictures, as workers of this setup extract their features."""
+    return ReferenceIdentity(
+        dataset_digest=setup.dataset_digest,
+        pictures=pictures,
+        extractor=setup.extractor,
+        torch=torch.__version__,
+        device=setup.device,
+    )
 
 
 def path_of(store_root: Path, identity: ReferenceIdentity) -> Path:

@@ -1,5 +1,6 @@
 """One worker of an evaluation: loads the model, does tasks, returns arrays.  Knows nothing of the other workers."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -110,16 +111,20 @@ class Worker:
     def _drawn(self, task: Task) -> Result:
         if self._engine is None:
             self._engine = Engine(self.bundle, slots=self.setup.recipe.batch_size)
+        how = task.setting.model_dump(exclude={"ema"}) if task.setting else {}
         requests = [
             GenerateRequest(
                 label=self.bundle.spec.classes[draw.label],
                 prompt=self._prompt(draw),
                 size=self._size(draw),
                 seed=draw.seed,
+                **how,
             )
             for draw in task.draws
         ]
+        started = time.perf_counter()
         pictures = [answer[0] for answer in self._engine.generate(requests)]
+        seconds = time.perf_counter() - started
         drawn = list(zip(task.draws, pictures, strict=True))
         groups: dict[tuple[int, ...], list[int]] = {}  # shape -> places among the measured
         measured = [picture for draw, picture in drawn if draw.measured]
@@ -130,7 +135,8 @@ class Worker:
             for places in groups.values()
         )
         shown = (picture for draw, picture in drawn if draw.shown)
-        return Result(task.number, arrays | {f"picture-{i}": picture for i, picture in enumerate(shown)})
+        named = {f"picture-{i}": picture for i, picture in enumerate(shown)}
+        return Result(task.number, arrays | named, seconds=seconds)
 
     def _prompt(self, draw: Draw) -> str | None:
         if draw.like is None or self.bundle.encoder is None:

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from diffusion.recipe import Frozen, unset
+from diffusion.recipe import Frozen, Setting, unset
 
 
 class DatasetRef(Frozen):
@@ -28,6 +28,18 @@ class RunRef(Frozen):
     dataset: DatasetRef
     images_seen: int
     mlflow_run_id: str | None = None
+
+
+class SweepRef(Frozen):
+    """The ways of drawing that were tried on a run.  `uri` is a folder with sweep.json, sweep.md, pareto.png and
+    timing.json; `digest` is of sweep.json; `chosen` is what to evaluate and serve the run with.
+    """
+
+    uri: str
+    digest: str
+    run: RunRef
+    chosen: Setting
+    metrics: dict[str, float]
 
 
 class EvaluationRef(Frozen):

@@ -7,22 +7,23 @@ from pydantic import BaseModel
 
 from diffusion.recipe import Frozen, canonical_json, digest_of, first_mistake
 from diffusion.store.publish import write_atomic
-from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
+from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef, SweepRef
 from diffusion.store.storage import open_storage
 
 # Raise a stage's number when its code gives other results for the same recipe and inputs, or its reference another
 # shape.  Versions of libraries are deliberately absent: upgrading one does not throw away a finished training run, and
 # where it changes bytes the outputs' digests say so.
-STAGE_VERSIONS = {"shard": 4, "train": 3, "evaluate": 4, "register": 2}
+STAGE_VERSIONS = {"shard": 4, "train": 3, "evaluate": 4, "register": 2, "sweep": 1}
 
 _LAST_WRITTEN = {  # of what a reference points at: the file that is published last
     DatasetRef: "manifest.json",
     RunRef: "manifest.json",
+    SweepRef: "sweep.json",
     EvaluationRef: "report.json",
     ModelRef: "bundle.json",
 }
 
-Ref = TypeVar("Ref", DatasetRef, RunRef, EvaluationRef, ModelRef)
+Ref = TypeVar("Ref", DatasetRef, RunRef, SweepRef, EvaluationRef, ModelRef)
 
 
 class _Work(Frozen):
