@@ -80,3 +80,13 @@ def running(place: Place, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """What the program says up to the line with `text`."""
+    said = ""
+    for line in process.stdout:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(f"{text!r} was never said:\n{said}")

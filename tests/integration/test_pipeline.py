@@ -14,19 +14,9 @@ import numpy as np
 from diffusion.data.images import encode_png
 from diffusion.serving.receipt import read_receipt
 from tests.ports import free_port
-from tests.program import Place, running
+from tests.program import Place, read_until, running
 
 STAGES = ("shard", "train", "evaluate", "register")
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """What the program says up to the line with `text`."""
-    said = ""
-    for line in process.stdout:
-        said += line
-        if text in line:
-            return said
-    raise AssertionError(f"{text!r} was never said:\n{said}")
 
 
 def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) -> None:

@@ -11,8 +11,11 @@ import httpx
 import pytest
 
 from diffusion.adapters.ray_serve import DeployFailed, deploy, deployed, undeploy
+from diffusion.lineage.replay import redraw
 from diffusion.recipe import ServeRecipe
-from diffusion.serving.receipt import read_receipt
+from diffusion.serving.engine import Engine
+from diffusion.serving.receipt import opened, read_receipt, stamp
+from diffusion.store.bundle import load_bundle
 from diffusion.store.refs import ModelRef
 from tests.ports import free_port
 from tests.processes import kill, ours
@@ -58,6 +61,19 @@ def test_pictures_over_serve_are_the_models(url, models):
     alone = [ask(url, n=1, seed=seed).json()["data"] for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda seed: ask(url, n=1, seed=seed).json()["data"], range(4))) == alone
+
+
+def test_pictures_made_under_load_are_drawn_again_to_the_same_bytes(url, models):
+    """tests/benchmarks/bench_replay.py does this with more of them, of a trained model."""
+    samplers = [{"sampler": name, "label": label} for name in ("heun", "ddpm", "unipc") for label in ("dog", None)]
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda body: ask(url, **body, seed=7).json()["data"], samplers))
+    pngs = [base64.b64decode(item["b64_json"]) for answer in answers for item in answer]
+    assert len(pngs) == 12
+    engine = Engine(load_bundle(models[0].uri), slots=2)
+    for png in pngs:
+        found = opened(png)
+        assert stamp(redraw(found.receipt, engine), found.receipt) == png
 
 
 def test_errors_come_through_serve_unchanged(url):
