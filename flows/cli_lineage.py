@@ -1,4 +1,4 @@
-"""The commands on where things come from: replay."""
+"""The commands on where things come from: trace, replay."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +12,30 @@ from flows.site import Site
 app = typer.Typer()
 
 Drawn = Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG that was drawn here, with its receipt inside.")]
+
+
+@app.command()
+def trace(
+    picture: Drawn,
+    every: Annotated[bool, typer.Option("--all", help="Print every shard, and the keys of its pictures.")] = False,
+    nearest: Annotated[
+        int, typer.Option("--nearest", max=100, help="So many training pictures most like it; 0 for none.")
+    ] = 3,
+    side: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="PNG to make of those beside it. [none]")
+    ] = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Say where a picture comes from: its model, its run, its data, its shards.  Exit code 1: a link is missing."""
+
+    def work(site: Site) -> None:
+        from flows.trace import trace as flow
+
+        if not flow(site, picture, every=every, nearest=nearest, side=side):
+            raise typer.Exit(1)
+
+    guarded(work, debug, home=home)
 
 
 @app.command()

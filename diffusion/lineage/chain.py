@@ -1,0 +1,212 @@
+"""From a bundle back to the pictures behind it: bundle -> run -> dataset -> manifest -> shards -> keys, each by its digest.
+
+A link that is there is verified: its digest is computed, and it names the next one.  A link that is not says what is
+missing and where it could be had; those behind it are still looked for, since the bundle names run and dataset itself.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusion.data import manifest
+from diffusion.data.manifest import Manifest, ShardEntry
+from diffusion.data.reading_order import order_of
+from diffusion.data.shards import read_index
+from diffusion.data.versions import Head
+from diffusion.recipe import TrainRecipe, digest_of
+from diffusion.store.averages import MANIFEST_NAME, STATE_NAME
+from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path, read_facts
+from diffusion.store.storage import Storage, open_storage
+from diffusion.training.checkpoint import Facts
+
+_GENERATIONS = 20  # of parents of a dataset, and of models that a model was started from
+
+
+@dataclass(frozen=True)
+class Run:
+    """The checkpoint that a bundle's weights are of, found."""
+
+    uri: str  # of the checkpoint's folder
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Data:
+    """The dataset that a run was trained on, found."""
+
+    uri: str
+    manifest: Manifest
+    source: str | None  # URI of what it was made of, where the data root still says
+    parents: tuple[str, ...]  # digests of the datasets it goes on from, the nearest first
+
+    @property
+    def root(self) -> Storage:
+        return manifest.root_of(self.uri)
+
+
+class Missing(ValueError):
+    """A link that is not there, or not what its digest says.  Says where it could be had."""
+
+
+def find_run(store: Path, spec: BundleSpec, copies: str | None = None) -> Run:
+    """The run that a bundle is of, by the digest of its checkpoint.  copies: where the site has checkpoints copied to.
+
+    Raises Missing: nowhere, damaged, or of another recipe than the bundle says.
+    """
+    places = [open_storage(Path(store) / "runs")] + ([open_storage(f"{copies}/runs")] if copies else [])
+    for place in places:
+        for found in place.walk():
+            if not found.name.endswith(f"/{MANIFEST_NAME}"):
+                continue
+            data = place.read(found.name)
+            if hashlib.sha256(data).hexdigest() == spec.run_digest:
+                return _run_at(place, found.name.removesuffix(f"/{MANIFEST_NAME}"), json.loads(data), spec)
+    looked = " or ".join(place.uri for place in places)
+    raise Missing(
+        f"the checkpoint {spec.run_digest[:16]} is not in {looked}: it lies in the home that trained it, or where that has"
+        f" DIFFUSION_RUNS"
+    )
+
+
+def _run_at(place: Storage, name: str, said: dict, spec: BundleSpec) -> Run:
+    state = place.read(f"{name}/{STATE_NAME}")
+    if hashlib.sha256(state).hexdigest() != said["files"][STATE_NAME]["sha256"]:
+        raise Missing(f"{place.uri}/{name}/{STATE_NAME} differs from its manifest: it was changed after the training")
+    facts = Facts.model_validate_json(state)
+    if (digest_of(facts.recipe), facts.dataset_digest) != (spec.recipe_digest, spec.dataset_digest):
+        raise Missing(f"{place.uri}/{name} is of another recipe or dataset than the bundle says")
+    return Run(f"{place.uri}/{name}", facts)
+
+
+def find_data(root: Storage, digest: str) -> Data:
+    """The dataset of this digest.  Raises Missing."""
+    uri = f"{root.uri}/{manifest.place_of(digest)}"
+    try:
+        made = manifest.load(uri, digest=digest)
+    except ValueError as error:
+        there = root.size(f"{manifest.place_of(digest)}/{manifest.FILE}") is not None
+        elsewhere = "it lies in the home that sharded it, or where that has DIFFUSION_DATA"
+        raise Missing(
+            str(error) if there else f"the dataset {digest[:16]} is not in {root.uri}: {elsewhere}"
+        ) from error
+    return Data(uri, made, _source_of(root, digest), tuple(_parents(root, made)))
+
+
+def _parents(root: Storage, made: Manifest) -> Iterator[str]:
+    for _ in range(_GENERATIONS):
+        if made.parent is None:
+            return
+        yield made.parent
+        try:
+            made = manifest.load(f"{root.uri}/{manifest.place_of(made.parent)}", digest=made.parent)
+        except ValueError:  # versions of before may be deleted
+            return
+
+
+def _source_of(root: Storage, digest: str) -> str | None:
+    """The source whose newest dataset this is, or goes on from this."""
+    for found in root.walk("heads/"):
+        try:
+            head = Head.model_validate_json(root.read(found.name))
+            newest = manifest.load(f"{root.uri}/{manifest.place_of(head.digest)}", digest=head.digest)
+        except (ValueError, FileNotFoundError):
+            continue
+        if digest in (head.digest, *_parents(root, newest)):
+            return head.source
+    return None
+
+
+def missing_shards(data: Data) -> list[str]:
+    """What is wrong with the shards of a dataset, by their size alone: names of the files that are not there in full."""
+    found = {f.name: f.size for f in data.root.walk("shards/")}
+    return [
+        name
+        for entry in data.manifest.shards
+        for name, size in ((entry.tar, entry.bytes), (entry.index, None))
+        if name not in found or size not in (None, found[name])
+    ]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What of a dataset's training pictures a run has seen."""
+
+    passes: int  # over all of them, whole ones
+    pictures: int  # different ones
+    shards: frozenset[int]  # numbers, among the training shards, of those that have one of them
+
+
+def seen_by(data: Data, recipe: TrainRecipe, images_seen: int) -> Seen:
+    """Which training pictures were in the first `images_seen` positions of a run: arithmetic, nothing is read."""
+    made = data.manifest
+    entries = made.entries("train")
+    if images_seen >= made.images and not made.parts and len(made.by_size("train")) < 2:
+        return Seen(images_seen // made.images, made.images, frozenset(range(len(entries))))
+    order, pictures, chunk = order_of(made, "train", recipe), set(), 2**16
+    for start in range(0, images_seen, chunk):  # a mixture weighs its parts, so some pictures may come late
+        pictures |= set(order.at(start, min(chunk, images_seen - start)).tolist())
+        if len(pictures) == made.images:
+            break
+    ends, shards, number = _ends(entries), set(), 0
+    for picture in sorted(pictures):
+        while picture >= ends[number]:
+            number += 1
+        shards.add(number)
+    return Seen(images_seen // made.images, len(pictures), frozenset(shards))
+
+
+def _ends(entries: tuple[ShardEntry, ...]) -> list[int]:
+    total, ends = 0, []
+    for entry in entries:
+        total += entry.pictures
+        ends.append(total)
+    return ends
+
+
+@dataclass(frozen=True)
+class Key:
+    """A training picture: its key, where it lies, and the name it had in the source."""
+
+    key: str
+    tar: str  # in the data root
+    label: str
+    source: str
+
+
+def keys_in(data: Data, number: int) -> list[str]:
+    """The keys in training shard `number`, in its order.  Raises DamagedShard."""
+    return [key.decode() for key in read_index(data.root, data.manifest.entries("train")[number])["key"].tolist()]
+
+
+def key_of(data: Data, picture: int) -> Key:
+    """What is known of training picture `picture` of the dataset.  Raises DamagedShard."""
+    entries = data.manifest.entries("train")
+    ends = _ends(entries)
+    number = next(n for n, end in enumerate(ends) if picture < end)
+    row = read_index(data.root, entries[number])[picture - (ends[number] - entries[number].pictures)]
+    facts = json.loads(data.root.read(entries[number].tar, int(row["json_offset"]), int(row["json_size"])))
+    label = data.manifest.labels("train")[number][int(row["label"])]
+    return Key(row["key"].decode(), entries[number].tar, data.manifest.classes[label], str(facts.get("source", "")))
+
+
+def origins(store: Path, spec: BundleSpec) -> Iterator[tuple[str, str, BundleSpec | None]]:
+    """The models whose weights, or answers, this one's were made of: (how, digest, facts or None where they are not here).
+
+    Their data is behind it, too.
+    """
+    following = spec
+    for _ in range(_GENERATIONS):
+        named = ("started from", following.init) if following.init else None
+        if following.lesson:
+            named = ("taught by", following.lesson.teacher)
+        if named is None:
+            return
+        how, digest = named
+        folder = bundle_path(store, digest)
+        found = read_facts(folder, digest)[0] if (folder / SPEC_NAME).is_file() else None
+        yield how, digest, found
+        if found is None:
+            return
+        following = found

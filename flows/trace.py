@@ -1,0 +1,160 @@
+"""trace: from a picture back to its model, its run, its data, its shards, and the pictures most like it among them."""
+
+import shlex
+from pathlib import Path
+
+from diffusion.data.reader import ShardReader
+from diffusion.lineage.chain import (
+    Data,
+    Missing,
+    Run,
+    Seen,
+    find_data,
+    find_run,
+    key_of,
+    keys_in,
+    missing_shards,
+    origins,
+    seen_by,
+)
+from diffusion.lineage.nearest import search, side_by_side
+from diffusion.serving.receipt import Opened
+from diffusion.store.bundle import BundleSpec, read_spec
+from diffusion.store.storage import open_storage
+from flows.by_digest import bundle_of, read_picture
+from flows.console import progress, say, warn
+from flows.site import Site
+
+_FIRST = 5  # shards, where not all are asked for
+
+
+def trace(site: Site, picture: Path, *, every: bool, nearest: int, side: Path | None = None) -> bool:
+    """Say where a picture comes from, link by link.  every: print all shards and their keys.  nearest: so many training
+    pictures; side: a PNG of them beside the picture.  Returns whether every link is there and fits.  Raises ValueError.
+    """
+    if nearest < 0 or (side is not None and not nearest):
+        raise ValueError(f"--nearest {nearest}: give 0 for none, or how many; --picture shows at least one")
+    if side is not None and side.exists():
+        raise ValueError(f"--picture {side}: there is such a file already, and it stays as it is: give another name")
+    _, found = read_picture(picture)
+    whole = _picture(picture, found)
+    folder = bundle_of(site, found.receipt.bundle_digest)
+    spec, _ = read_spec(folder, found.receipt.bundle_digest)
+    whole &= _model(found, spec, site)
+    run = _run(spec, site)
+    data = _data(spec, site)
+    if data is None:
+        return False
+    seen = seen_by(data, run.facts.recipe, spec.images_seen) if run else None
+    whole &= _shards(data, seen, every=every)
+    if nearest:
+        _nearest(found, data, site, nearest, side)
+    return whole and run is not None
+
+
+def _picture(path: Path, found: Opened) -> bool:
+    receipt = found.receipt
+    about = [f"class {receipt.label}" if receipt.label else "", f"prompt {receipt.prompt!r}" if receipt.prompt else ""]
+    about += [f"seed {receipt.seed}, picture {receipt.image}", f"{receipt.sampler}, {receipt.steps} steps"]
+    say(f"  picture    {path.name}: {', '.join(filter(None, about))}, guidance {receipt.guidance:g}")
+    if not found.intact:
+        warn(
+            "picture    its pixels were changed after it was drawn: what follows is of the picture that the receipt is of;"
+            f" `diffusion replay {shlex.quote(str(path))} --out FILE` draws that"
+        )
+    return found.intact
+
+
+def _model(found: Opened, spec: BundleSpec, site: Site) -> bool:
+    receipt = found.receipt
+    called = f"{receipt.model} version {receipt.version}" if receipt.version else receipt.model
+    say(f"  model      {called}, as the receipt calls it")
+    say(f"             bundle {receipt.bundle_digest}")
+    average = f"average of relative width {spec.ema:g}"
+    say(f"             {spec.parameters / 1e6:.2f} M parameters, {average}, after {spec.images_seen:,} pictures seen")
+    for how, digest, facts in origins(site.store, spec):
+        say(f"             {how} bundle {digest}")
+        if facts is None:
+            warn(f"model      that bundle is not in {site.store}, and so is not what its data was")
+        elif facts.dataset_digest != spec.dataset_digest:
+            say(f"             which was trained on dataset {facts.dataset_digest}")
+    said = {"run": (receipt.run_digest, spec.run_digest), "dataset": (receipt.dataset_digest, spec.dataset_digest)}
+    wrong = [what for what, (claimed, true) in said.items() if claimed != true]
+    for what in wrong:
+        warn(
+            f"model      the receipt names another {what} than its bundle does: it was edited. The bundle's is followed"
+        )
+    return not wrong
+
+
+def _run(spec: BundleSpec, site: Site) -> Run | None:
+    say(f"  run        checkpoint {spec.run_digest}")
+    try:
+        run = find_run(site.store, spec, site.runs)
+    except Missing as missing:
+        warn(f"run        {missing}")
+        return None
+    facts = run.facts
+    workers = f", by {facts.world} worker{'s' * (facts.world > 1)}" if facts.world else ""
+    say(f"             {run.uri}")
+    say(
+        f"             recipe {spec.recipe_digest}: {facts.recipe.images:,} pictures in batches of {facts.recipe.batch_size}"
+    )
+    say(f"             trained on {facts.device} with torch {facts.torch}{workers}")
+    return run
+
+
+def _data(spec: BundleSpec, site: Site) -> Data | None:
+    say(f"  data       dataset {spec.dataset_digest}")
+    try:
+        data = find_data(open_storage(site.data_root), spec.dataset_digest)
+    except Missing as missing:
+        warn(f"data       {missing}")
+        return None
+    made = data.manifest
+    say(f"             {data.uri}")
+    size = f"{made.resolution} px, {len(made.classes)} classes"
+    say(f"             {made.images:,} training pictures and {made.holdout:,} held out, {size}")
+    if data.source:
+        say(f"             made of {data.source}")
+    for parent in data.parents:
+        say(f"             goes on from dataset {parent}")
+    for part in made.parts:
+        say(f"             has in it dataset {part.dataset}, of weight {part.weight:g}")
+    return data
+
+
+def _shards(data: Data, seen: Seen | None, *, every: bool) -> bool:
+    entries, gone = data.manifest.entries("train"), missing_shards(data)
+    say(f"  shards     {len(entries):,} of training pictures, {sum(entry.bytes for entry in entries):,} bytes")
+    if seen is not None:
+        part = "all" if seen.pictures == data.manifest.images else f"{seen.pictures:,}"
+        times = f", each {seen.passes} to {seen.passes + 1} times" if seen.passes and not data.manifest.parts else ""
+        say(f"             the run has seen {part} of the pictures{times}, of {len(seen.shards):,} shards")
+    for number, entry in enumerate(entries if every else entries[:_FIRST]):
+        unseen = "  not seen" if seen and number not in seen.shards else ""
+        say(f"             {number:>5}  {entry.sha256}  {entry.pictures:>6,} of them{unseen}")
+        for key in keys_in(data, number) if every and entry.index not in gone else ():
+            say(f"                    {key}")
+    if not every and len(entries) > _FIRST:
+        say(f"             and {len(entries) - _FIRST:,} more: --all lists them and the keys of their pictures")
+    for name in gone[:_FIRST]:
+        warn(f"shards     {data.root.uri}/{name} is missing or cut off")
+    if gone:
+        warn(f"shards     {len(gone)} files are not there in full; `diffusion verify` looks at every byte")
+    return not gone
+
+
+def _nearest(found: Opened, data: Data, site: Site, count: int, side: Path | None) -> None:
+    reader = ShardReader(data.uri, digest=data.manifest.digest, cache_mib=0, captions=False, shards=site.reading.cache)
+    with progress("nearest", "pictures") as update:
+        result = search(found.picture, reader, site.store, count=count, progress=update)
+    say(f"  nearest    of {result.compared:,} training pictures, in features of {result.extractor}")
+    say(f"             (half of them are within a distance of {result.typical:.4g})")
+    for near in result.near:
+        key = key_of(data, near.picture)
+        say(f"             {near.distance:>8.4g}  {key.key}  {key.label}  {key.source}")
+    if side is not None:
+        side.parent.mkdir(parents=True, exist_ok=True)
+        side.write_bytes(side_by_side(found.picture, reader, result.near))
+        say(f"  picture    {side}: this one, and the nearest from the left")

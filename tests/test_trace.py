@@ -1,0 +1,233 @@
+"""`diffusion trace`: a picture of a model that was really trained, back to its training pictures; and with links missing."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from diffusion.data.images import decode_png
+from diffusion.data.reader import ShardReader
+from diffusion.data.reading_order import order_of
+from diffusion.evaluation.features import efficientnet_lite0
+from diffusion.evaluation.reference import ReferenceIdentity, path_of
+from diffusion.lineage import chain
+from diffusion.lineage.chain import Data, Missing, find_data, find_run, key_of, missing_shards, seen_by
+from diffusion.lineage.nearest import known, search
+from diffusion.recipe import EvaluateRecipe, Recipe
+from diffusion.serving.receipt import opened, stamp
+from diffusion.store.bundle import BundleSpec, export_bundle, read_spec
+from diffusion.store.refs import RunRef
+from diffusion.store.storage import LocalFolder
+from flows.cli import app
+from flows.site import Site
+from tests.evaluated_run import make_run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, emoji_folder: Path, tiny_recipe: Recipe) -> Path:
+    """A home with a dataset of sixty emoji, a run of two steps on them, its bundle, and a picture drawn with it."""
+    home = tmp_path_factory.mktemp("home")
+    run = make_run(emoji_folder, tiny_recipe, home / "store")
+    checkpoints = home / "store" / "runs" / "0123456789abcdef" / "checkpoints"
+    checkpoints.parent.mkdir(parents=True)
+    shutil.move(Path(run.uri).parent, checkpoints)
+    run = run.model_copy(update={"uri": str(checkpoints / Path(run.uri).name)})
+    uri, _ = export_bundle(run, tiny_recipe.evaluate.ema, home / "store", tiny_recipe.evaluate.sampling)
+    (home / "run.json").write_text(run.model_dump_json())
+    told = diffusion(home, "sample", "--bundle", uri, "--label", "flags", "--n", 2, "--seed", 4, "--out", home / "out")
+    assert told[0] == 0
+    return home
+
+
+def diffusion(home: Path, *arguments: object) -> tuple[int, str]:
+    """Runs a command here; its ValueError is the answer.  Returns exit code and what it said."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("cli_pictures", "cli_lineage"):
+            patch.setattr(f"flows.{module}.guarded", lambda work, debug, **given: work(Site(home=home, gpu=False)))
+        done = CliRunner().invoke(app, [str(part) for part in arguments])
+    if isinstance(done.exception, Exception):
+        raise done.exception
+    return done.exit_code, done.stdout
+
+
+@pytest.fixture
+def picture(home: Path) -> Path:
+    return home / "out" / "flags-4-001.png"
+
+
+@pytest.fixture
+def copy(home: Path, tmp_path: Path) -> Path:
+    """The same home, to break."""
+    return Path(shutil.copytree(home, tmp_path / "copy"))
+
+
+def run_of(home: Path) -> RunRef:
+    return RunRef.model_validate_json((home / "run.json").read_text())
+
+
+def spec_of(home: Path) -> BundleSpec:
+    (folder,) = (home / "store" / "bundles").iterdir()
+    return read_spec(folder, None)[0]
+
+
+def data_of(home: Path) -> Data:
+    return find_data(LocalFolder(home / "store"), spec_of(home).dataset_digest)
+
+
+def test_every_link_is_named_by_its_digest(home: Path, picture: Path, tmp_path: Path, emoji_folder: Path) -> None:
+    code, told = diffusion(home, "trace", picture, "--all", "--picture", tmp_path / "near.png")
+    assert code == 0
+    run, spec, data = run_of(home), spec_of(home), data_of(home)
+    made = data.manifest
+    receipt = opened(picture.read_bytes()).receipt
+    for digest in (receipt.bundle_digest, run.digest, spec.recipe_digest, run.dataset.digest):
+        assert digest in told
+    assert all(entry.sha256 in told for entry in made.entries("train"))
+    assert f"made of {emoji_folder}" in told.replace("file://", "")
+    keys = ShardReader(run.dataset.uri, cache_mib=0).keys
+    assert all(key in told for key in keys)
+    # two steps of 8 pictures: the keys that the reading order gives, nobody having seen the others
+    seen = {keys[i] for i in order_of(made, "train", run_recipe(home)).at(0, 16).tolist()}
+    assert f"the run has seen {len(seen)} of the pictures" in told
+    assert decode_png((tmp_path / "near.png").read_bytes()).shape == (40, 4 + 4 * 36, 3)
+    assert f"of {len(keys)} training pictures, in features of efficientnet-lite0" in told
+    assert "! " not in told
+
+
+def run_recipe(home: Path):
+    return find_run(home / "store", spec_of(home)).facts.recipe
+
+
+def test_shards_are_seen_as_the_reading_order_says(home: Path) -> None:
+    data, recipe = data_of(home), run_recipe(home)
+    reader = ShardReader(data.uri, cache_mib=0)
+    for count in (1, 5, 16, len(reader), 3 * len(reader) + 1):
+        order = order_of(data.manifest, "train", recipe).at(0, count)
+        seen = seen_by(data, recipe, count)
+        assert seen.pictures == len(set(order.tolist()))
+        assert seen.shards == set(reader.shards_of(order).tolist())
+        assert seen.passes == count // len(reader)
+
+
+def test_a_key_leads_to_the_file_it_was(home: Path, emoji_folder: Path) -> None:
+    data = data_of(home)
+    reader = ShardReader(data.uri, cache_mib=0)
+    for i in (0, 17, len(reader) - 1):
+        key = key_of(data, i)
+        sample = reader.read(i)
+        assert (key.key, key.label) == (sample.key, data.manifest.classes[sample.label])
+        assert (emoji_folder / key.source).is_file()
+        assert key.source.startswith(key.label)
+
+
+def test_the_nearest_of_a_training_picture_is_itself(home: Path, tmp_path: Path) -> None:
+    reader = ShardReader(data_of(home).uri, cache_mib=0)
+    found = search(reader.read(5).image, reader, tmp_path, count=3)
+    assert (found.near[0].picture, found.near[0].distance) == (5, 0.0)
+    assert found.compared == len(reader)
+    # slowly, one at a time
+    extract = efficientnet_lite0(resolution=EvaluateRecipe().extractor_resolution)
+    features = torch.cat([extract(torch.from_numpy(reader.read(i).image[None])) for i in range(len(reader))]).numpy()
+    distances = np.linalg.norm(features.astype(np.float64) - features[5], axis=1)
+    assert [near.picture for near in found.near] == np.argsort(distances)[:3].tolist()
+    assert [near.distance for near in found.near] == pytest.approx(np.sort(distances)[:3])
+    assert found.typical == pytest.approx(np.median(distances), rel=0.05)
+
+
+def test_features_are_computed_once_and_a_damaged_file_is_passed_over(home: Path, tmp_path: Path) -> None:
+    reader = ShardReader(data_of(home).uri, cache_mib=0)
+    told: list[int] = []
+
+    def look() -> tuple:
+        return search(reader.read(5).image, reader, tmp_path, count=2, progress=lambda done, _: told.append(done))
+
+    first = look()
+    assert told[-1] == len(reader)
+    told.clear()
+    assert (look(), told) == (first, [])
+    (identity,) = known(tmp_path, reader.manifest.digest)
+    assert isinstance(identity, ReferenceIdentity)
+    path = path_of(tmp_path, identity)
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    assert look() == first
+    assert told
+    assert list(known(tmp_path, "e" * 64)) == []
+
+
+def test_what_is_missing_is_said_and_the_rest_still_followed(copy: Path, tmp_path: Path) -> None:
+    picture = copy / "out" / "flags-4-001.png"
+    shutil.move(copy / "store" / "runs", tmp_path / "runs")
+    code, told = diffusion(copy, "trace", picture, "--nearest", "0")
+    assert code == 1
+    assert f"checkpoint {run_of(copy).digest[:16]} is not in {copy}/store/runs" in told
+    assert "or where that has DIFFUSION_RUNS" in told
+    assert "training pictures and" in told
+    # where checkpoints are copied to, it is found
+    site = Site(home=copy, gpu=False, runs=str(tmp_path))
+    assert find_run(site.store, spec_of(copy), site.runs).uri.startswith(str(tmp_path))
+
+    data = data_of(copy)
+    (gone, cut, *_) = data.manifest.entries("train")
+    data.root.path(gone.tar).unlink()
+    cut_tar = data.root.path(cut.tar)
+    data_of_cut = cut_tar.read_bytes()[:-512]
+    cut_tar.unlink()
+    cut_tar.write_bytes(data_of_cut)
+    assert missing_shards(data) == [gone.tar, cut.tar]
+    code, told = diffusion(copy, "trace", picture, "--nearest", "0")
+    assert code == 1
+    assert f"{gone.tar} is missing or cut off" in told
+    shutil.rmtree(copy / "store" / "datasets")
+    code, told = diffusion(copy, "trace", picture)
+    assert code == 1
+    assert "or where that has DIFFUSION_DATA" in told
+    shutil.rmtree(copy / "store" / "bundles")
+    with pytest.raises(ValueError, match="is neither in"):
+        diffusion(copy, "trace", picture)
+
+
+def test_a_run_that_was_edited_is_not_believed(copy: Path) -> None:
+    spec = spec_of(copy)
+    (state,) = (copy / "store").glob(f"runs/*/checkpoints/{run_of(copy).images_seen:012d}/state.json")
+    state.write_bytes(state.read_bytes().replace(b'"threads":', b'"threads": '))
+    with pytest.raises(Missing, match=r"state.json differs from its manifest"):
+        find_run(copy / "store", spec)
+    state.write_bytes(state.read_bytes().replace(b'"threads": ', b'"threads":'))
+    with pytest.raises(Missing, match="of another recipe or dataset"):
+        find_run(copy / "store", spec.model_copy(update={"recipe_digest": "e" * 64}))
+    assert find_run(copy / "store", spec).facts.images_seen == spec.images_seen
+
+
+def test_a_receipt_that_names_another_run_is_told(home: Path, picture: Path, tmp_path: Path) -> None:
+    found = opened(picture.read_bytes())
+    forged = tmp_path / "forged.png"
+    forged.write_bytes(stamp(found.picture, found.receipt.model_copy(update={"run_digest": "e" * 64})))
+    code, told = diffusion(home, "trace", forged, "--nearest", "0")
+    assert code == 1
+    assert "the receipt names another run than its bundle does: it was edited" in told
+    assert f"checkpoint {run_of(home).digest}" in told
+
+
+def test_a_changed_picture_is_traced_and_told(home: Path, picture: Path, tmp_path: Path) -> None:
+    found = opened(picture.read_bytes())
+    changed = tmp_path / "changed.png"
+    changed.write_bytes(stamp(255 - found.picture, found.receipt))
+    code, told = diffusion(home, "trace", changed, "--nearest", "0")
+    assert code == 1
+    assert "its pixels were changed after it was drawn" in told
+    assert f"dataset {run_of(home).dataset.digest}" in told
+
+
+def test_models_behind_a_model_are_named_as_far_as_they_are_there(home: Path) -> None:
+    spec = spec_of(home)
+    (folder,) = (home / "store" / "bundles").iterdir()
+    _, digest = read_spec(folder, None)
+    later = spec.model_copy(update={"init": digest})
+    assert [(how, found) for how, found, _ in chain.origins(home / "store", later)] == [("started from", digest)]
+    ((_, _, facts),) = chain.origins(home / "store", later)
+    assert facts == spec
+    ((_, _, facts),) = chain.origins(home / "store", spec.model_copy(update={"init": "e" * 64}))
+    assert facts is None
