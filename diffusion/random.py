@@ -32,6 +32,7 @@ class Stream(IntEnum):
     CAPTION = 12  # which pictures' captions an evaluation draws from
     WORDS = 13  # which of a picture's captions a position shows
     LATENT = 15  # where in its codec's distribution a picture's latent lies
+    NAME = 16  # words that name sets of pictures
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

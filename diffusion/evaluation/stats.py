@@ -35,7 +35,7 @@ class FeatureStats:
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStats":
         """features: (N, D) of any float type; summed in float64."""
-        features = _checked(features)
+        features = checked(features)
         return cls(len(features), features.sum(dim=0), features.T @ features)
 
     def merge(self, other: "FeatureStats") -> "FeatureStats":
@@ -54,7 +54,7 @@ class Gaussian:
     @classmethod
     def of(cls, features: Tensor) -> "Gaussian":
         """Mean and unbiased covariance of features (N, D); the root is the centred features themselves."""
-        features = _checked(features)
+        features = checked(features)
         if len(features) > 2 * features.shape[1]:
             return cls.of_stats(FeatureStats.of(features))
         if len(features) < 2:
@@ -108,7 +108,7 @@ def frechet_to(reference: Gaussian, features: Tensor, *, blocks: int = BLOCKS) -
     blocks = min(blocks, n // 2)
     if blocks < 2:
         raise ValueError(f"{n} pictures are too few for a standard error: draw at least 4")
-    centred = _checked(features) - reference.mean
+    centred = checked(features) - reference.mean
     projected = centred @ reference.root  # (N, R): singular values of its centred rows are those in `frechet`
     if n < projected.shape[1]:
         projected = torch.linalg.qr(projected.T, mode="r").R.T  # (N, N) with the same inner products
@@ -144,7 +144,8 @@ def _nuclear_norm(matrix: Tensor) -> Tensor:
     return torch.linalg.svdvals(matrix).sum()
 
 
-def _checked(features: Tensor) -> Tensor:
+def checked(features: Tensor) -> Tensor:
+    """Features (N, D) of any float type in float64.  Raises ValueError where they are not all finite."""
     if features.ndim != 2:
         raise ValueError(f"features are (N, D), not {tuple(features.shape)}")
     if not features.isfinite().all():
