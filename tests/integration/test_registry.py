@@ -1,12 +1,6 @@
 """Real MLflow on SQLite, and one real MLflow server: from an evaluation to a model under an alias."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +8,7 @@ import pandas as pd
 import pytest
 
 from diffusion.adapters.mlflow_registry import champion_report, register, resolve
-from diffusion.adapters.mlflow_runs import Tracking, log_evaluation, mlflow_environment, recorded
+from diffusion.adapters.mlflow_runs import Tracking, log_evaluation, recorded
 from diffusion.evaluation.gate import verdict
 from diffusion.evaluation.report import load_report
 from diffusion.evaluation.verdict import Check, Verdict
@@ -23,7 +17,7 @@ from diffusion.serving.request import GenerateRequest
 from diffusion.store.bundle import verify_bundle
 from flows.origin import look, resolved
 from flows.site import Site
-from tests.ports import free_port
+from tests.mlflow_server import mlflow_server
 from tests.registered_run import FIRST, endpoint_png, evaluated, sampling
 
 REFUSED = Verdict(
@@ -265,44 +259,10 @@ def test_a_run_that_this_mlflow_does_not_know_still_registers(home, tracking, ru
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """A real MLflow server on loopback, ended with all its processes."""
-    port = free_port()
     folder = tmp_path / "server"
-    folder.mkdir()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    environment = os.environ | mlflow_environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while not _answers(f"{url}/health"):
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.2)
-        yield url
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return response.status == 200
-    except OSError:
-        return False
+    store, files = f"sqlite:///{folder}/mlflow.db", str(folder / "files")
+    with mlflow_server(folder, "--backend-store-uri", store, "--artifacts-destination", files) as made:
+        yield made.url
 
 
 def test_all_of_it_works_unchanged_against_a_server(server, tmp_path, run, tiny_recipe, monkeypatch):
