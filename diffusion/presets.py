@@ -94,6 +94,7 @@ def smoke() -> Recipe:
             sampling=SamplingRecipe(steps=3),
             extractor_resolution=32,
             loss_pictures=8,
+            restoration_pictures=4,
             grid_columns=4,
         ),
         gate=GateRecipe(max_loss=10.0),

@@ -13,8 +13,9 @@ from diffusion.degradation import FACTORS, beside
 from diffusion.operators import BlockMean, Composition, Grey, LinearOperator, Mask
 from diffusion.random import Stream
 from diffusion.recipe import TaskName
-from diffusion.restore import ddnm_plus, null_space, residual, time_travel
-from diffusion.sampler import SAMPLERS, Conversation, Noise
+from diffusion.restore import REPEATS, TRAINED_STEPS, null_space, residual
+from diffusion.restore import zero_shot as by_zero_shot
+from diffusion.sampler import SAMPLERS, Conversation
 from diffusion.serving.request import ResolvedRequest, resolve
 from diffusion.store.bundle import BundleSpec
 from flows.console import say
@@ -38,9 +39,6 @@ from flows.site import Site
 
 TASKS = get_args(TaskName)
 WAYS = ("trained", "zero-shot")
-TRAINED_STEPS = 2  # of 2, 8 and 16, 2 gave the best PSNR and SSIM in every task, and features in all but inpainting
-REPEATS = 3
-STRETCH = 4  # steps gone again in time travel: of 1, 4 and 8, 4 gave most for filling in and little less for enlarging
 
 
 def restore(
@@ -111,16 +109,14 @@ def restore(
 def zero_shot(
     model: Model, request: ResolvedRequest, operator: LinearOperator, y: Tensor, *, noise: float, repeats: int
 ) -> Callable[[], Conversation]:
-    """The way of a model that only draws: DDNM+ with time travel."""
-
-    def solver(x: Tensor, sigmas: Tensor, noise_of: Noise) -> Conversation:
-        return ddnm_plus(x, sigmas, noise_of, operator, y, sigma_y=noise)
+    """The way of a model that only draws."""
 
     def converse() -> Conversation:
         sigmas = model.sigmas(request.steps)
         x = model.noise(Stream.INITIAL, request)(0) * sigmas[0].float()
         fresh = model.noise(Stream.CHURN, request)
-        return model.under(time_travel(solver, x, sigmas, fresh, length=STRETCH, repeats=repeats), request)
+        way = by_zero_shot(x, sigmas, fresh, operator, y, sigma_y=noise, repeats=repeats)
+        return model.under(way, request)
 
     return converse
 

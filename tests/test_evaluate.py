@@ -71,6 +71,11 @@ def test_tasks_hold_every_piece_of_work_once():
     assert [task.level for task in work if task.kind == "loss"] == [0, 1]
     assert max(len(task.draws) for task in work) == RECIPE.batch_size
     assert {task.kind for task in tasks(plan, RECIPE, real=(), holdout=0)} == {"draw"}
+    given = tasks(plan, RECIPE, real=(), holdout=11, cases=("inpainting", "colorization"))
+    for case in ("inpainting", "colorization"):
+        assert [i for task in given if task.case == case for i in task.indices] == list(range(11))
+    none = RECIPE.model_copy(update={"restoration_pictures": 0})
+    assert "restore" not in {task.kind for task in tasks(plan, none, real=(), holdout=9, cases=("inpainting",))}
     unbound = RECIPE.model_copy(update={"bound_steps": 0})
     assert {task.kind for task in tasks(plan, unbound, real=(), holdout=9)} == {"draw", "loss"}
 
@@ -146,7 +151,7 @@ def test_again_is_the_same_report_from_kept_features(evaluated, run, tiny_recipe
         return in_process(setup, work)
 
     assert evaluate(run, tiny_recipe.evaluate, root, each=each) == evaluated[0]
-    assert set(kinds) == {"loss", "bound", "draw"}
+    assert set(kinds) == {"loss", "bound", "restore", "draw"}
     assert list((root / "features").iterdir()) == kept
 
 

@@ -17,7 +17,8 @@ WHOLE = EvaluateRecipe(
 def test_a_quick_look_asks_for_little_and_for_nothing_that_a_checkpoint_lacks():
     """An average that the run keeps, no other checkpoint, and else what the whole evaluation asks for."""
     small = quick(WHOLE, TrainRecipe(ema=(0.05, 0.1)))
-    assert (small.samples, small.loss_pictures, small.grid_columns, small.bound_steps) == (64, 32, 4, 0)
+    assert (small.samples, small.loss_pictures, small.grid_columns) == (64, 32, 4)
+    assert (small.bound_steps, small.restoration_pictures) == (0, 0)
     assert (small.images, small.ema, small.guide_images, small.sampling.guidance_kind) == (
         None,
         0.1,
@@ -25,7 +26,7 @@ def test_a_quick_look_asks_for_little_and_for_nothing_that_a_checkpoint_lacks():
         "classifier_free",
     )
     assert (small.sampling.steps, small.loss_levels, small.seed) == (7, WHOLE.loss_levels, WHOLE.seed)
-    smaller = EvaluateRecipe(samples=20, loss_pictures=5, grid_columns=1, bound_steps=0)
+    smaller = EvaluateRecipe(samples=20, loss_pictures=5, grid_columns=1, bound_steps=0, restoration_pictures=0)
     assert quick(smaller, TrainRecipe()) == smaller
     assert quick(small, TrainRecipe()) == small
 

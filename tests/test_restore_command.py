@@ -20,8 +20,9 @@ from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine
 from diffusion.serving.flight import condition
 from diffusion.serving.receipt import read_receipt
+from diffusion.spacing import DETAIL
 from flows.cli import app
-from flows.pictures import DETAIL, Model, mask_image, mask_of, parsed, settled
+from flows.pictures import Model, mask_image, mask_of, parsed, settled
 from flows.restore import TASKS, by_training, measure
 from flows.site import Site
 from tests.random_bundle import (

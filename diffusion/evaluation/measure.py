@@ -21,6 +21,8 @@ from diffusion.evaluation.held_out import losses_of
 from diffusion.evaluation.plan import Task
 from diffusion.evaluation.reference import LIMIT, recall, reference_for, remember
 from diffusion.evaluation.report import Environment, Report, class_grid, publish_report
+from diffusion.evaluation.restoration import cases_for
+from diffusion.evaluation.restoration_facts import restoration_of, restoration_picture
 from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.averages import at, wanted_by
@@ -69,7 +71,7 @@ def evaluate(
     todo = () if known is not None else compared
     # a student's answers are where its teacher's steps lead, not what is denoised: no loss or bound is of them
     holdout = 0 if spec.lesson else data.holdout
-    tasks = plan.tasks(drawn, recipe, real=todo, holdout=holdout, bound=spec.codec is None)
+    tasks = plan.tasks(drawn, recipe, real=todo, holdout=holdout, bound=spec.codec is None, cases=cases_for(spec))
     results = _collect(each(setup, tasks), tasks, progress)
     if known is None:
         known = _features(results, tasks, "real")
@@ -116,6 +118,7 @@ def _report(gathered: Gathered, run: RunRef) -> Report:
             floor=floor_of(gathered),
             held_out=losses_of(gathered),
             bound=bound_of(gathered),
+            restoration=restoration_of(gathered),
             seed=recipe.seed,
             problems=gathered.problems,
             environment=Environment(torch=torch.__version__, device=gathered.setup.device),
@@ -128,6 +131,7 @@ def _pictures(gathered: Gathered) -> dict[str, Picture]:
     return {
         "grid": class_grid(_drawn_pictures(gathered), classes),
         "real": class_grid(_real_pictures(gathered), classes),
+        **restoration_picture(gathered),
     }
 
 

@@ -1,5 +1,6 @@
 """Which pictures an evaluation draws, and its pieces of work: a function of the recipe and the data's class frequencies."""
 
+from collections.abc import Sequence
 from itertools import count
 from typing import Literal, NamedTuple
 
@@ -11,6 +12,7 @@ from diffusion.random import Stream, bits
 from diffusion.recipe import EvaluateRecipe, Frozen, Setting
 
 REAL_PICTURES = 128  # real pictures per task
+RESTORED_PICTURES = 8  # likewise: each takes many answers of the network
 
 
 class Draw(NamedTuple):
@@ -31,9 +33,10 @@ class Task(Frozen):
     """A piece of work that any worker can do, and whose result depends on nothing else."""
 
     number: int
-    kind: Literal["loss", "bound", "real", "draw"]
+    kind: Literal["loss", "bound", "restore", "real", "draw"]
     level: int = 0  # loss: which of recipe.loss_levels
-    indices: tuple[int, ...] = ()  # bound: of the measured held-out pictures; real: of the training split
+    case: str = ""  # restore: name of a `restoration.Case`
+    indices: tuple[int, ...] = ()  # bound, restore: of the measured held-out pictures; real: of the training split
     draws: tuple[Draw, ...] = ()
     setting: Setting | None = None  # draw: how, where not as the bundle says
 
@@ -68,12 +71,20 @@ def evenly(total: int, n: int) -> tuple[int, ...]:
 
 
 def tasks(
-    plan: list[Draw], recipe: EvaluateRecipe, *, real: tuple[int, ...], holdout: int, bound: bool = True
+    plan: list[Draw],
+    recipe: EvaluateRecipe,
+    *,
+    real: tuple[int, ...],
+    holdout: int,
+    bound: bool = True,
+    cases: Sequence[str] = (),
 ) -> list[Task]:
     """Every piece of work.  real: the pictures of the training split whose features are not known yet.  holdout: how many
-    pictures the held-out split has.  bound: whether the recipe's is measured, where it asks for one.
+    pictures the held-out split has.  bound: whether the recipe's is measured, where it asks for one.  cases: names of the
+    restorations that are measured.
 
-    Real pictures come between the drawn ones, in proportion: counting drawn pictures then tells how far the work is.
+    Real and restored pictures come between the drawn ones, in proportion: counting drawn pictures then tells how far the
+    work is.
     """
     number = count()
     levels = range(len(recipe.loss_levels) if holdout else 0)
@@ -84,5 +95,8 @@ def tasks(
     result += [Task(number=next(number), kind="bound", indices=part) for part in parts]
     drawing = [{"kind": "draw", "draws": tuple(plan[i : i + size])} for i in range(0, len(plan), size)]
     reading = [{"kind": "real", "indices": real[i : i + REAL_PICTURES]} for i in range(0, len(real), REAL_PICTURES)]
-    places = [(i / len(some), some[i]) for some in (drawing, reading) for i in range(len(some))]
+    given = tuple(range(min(holdout, recipe.restoration_pictures)))
+    parts = [given[i : i + RESTORED_PICTURES] for i in range(0, len(given), RESTORED_PICTURES)]
+    restoring = [{"kind": "restore", "case": case, "indices": part} for part in parts for case in cases]
+    places = [(i / len(some), some[i]) for some in (drawing, reading, restoring) for i in range(len(some))]
     return result + [Task(number=next(number), **facts) for _, facts in sorted(places, key=lambda place: place[0])]

@@ -15,7 +15,8 @@ _REAL = 2_000  # pictures of the training split that the samples are compared wi
 
 def quick(recipe: EvaluateRecipe, train: TrainRecipe) -> EvaluateRecipe:
     """The small evaluation that looks at checkpoints on the way to this one: fewer samples and held-out pictures, no bound,
-    no worse model as a guide, and of the averages that the run keeps the one nearest to that which will be served."""
+    nothing restored, no worse model as a guide, and of the averages that the run keeps the one nearest to that which will be
+    served."""
     return EvaluateRecipe.model_validate(
         recipe.model_dump()
         | {
@@ -23,6 +24,7 @@ def quick(recipe: EvaluateRecipe, train: TrainRecipe) -> EvaluateRecipe:
             "loss_pictures": min(recipe.loss_pictures, _HELD_OUT),
             "grid_columns": min(recipe.grid_columns, _COLUMNS),
             "bound_steps": 0,
+            "restoration_pictures": 0,
             "ema": min(train.ema, key=lambda width: abs(width - recipe.ema)),
             "images": None,
             "guide_images": None,

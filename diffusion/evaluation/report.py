@@ -18,6 +18,7 @@ from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.distance import FloorFacts, Frechet
 from diffusion.evaluation.held_out import HeldOutLoss
 from diffusion.evaluation.plot import bound_plot, loss_plot
+from diffusion.evaluation.restoration_facts import Restoration
 from diffusion.evaluation.words import markdown
 from diffusion.recipe import Frozen, canonical_json, digest_of, unset
 from diffusion.store.averages import Reconstruction
@@ -56,6 +57,7 @@ class Report(Frozen):
     floor: FloorFacts | None
     held_out: tuple[HeldOutLoss, ...]
     bound: HeldOutBound | None = Field(None, exclude_if=unset, description="Absent: not measured")
+    restoration: tuple[Restoration, ...] = Field((), exclude_if=unset, description="Absent: not measured")
     seed: int
     problems: tuple[str, ...]
     environment: Environment
@@ -77,6 +79,8 @@ class Report(Frozen):
         if self.bound:
             found |= {"bound_bits": self.bound.value, "bound_bits_standard_error": self.bound.standard_error}
             found |= {"bound_bits_low": self.bound.low, "bound_bits_high": self.bound.high}
+        for task in self.restoration:
+            found |= task.metrics()
         return {name: value for name, value in found.items() if value is not None}
 
 

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from diffusion.evaluation.restoration_facts import restoration_words
 from diffusion.store.averages import Reconstruction
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def markdown(report: "Report") -> str:
         *_distance(report),
         *_losses(report),
         *_bound(report),
+        *restoration_words(report),
         _identity(report),
     ]
     return "\n\n".join(parts) + "\n"

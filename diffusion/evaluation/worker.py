@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion.codec import drawn
 from diffusion.data import manifest
-from diffusion.data.images import to_model
+from diffusion.data.images import to_model, to_uint8
 from diffusion.data.pictures.buckets import shown as size_shown
 from diffusion.data.reader import ShardReader
 from diffusion.evaluation.bound import held_out_bound
@@ -18,6 +18,7 @@ from diffusion.evaluation.features import Extractor, extractor
 from diffusion.evaluation.gathered import Result, Setup
 from diffusion.evaluation.held_out import held_out_loss
 from diffusion.evaluation.plan import Draw, Task, evenly
+from diffusion.evaluation.restoration import SHOWN, case_of, fidelity, restored
 from diffusion.guidance import Cond
 from diffusion.serving.engine import Engine
 from diffusion.serving.ladder import NotReproducible
@@ -38,8 +39,9 @@ class Worker:
         self._readers: dict[str, ShardReader] = {}
 
     def __call__(self, task: Task) -> Result:
-        """loss: {"loss", "zero"} float64 (N,).  bound: see `held_out_bound`.  real: {"features"} float32 (N, D).  draw:
-        {"features"} of the measured pictures, and {"picture-0", ...} uint8 (H, W, 3), the shown ones."""
+        """loss: {"loss", "zero"} float64 (N,).  bound: see `held_out_bound`.  restore: see `restoration.fidelity`, and of
+        the shown ones {"picture-0", ...}: given, restored, true.  real: {"features"} float32 (N, D).  draw: {"features"} of
+        the measured pictures, and {"picture-0", ...} uint8 (H, W, 3), the shown ones."""
         with one_thread():
             if task.kind == "loss":
                 return Result(task.number, self._loss(task.level))
@@ -48,7 +50,7 @@ class Worker:
             if task.kind == "real":
                 return Result(task.number, {"features": self._real(np.array(task.indices))})
             try:
-                return self._drawn(task)
+                return self._drawn(task) if task.kind == "draw" else Result(task.number, self._restored(task))
             except (DrawingFailed, NotReproducible) as error:
                 return Result(task.number, {}, str(error))
 
@@ -70,28 +72,27 @@ class Worker:
         recipe, device = self.setup.recipe, self.setup.device
         groups = (
             (picture, held_out_loss(self.bundle.denoiser, x0, cond, picture, level=level, recipe=recipe, device=device))
-            for picture, x0, cond in self._held_out()
+            for picture, x0, cond in self._held_out(recipe.loss_pictures)
         )
         return _in_order(groups)
 
     def _bound(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         recipe, device = self.setup.recipe, self.setup.device
         total, groups = min(len(self._reader("holdout")), recipe.loss_pictures), []
-        for picture, x0, cond in self._held_out():
-            if (own := torch.isin(picture, torch.tensor(indices))).any():
-                rows = {name: value[own] for name, value in cond.items()}
-                operands = (self.bundle.denoiser, x0[own], rows, picture[own])
-                found = held_out_bound(*operands, pictures=total, recipe=recipe, device=device)
-                groups.append((picture[own], found))
+        for picture, x0, cond in self._held_out(recipe.loss_pictures, indices):
+            operands = (self.bundle.denoiser, x0, cond, picture)
+            groups.append((picture, held_out_bound(*operands, pictures=total, recipe=recipe, device=device)))
         return _in_order(groups)
 
-    def _held_out(self) -> Iterator[tuple[Tensor, Tensor, Cond]]:
+    def _held_out(self, count: int, indices: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor, Cond]]:
         """The held-out pictures that are measured, those of one size at a time: their numbers (N,), the pictures as the
-        network sees them, (N, C, H, W), and the condition of each."""
+        network sees them, (N, C, H, W), and the condition of each.  count: how many are measured, evenly spaced.  indices:
+        of which numbers; None for all."""
         reader = self._reader("holdout")
-        chosen = np.array(evenly(len(reader), self.setup.recipe.loss_pictures))
-        for places in reader.by_size(chosen):
-            pictures, numbers = reader.gather(chosen[places]), torch.from_numpy(places)
+        chosen = np.array(evenly(len(reader), count))
+        own = np.arange(len(chosen)) if indices is None else np.array(indices)
+        for places in reader.by_size(chosen[own]):
+            pictures, numbers = reader.gather(chosen[own[places]]), torch.from_numpy(own[places])
             cond = {"label": torch.from_numpy(pictures.label)}
             if self.bundle.encoder is not None:
                 cond |= self.bundle.encoder(pictures.texts)._asdict()
@@ -102,6 +103,20 @@ class Worker:
                 x0 = drawn(torch.from_numpy(pictures.latents), seed=self.setup.recipe.seed, index=numbers)
             yield numbers, x0, cond
 
+    def _restored(self, task: Task) -> dict[str, np.ndarray]:
+        """Pictures of the held-out split, measured and restored."""
+        recipe, groups, shown = self.setup.recipe, [], {}
+        for picture, x0, cond in self._held_out(recipe.restoration_pictures, task.indices):
+            case = case_of(task.case, tuple(x0.shape[2:]))
+            made = restored(self._drawing(), case, x0, cond, picture, seed=recipe.seed)
+            figures = fidelity(case, made["restored"], x0, made["y"], self._features)
+            guess = fidelity(case, made["guess"], x0, made["y"], self._features)
+            groups.append((picture, figures | {f"guess_{name}": values for name, values in guess.items()}))
+            views = [to_uint8(view.nan_to_num().cpu()).numpy() for view in (made["given"], made["restored"], x0)]
+            shown |= {number: [view[row] for view in views] for row, number in enumerate(picture.tolist())}
+        flat = [view for number in sorted(shown) if number < SHOWN for view in shown[number]]
+        return _in_order(groups) | {f"picture-{i}": view for i, view in enumerate(flat)}
+
     def _real(self, pictures: np.ndarray) -> np.ndarray:
         """Features of training pictures, (N, D)."""
         reader = self._reader("train")
@@ -109,8 +124,6 @@ class Worker:
         return _in_order((places, {"features": self._features(images)}) for places, images in groups)["features"]
 
     def _drawn(self, task: Task) -> Result:
-        if self._engine is None:
-            self._engine = Engine(self.bundle, slots=self.setup.recipe.batch_size)
         how = task.setting.model_dump(exclude={"ema"}) if task.setting else {}
         requests = [
             GenerateRequest(
@@ -122,8 +135,8 @@ class Worker:
             )
             for draw in task.draws
         ]
-        started = time.perf_counter()
-        pictures = [answer[0] for answer in self._engine.generate(requests)]
+        engine, started = self._drawing(), time.perf_counter()
+        pictures = [answer[0] for answer in engine.generate(requests)]
         seconds = time.perf_counter() - started
         drawn = list(zip(task.draws, pictures, strict=True))
         groups: dict[tuple[int, ...], list[int]] = {}  # shape -> places among the measured
@@ -137,6 +150,11 @@ class Worker:
         shown = (picture for draw, picture in drawn if draw.shown)
         named = {f"picture-{i}": picture for i, picture in enumerate(shown)}
         return Result(task.number, arrays | named, seconds=seconds)
+
+    def _drawing(self) -> Engine:
+        if self._engine is None:
+            self._engine = Engine(self.bundle, slots=self.setup.recipe.batch_size)
+        return self._engine
 
     def _prompt(self, draw: Draw) -> str | None:
         if draw.like is None or self.bundle.encoder is None:

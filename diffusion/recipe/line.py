@@ -50,6 +50,9 @@ class EvaluateRecipe(Frozen):
     bound_draws: int = Field(8, ge=1, le=1_000, description="Of its T - 1 steps, drawn for each picture")
     bound_sigma_min: Positive = Field(0.02, description="Its first noise level: the lowest that training knows well")
     bound_sigma_max: Positive = Field(80.0, description="Its last noise level")
+    restoration_pictures: int = Field(
+        16, ge=0, le=10_000, description="Held-out pictures restored in each task of restoration; 0: none"
+    )
     grid_columns: int = Field(12, ge=1, le=32, description="Samples per class in the grid")
     seed: int = Field(0, ge=0, lt=2**32)
 

@@ -25,9 +25,8 @@ from diffusion.evaluation.plan import evenly
 from diffusion.guidance import classifier_free, conditioned
 from diffusion.random import Stream, normal
 from diffusion.sampler import SAMPLERS, Conversation, run
-from diffusion.spacing import sampling_sigmas
+from diffusion.spacing import detailed_sigmas
 from diffusion.store.bundle import Bundle, load_bundle
-from flows.pictures import DETAIL
 from flows.site import Site
 
 BATCH = 16
@@ -38,9 +37,8 @@ def _parts(bundle: Bundle, wanted: Tensor) -> tuple[Tensor, Callable, Callable[[
     """The levels, the sampler, and what asks for the class wanted, with the model's own guidance."""
     recipe, cond = bundle.spec.sampling, {"label": wanted}
     null = {"label": torch.full_like(wanted, len(bundle.spec.classes))}
-    levels = recipe.model_copy(update={"sigma_min": min(recipe.sigma_min, DETAIL)})
     around = partial(classifier_free, cond=cond, null=null, scale=recipe.guidance, interval=recipe.guidance_interval)
-    return sampling_sigmas(levels, recipe.steps), SAMPLERS[recipe.sampler], around
+    return detailed_sigmas(recipe, recipe.steps), SAMPLERS[recipe.sampler], around
 
 
 def noised(

@@ -13,79 +13,44 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion.adapters.mlflow_registry import resolve
 from diffusion.data.images import encode_png, grid, to_model, to_uint8
 from diffusion.data.reader import ShardReader
-from diffusion.degradation import FACTORS, beside
+from diffusion.degradation import beside
 from diffusion.evaluation.features import extractor
 from diffusion.evaluation.fidelity import psnr, ssim
+from diffusion.evaluation.restoration import Case, case_of, cases_for
 from diffusion.guidance import conditioned
-from diffusion.operators import BlockMean, Composition, Grey, LinearOperator, Mask
+from diffusion.operators import BlockMean, Composition, Grey, LinearOperator
 from diffusion.random import Stream, normal
 from diffusion.recipe import TaskName
-from diffusion.restore import ddnm_plus, null_space, residual, time_travel
+from diffusion.restore import REPEATS, STRETCH, TRAINED_STEPS, null_space, residual, zero_shot
 from diffusion.sampler import SAMPLERS, Conversation, Noise, run
-from diffusion.schedule import karras_sigmas
-from diffusion.store.bundle import Bundle, load_bundle
-from flows.pictures import DETAIL
-from flows.restore import REPEATS, STRETCH, TRAINED_STEPS
+from diffusion.spacing import detailed_sigmas
+from diffusion.store.bundle import Bundle, BundleSpec, load_bundle
 from flows.site import Site
 
 BATCH = 16
 SHOWN = 12
+COMPOSED = "colorization x4"  # a grey picture made small: no model is trained for it
 
 
-class Case(NamedTuple):
-    name: str
-    task: TaskName | None  # that a model may be trained for
-    operator: LinearOperator
-    baselines: dict[str, Callable[[Tensor], Tensor]]  # y -> x0
+def cases(spec: BundleSpec) -> list[Case]:
+    """The measurements, each with what one does without a model: those of every evaluation, and a composition."""
+    small = Composition(BlockMean(4), Grey())
 
+    def nearest(y: Tensor) -> Tensor:
+        return BlockMean(4).pinv(y).expand(-1, 3, -1, -1)
 
-def cases(side: int) -> list[Case]:
-    """The measurements, each with what one does without a model."""
-    keep = torch.ones(3, side, side, dtype=torch.bool)
-    keep[:, side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = False
-    hole, grey = Mask(keep), Grey()
-    result = [
-        Case(
-            f"super-resolution x{factor}",
-            "super-resolution",
-            BlockMean(factor),
-            {"nearest": BlockMean(factor).pinv, "bicubic": partial(F.interpolate, scale_factor=factor, mode="bicubic")},
-        )
-        for factor in FACTORS
-    ]
-    small_grey = Composition(BlockMean(4), grey)
-    return [
-        *result,
-        Case(
-            "inpainting",
-            "inpainting",
-            hole,
-            {"grey": hole.pinv, "white": lambda y: torch.where(keep, hole.pinv(y), 1.0)},
-        ),
-        Case("colorization", "colorization", grey, {"grey": lambda y: y.expand(-1, 3, -1, -1)}),
-        Case("colorization x4", None, small_grey, {"nearest": lambda y: BlockMean(4).pinv(y).expand(-1, 3, -1, -1)}),
-    ]
+    known = [case_of(name, spec.size) for name in cases_for(spec)]
+    return [*known, Case(COMPOSED, "colorization", small, "nearest", nearest, nearest)]
 
 
 Way = Callable[[Tensor, Tensor, Noise, LinearOperator, Tensor], Conversation]  # (x, sigmas, noise, A, y)
-
-
-def zero_shot(
-    x: Tensor, sigmas: Tensor, noise: Noise, operator: LinearOperator, y: Tensor, *, repeats: int, sigma_y: float
-) -> Conversation:
-    def solver(x: Tensor, sigmas: Tensor, noise: Noise) -> Conversation:
-        return ddnm_plus(x, sigmas, noise, operator, y, sigma_y=sigma_y)
-
-    return time_travel(solver, x, sigmas, noise, length=STRETCH, repeats=repeats)
 
 
 def by_training(
@@ -98,7 +63,7 @@ def by_training(
 def restored(bundle: Bundle, way: Way, steps: int, operator: LinearOperator, y: Tensor, label: Tensor) -> Tensor:
     """x0 of all measurements; the noise is a function of the picture's number."""
     recipe, shape = bundle.spec.sampling, (3, bundle.spec.resolution, bundle.spec.resolution)
-    sigmas = karras_sigmas(steps, sigma_min=DETAIL, sigma_max=recipe.sigma_max, rho=recipe.rho)
+    sigmas = detailed_sigmas(recipe, steps)
     parts = []
     for rows in torch.arange(len(y)).split(BATCH):
 
@@ -161,12 +126,12 @@ def main() -> None:
         f"{'':20} {'':10} {'PSNR dB':>8} {'SSIM':>7} {'features':>9} {'||Ax-y||':>9} {'s/picture':>9}"
     )
     rows, names = [], []
-    for case in cases(drawing.spec.resolution):
+    for case in cases(drawing.spec):
         y = case.operator.forward(x0)
         y = y + options.noise * normal(1, Stream.NOISE, torch.from_numpy(chosen), tuple(y.shape[1:]))
-        answers = {name: (baseline(y), 0.0) for name, baseline in case.baselines.items()}
+        answers = {case.guessed: (case.guess(y), 0.0)}
         for name, way in ways.items():
-            if name == "trained" and case.task not in learned:
+            if name == "trained" and (case.task not in learned or case.name == COMPOSED):
                 continue
             started = time.perf_counter()
             answer = way(case.operator, y, label)
@@ -177,7 +142,7 @@ def main() -> None:
             numbers = f"{psnr(pictures, truth).median():8.2f} {ssim(pictures, truth).mean():7.3f} {off:9.2f}"
             consistent = residual(case.operator, answer, y).max()
             print(f"{case.name:20} {name:10} {numbers} {consistent:9.1e} {seconds:9.2f}")
-        shown = {case.name: answers[next(iter(case.baselines))][0]} | {w: answers[w][0] for w in ways if w in answers}
+        shown = {case.name: case.given(y)} | {w: answers[w][0] for w in ways if w in answers}
         rows += [picture for part in shown.values() for picture in to_uint8(part[:SHOWN]).numpy()]
         rows += list(truth[:SHOWN].numpy())
         names += [*shown, "true"]
