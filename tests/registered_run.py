@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.evaluation.distance import Frechet, FrechetIdentity
+from diffusion.evaluation.distance import Frechet
 from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.held_out import HeldOutLoss
+from diffusion.evaluation.identity import SampleIdentity
 from diffusion.evaluation.report import Environment, Report, class_grid, publish_report
 from diffusion.evaluation.verdict import Check, Verdict
 from diffusion.recipe import SamplingRecipe
@@ -32,7 +33,8 @@ EXTRACTOR = ExtractorIdentity(name="efficientnet-lite0", digest="9" * 64, resolu
 def evaluated(store: Path, run: RunRef, sampling: SamplingRecipe, frechet: float, samples: int = 64) -> EvaluationRef:
     """The bundle of a run and a report on it, with numbers of our choice."""
     uri, digest = export_bundle(run, 0.1, store, sampling)
-    identity = FrechetIdentity(
+    identity = SampleIdentity(
+        metric="frechet/1",
         dataset_digest=run.dataset.digest,
         reference_pictures=48,
         extractor=EXTRACTOR,

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from diffusion.denoiser import EDM
 from diffusion.evaluation import reference
 from diffusion.evaluation.features import ExtractorIdentity
-from diffusion.evaluation.gate import differences, verdict
+from diffusion.evaluation.gate import verdict
 from diffusion.evaluation.held_out import held_out_loss
+from diffusion.evaluation.identity import differences
 from diffusion.evaluation.measure import evaluate, in_process
 from diffusion.evaluation.plan import draws, evenly, tasks
 from diffusion.evaluation.report import load_report
@@ -134,7 +135,8 @@ def test_a_report_has_every_number(evaluated, run, tiny_recipe):
     assert report.bound.identity.pictures == tiny_recipe.evaluate.loss_pictures
     assert report.bound.identity.dataset_digest == report.dataset_digest
     assert report.bound.low < report.bound.value < report.bound.high < 16
-    assert set(ref.metrics) >= {"frechet", "frechet_floor", "held_out_loss_sigma_0.1", "bound_bits"}
+    assert set(ref.metrics) >= {"frechet", "frechet_floor", "kernel", "precision", "recall", "density", "coverage"}
+    assert set(ref.metrics) >= {"held_out_loss_sigma_0.1", "bound_bits"}
     assert verdict(report, None, tiny_recipe.gate).passed
     assert not verdict(report, None, GateRecipe(max_loss=1e-3)).passed
     assert seen == sorted(seen)
@@ -203,7 +205,8 @@ def test_any_average_and_a_guide_are_measured_without_training_again(emoji_folde
     plain = evaluate(run, tiny_recipe.evaluate, root)
     assert not {"reconstruction", "guide"} & load_report(plain.uri).model_dump().keys()
     early = evaluate(run, tiny_recipe.evaluate.model_copy(update={"images": 8}), root)
-    assert differences(load_report(early.uri), load_report(plain.uri)) == ()  # the gate compares the two
+    distances = [load_report(each.uri).frechet for each in (early, plain)]
+    assert differences(*(distance.identity for distance in distances)) == ()  # the gate compares the two
     assert (early.run.images_seen, load_report(early.uri).images_seen) == (8, 8)
     assert load_report(early.uri).run_digest == early.run.digest == sha256_file(Path(early.run.uri, "manifest.json"))
     served = load_file(Path(early.bundle_uri, "weights.safetensors"))

@@ -5,16 +5,18 @@ import math
 import pytest
 import scipy.stats
 
-from diffusion.evaluation.distance import Frechet, FrechetIdentity
+from diffusion.evaluation.distance import Frechet
 from diffusion.evaluation.features import ExtractorIdentity
-from diffusion.evaluation.gate import differences, verdict
+from diffusion.evaluation.gate import verdict
 from diffusion.evaluation.held_out import HeldOutLoss
+from diffusion.evaluation.identity import SampleIdentity, check_alike, differences
 from diffusion.evaluation.report import Environment, Report
 from diffusion.evaluation.verdict import Verdict, markdown
 from diffusion.recipe import GateRecipe, SamplingRecipe
 from tests.jackknifed import left_out
 
-IDENTITY = FrechetIdentity(
+IDENTITY = SampleIdentity(
+    metric="frechet/1",
     dataset_digest="d" * 64,
     reference_pictures=1_800,
     extractor=ExtractorIdentity(name="efficientnet-lite0", digest="e" * 64, resolution=96),
@@ -33,7 +35,7 @@ def report(
     *,
     model: str = "a",
     losses: tuple[float | None, ...] = (0.2, 0.4),
-    identity: FrechetIdentity = IDENTITY,
+    identity: SampleIdentity = IDENTITY,
     problems: tuple[str, ...] = (),
 ) -> Report:
     distance = None
@@ -152,14 +154,16 @@ def test_unlike_numbers_are_refused_and_every_difference_is_named():
     assert "not compared" in found.reasons[-1]
 
 
-@pytest.mark.parametrize("field", sorted(FrechetIdentity.model_fields))
+@pytest.mark.parametrize("field", sorted(SampleIdentity.model_fields))
 def test_every_field_of_the_identity_counts(field):
     changed = {
         "extractor": IDENTITY.extractor.model_copy(update={"digest": "f" * 64}),
         "sampling": SamplingRecipe(guidance=2.0),
     }.get(field, 7 if isinstance(getattr(IDENTITY, field), int) else "another")
     other = IDENTITY.model_copy(update={field: changed})
-    assert len(differences(report(identity=IDENTITY), report(identity=other))) == 1
+    assert len(differences(IDENTITY, other)) == 1
+    with pytest.raises(ValueError, match=f"not compared: .*{field}"):
+        check_alike(IDENTITY, other)
     assert not verdict(report(1.0), report(900.0, model="b", identity=other), GATE).passed
 
 

@@ -1,38 +1,15 @@
 """The Frechet distance in the report, with its identity and interval, and what real pictures score in its place."""
 
-from typing import Literal
-
-from pydantic import Field
-
-from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Gathered
+from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.stats import CONFIDENCE, Distance, Floor, Gaussian, digits, floor, frechet_to, t_quantile
-from diffusion.recipe import Frozen, SamplingRecipe, unset
-
-
-class FrechetIdentity(Frozen):
-    """What must be equal for two Frechet distances to be compared: everything but the model."""
-
-    metric: Literal["frechet/1"] = "frechet/1"
-    dataset_digest: str
-    reference_split: Literal["train"] = "train"
-    reference_pictures: int
-    extractor: ExtractorIdentity
-    dimensions: int  # numbers per picture
-    samples: int
-    labels: Literal["in the frequencies of the data"] = "in the frequencies of the data"
-    captions: Literal["of training pictures of the class"] | None = Field(
-        None, exclude_if=unset
-    )  # None: read by nothing
-    sampling: SamplingRecipe
-    batch_size: int
-    seed: int
+from diffusion.recipe import Frozen
 
 
 class Frechet(Frozen):
     """A Frechet distance, its jackknife standard error and its interval over samples of that size."""
 
-    identity: FrechetIdentity
+    identity: SampleIdentity
     value: float
     standard_error: float
     left_out: tuple[
@@ -47,7 +24,7 @@ class Frechet(Frozen):
         return len(self.left_out)
 
     @classmethod
-    def of(cls, distance: Distance, identity: FrechetIdentity) -> "Frechet":
+    def of(cls, distance: Distance, identity: SampleIdentity) -> "Frechet":
         half = t_quantile((1 + CONFIDENCE) / 2, len(distance.left_out) - 1) * distance.standard_error
         return cls(
             identity=identity,
@@ -84,18 +61,8 @@ def frechet_of(gathered: Gathered) -> Frechet | None:
     """The distance of the drawn pictures from the real ones; None where there are none."""
     if gathered.drawn is None:
         return None
-    recipe, real = gathered.recipe, gathered.real
-    identity = FrechetIdentity(
-        dataset_digest=gathered.manifest.digest,
-        reference_pictures=len(real),
-        extractor=gathered.setup.extractor,
-        dimensions=real.shape[1],
-        samples=recipe.samples,
-        captions="of training pictures of the class" if gathered.spec.text is not None else None,
-        sampling=recipe.sampling,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-    )
+    real = gathered.real
+    identity = sample_identity(gathered, "frechet/1", samples=len(gathered.drawn), reference_pictures=len(real))
     return Frechet.of(frechet_to(Gaussian.of(real), gathered.drawn), identity)
 
 

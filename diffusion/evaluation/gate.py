@@ -1,6 +1,7 @@
 """The gate: whether a model may become the champion, and why."""
 
 from diffusion.evaluation.distance import Frechet
+from diffusion.evaluation.identity import check_alike, differences
 from diffusion.evaluation.report import Report
 from diffusion.evaluation.stats import jackknife_error, t_quantile
 from diffusion.evaluation.verdict import Check, Verdict
@@ -35,7 +36,9 @@ def _beside(challenger: Report, champion: Report | None, gate: GateRecipe) -> li
         unknown = "the champion has no Frechet distance to be compared with: evaluate and register its run again"
         return [Check(name="frechet", passed=False, words=unknown)]
     taught = challenger.teacher == champion.bundle_digest
-    if unlike := differences(challenger, champion, ignored="sampling." if taught else None):
+    ignored = "sampling." if taught else None
+    here, there = challenger.frechet.identity, champion.frechet.identity
+    if unlike := differences(here, there, ignored=ignored, whose="the champion's"):
         again = (
             "numbers of unlike identity are not compared: evaluate and register the champion's run again with the"
             " present recipe, or this one with the champion's"
@@ -74,20 +77,8 @@ def faults_of(report: Report, gate: GateRecipe) -> tuple[str, ...]:
     return tuple(faults)
 
 
-def differences(a: Report, b: Report, *, ignored: str | None = None) -> tuple[str, ...]:
-    """What keeps the Frechet distances of two reports from being compared, one line for each differing field.  ignored: how
-    the names of those begin that may differ."""
-    assert a.frechet is not None
-    assert b.frechet is not None
-    here, there = _flat(a.frechet.identity.model_dump()), _flat(b.frechet.identity.model_dump())
-    return tuple(
-        f"{name} is {here.get(name)} here and {there.get(name)} in the champion's report"
-        for name in sorted(here.keys() | there.keys())
-        if here.get(name) != there.get(name) and not (ignored and name.startswith(ignored))
-    )
-
-
 def _compare(challenger: Frechet, champion: Frechet, gate: GateRecipe, *, taught: bool) -> Check:
+    check_alike(challenger.identity, champion.identity, ignored="sampling." if taught else None)
     excess = gate.max_student_excess if taught else gate.max_excess
     allowed = 1 + excess
     limit = allowed * champion.value
@@ -111,11 +102,3 @@ def _compare(challenger: Frechet, champion: Frechet, gate: GateRecipe, *, taught
         f" {gate.confidence:.0%} interval)"
     )
     return Check(name="frechet", passed=passed, words=words, value=challenger.value, limit=limit - margin)
-
-
-def _flat(value: dict, prefix: str = "") -> dict[str, object]:
-    """Nested dicts as one, with dotted names."""
-    flat: dict[str, object] = {}
-    for name, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {prefix + name: inner}
-    return flat

@@ -18,6 +18,7 @@ from diffusion.evaluation.distance import floor_of, frechet_of
 from diffusion.evaluation.features import find_weights, identity_of
 from diffusion.evaluation.gathered import Gathered, Result, Setup
 from diffusion.evaluation.held_out import losses_of
+from diffusion.evaluation.neighbours import kernel_of, neighbours_of
 from diffusion.evaluation.plan import Task
 from diffusion.evaluation.reference import LIMIT, recall, reference_for, remember
 from diffusion.evaluation.report import Environment, Report, class_grid, publish_report
@@ -116,6 +117,8 @@ def _report(gathered: Gathered, run: RunRef) -> Report:
             teacher=spec.lesson.teacher if spec.lesson else None,
             frechet=frechet_of(gathered),
             floor=floor_of(gathered),
+            kernel=kernel_of(gathered),
+            neighbours=neighbours_of(gathered),
             held_out=losses_of(gathered),
             bound=bound_of(gathered),
             restoration=restoration_of(gathered),

@@ -17,6 +17,7 @@ from diffusion.data.images import encode_png, grid
 from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.distance import FloorFacts, Frechet
 from diffusion.evaluation.held_out import HeldOutLoss
+from diffusion.evaluation.neighbours import Kernel, Neighbours
 from diffusion.evaluation.plot import bound_plot, loss_plot
 from diffusion.evaluation.restoration_facts import Restoration
 from diffusion.evaluation.words import markdown
@@ -55,6 +56,8 @@ class Report(Frozen):
     teacher: str | None = Field(None, exclude_if=unset, description="Of a few-step student: its teacher's bundle")
     frechet: Frechet | None
     floor: FloorFacts | None
+    kernel: Kernel | None = Field(None, exclude_if=unset)
+    neighbours: Neighbours | None = Field(None, exclude_if=unset)
     held_out: tuple[HeldOutLoss, ...]
     bound: HeldOutBound | None = Field(None, exclude_if=unset, description="Absent: not measured")
     restoration: tuple[Restoration, ...] = Field((), exclude_if=unset, description="Absent: not measured")
@@ -75,6 +78,11 @@ class Report(Frozen):
             found |= {"frechet_low": self.frechet.low, "frechet_high": self.frechet.high}
         if self.floor:
             found["frechet_floor"] = self.floor.value
+        if self.kernel:
+            found |= {"kernel": self.kernel.value, "kernel_standard_error": self.kernel.standard_error}
+            found |= {"kernel_low": self.kernel.low, "kernel_high": self.kernel.high}
+        for name, each in (self.neighbours.measured if self.neighbours else {}).items():
+            found |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high, f"{name}_real": each.real}
         found |= {f"held_out_loss_sigma_{level.sigma:g}": level.loss for level in self.held_out}
         if self.bound:
             found |= {"bound_bits": self.bound.value, "bound_bits_standard_error": self.bound.standard_error}

@@ -190,18 +190,22 @@ def floor(features: Tensor, labels: Tensor, n: int, *, seed: int, splits: int = 
     n = min(n, len(features) // 2)
     if n < 2:
         raise ValueError(f"{len(features)} real pictures are too few for a floor: at least 4 are needed")
-    words = bits(seed, Stream.HOLDOUT, torch.arange(len(features)), splits)
-    wanted = allocate(labels.bincount().tolist(), n)
-    values = []
-    for split in range(splits):
-        chosen = torch.zeros(len(features), dtype=torch.bool)
-        for label, count in enumerate(wanted):
-            members = (labels == label).nonzero().flatten()
-            chosen[members[words[members, split].argsort(stable=True)[:count]]] = True
-        values.append(frechet(Gaussian.of(features[chosen]), Gaussian.of(features[~chosen])))
+    chosen = split(labels, n, seed=seed, splits=splits)
+    values = [frechet(Gaussian.of(features[some]), Gaussian.of(features[~some])) for some in chosen]
     mean = math.fsum(values) / splits
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, splits - 1))
     return Floor(mean, spread, splits, n, len(features) - n)
+
+
+def split(labels: Tensor, n: int, *, seed: int, splits: int) -> Tensor:
+    """Which n pictures stand for drawn ones in each split, (splits, M) bool; labels (M,), the classes in proportion."""
+    words = bits(seed, Stream.HOLDOUT, torch.arange(len(labels)), splits)
+    chosen = torch.zeros(splits, len(labels), dtype=torch.bool)
+    for label, count in enumerate(allocate(labels.bincount().tolist(), n)):
+        members = (labels == label).nonzero().flatten()
+        for i in range(splits):
+            chosen[i, members[words[members, i].argsort(stable=True)[:count]]] = True
+    return chosen
 
 
 def allocate(counts: list[int], n: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from diffusion.evaluation.neighbours import neighbour_words
 from diffusion.evaluation.restoration_facts import restoration_words
 from diffusion.store.averages import Reconstruction
 
@@ -21,6 +22,7 @@ def markdown(report: "Report") -> str:
         "The first samples of each class, none chosen. `real.png` shows real training pictures in the same places.",
         *_captions(report),
         *_distance(report),
+        *neighbour_words(report),
         *_losses(report),
         *_bound(report),
         *restoration_words(report),
