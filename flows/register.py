@@ -3,9 +3,10 @@
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
-from diffusion.adapters import mlflow_registry as registry
-from diffusion.evaluation.gate import verdict
-from diffusion.evaluation.report import load_report
+from diffusion.adapters.mlflow_champion import CHAMPION
+from diffusion.adapters.mlflow_gate import champion_version, settle, verdict_of
+from diffusion.adapters.mlflow_registry import resolve
+from diffusion.evaluation.verdict import Verdict, markdown
 from diffusion.recipe import Recipe
 from diffusion.store.refs import EvaluationRef, ModelRef
 from diffusion.store.works import work_key
@@ -27,28 +28,24 @@ def register_stage(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> Don
     mlflow = site.tracking(name)
 
     def make() -> ModelRef:
-        challenger = load_report(evaluation.uri, evaluation.digest)
-        judged = verdict(challenger, registry.champion_report(mlflow, name), recipe.gate)
-        return registry.register(mlflow, evaluation, judged, name, recipe.evaluate)
+        return settle(mlflow, evaluation, recipe)
 
     def now(ref: ModelRef) -> ModelRef | None:
         try:
-            found = registry.resolve(mlflow, name, ref.version, site.store)  # its aliases may have moved since
+            found = resolve(mlflow, name, ref.version, site.store)  # its aliases may have moved since
         except ValueError:
             return None
         return found if found.digest == ref.digest else None
 
     done = once("register", _key(recipe, evaluation, site), ModelRef, site, make, now=now)
-    create_markdown_artifact(_markdown(done.ref), key="verdict", description=f"Model {done.ref.digest}")
+    page = _markdown(done.ref, verdict_of(mlflow, name, done.ref.version))
+    create_markdown_artifact(page, key="verdict", description=f"Model {done.ref.digest}")
     return done
 
 
 def check_champion(model: ModelRef, site: Site) -> None:
     """Raises ValueError, with the gate's reasons, where neither this model nor another of its name is the champion."""
-    if (
-        registry.CHAMPION in model.aliases
-        or registry.champion_report(site.tracking(model.name), model.name) is not None
-    ):
+    if CHAMPION in model.aliases or champion_version(site.tracking(model.name), model.name) is not None:
         return
     raise ValueError(
         f"{model.name} version {model.version} is not served: the gate refused it and there is no champion before it."
@@ -63,6 +60,8 @@ def _key(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> str:
     )
 
 
-def _markdown(ref: ModelRef) -> str:
-    reasons = "\n".join(f"- {reason}" for reason in ref.reasons)
-    return f"# {ref.name} version {ref.version}\n\naliases: {', '.join(ref.aliases) or 'none'}\n\n{reasons}\n"
+def _markdown(ref: ModelRef, judged: Verdict | None) -> str:
+    """The verdict for Prefect's page."""
+    reasons = "\n".join(f"- {reason}" for reason in ref.reasons) + "\n"
+    why = reasons if judged is None else markdown(judged)
+    return f"# {ref.name} version {ref.version}\n\naliases: {', '.join(ref.aliases) or 'none'}\n\n{why}"

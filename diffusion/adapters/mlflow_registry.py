@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.adapters.mlflow_champion import CHAMPION, promote
 from diffusion.adapters.mlflow_model import save_pyfunc
 from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, log_metrics, reading, training_run
-from diffusion.evaluation.report import FILE as REPORT_NAME
-from diffusion.evaluation.report import Report, load_report
 from diffusion.evaluation.verdict import Verdict
+from diffusion.evaluation.verdict import markdown as verdict_page
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path, publish_bundle, read_facts, verify_bundle
 from diffusion.store.publish import staging
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION, CHALLENGER = "champion", "challenger"
+CHALLENGER = "challenger"
+VERDICT_NAME = "verdict.json"
 
 _MAX_REASONS, _MAX_REASON = 8, 500  # reasons and characters of each, for servers that take 5,000 in a tag
 
@@ -33,7 +34,8 @@ def register(
 
     The alias `challenger` moves to it, and `champion` as well where the verdict passed.  A version appears whole, after
     all that it needs, so that nobody ever finds half of one.  Safe to repeat: what a process that died left undone is
-    done, in the logged model that it began.
+    done, in the logged model that it began.  Raises Overtaken where the champion is not the one that it was judged against
+    any more; `mlflow_gate.settle` then judges again.
     """
     client = connect(tracking)
     spec, digest = verify_bundle(evaluation.bundle_uri, evaluation.bundle_digest)
@@ -45,7 +47,7 @@ def register(
         "reasons": json.dumps([reason[:_MAX_REASON] for reason in verdict.reasons[:_MAX_REASONS]], ensure_ascii=False),
     }
     description = _description(evaluation, verdict, spec)
-    found = _version_of(client, name, digest)
+    found = version_of(client, name, digest)
     if found is None:
         run = training_run(client, evaluation) or client.get_run(evaluation_run)
         logged = _logged_model(client, evaluation, evaluation_run, run, name, spec)
@@ -55,9 +57,11 @@ def register(
             client.set_model_version_tag(name, found.version, key, value)
     if found.description != description:
         client.update_model_version(name, found.version, description)
+    client.log_text(evaluation_run, verdict.model_dump_json(indent=1), VERDICT_NAME)
+    client.log_text(evaluation_run, verdict_page(verdict), "verdict.md")
     client.set_registered_model_alias(name, CHALLENGER, found.version)
     if verdict.passed:
-        client.set_registered_model_alias(name, CHAMPION, found.version)
+        promote(client, name, str(found.version), verdict.against)
     return _model_ref(client, name, str(found.version), Path(evaluation.bundle_uri), spec)
 
 
@@ -92,31 +96,7 @@ def look_up(tracking: Tracking, name: str, which: str, store_root: Path) -> tupl
         return digest, read_facts(next(Path(fetched).rglob(SPEC_NAME)).parent, digest)[0]
 
 
-def champion_report(tracking: Tracking, name: str) -> Report | None:
-    """The report by which the present champion of the model `name` was last judged; None where it has no champion."""
-    client = connect(tracking)
-    version = (_aliases(client, name) or {}).get(CHAMPION)
-    if version is None:
-        return None
-    tags = client.get_model_version(name, version).tags
-    if "evaluation_run" not in tags:
-        raise ValueError(
-            f"the champion of {name!r}, version {version}, has no report: `diffusion register` did not make it. Give the"
-            f" alias {CHAMPION} to a version that has one, or remove it."
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        client.download_artifacts(tags["evaluation_run"], REPORT_NAME, folder)
-        try:
-            # the run's own digest: the version's tags change one after the other when it is judged anew
-            return load_report(folder, client.get_run(tags["evaluation_run"]).data.tags["report_digest"])
-        except ValueError as error:
-            raise ValueError(
-                f"{REPORT_NAME} of MLflow run {tags['evaluation_run']} is not the one that version {version} of {name!r}"
-                f" was judged by: it was changed there. Evaluate and register that model again."
-            ) from error
-
-
-def _aliases(client: "MlflowClient", name: str) -> dict[str, str] | None:
+def aliases_of(client: "MlflowClient", name: str) -> dict[str, str] | None:
     """Alias -> version of a model; None where there is no such model."""
     from mlflow.exceptions import MlflowException
 
@@ -144,7 +124,7 @@ def _no_model(name: str, names: Iterable[str]) -> ValueError:
 
 
 def _version_number(client: "MlflowClient", name: str, which: str) -> str:
-    aliases = _aliases(client, name)
+    aliases = aliases_of(client, name)
     if aliases is None:
         raise _no_model(name, (model.name for model in client.search_registered_models()))
     versions = [str(version.version) for version in client.search_model_versions(f"name = '{name}'")]
@@ -160,7 +140,8 @@ def _version_number(client: "MlflowClient", name: str, which: str) -> str:
     )
 
 
-def _version_of(client: "MlflowClient", name: str, bundle_digest: str) -> "ModelVersion | None":
+def version_of(client: "MlflowClient", name: str, bundle_digest: str) -> "ModelVersion | None":
+    """The version whose bundle has this digest, if there is one."""
     found = client.search_model_versions(f"name = '{name}' and tags.bundle_digest = '{bundle_digest}'")
     return min(found, key=lambda version: int(version.version), default=None)
 
@@ -221,7 +202,7 @@ def _create_version(
     made = client.create_model_version(
         name, logged.model_uri, logged.source_run_id, tags, description=description, model_id=logged.model_id
     )
-    first = _version_of(client, name, tags["bundle_digest"]) or made
+    first = version_of(client, name, tags["bundle_digest"]) or made
     if first.version != made.version:
         client.delete_model_version(name, made.version)
     return first
@@ -244,7 +225,7 @@ def _fetch(tracking: Tracking, name: str, version: str, what: str, folder: str |
 
 def _model_ref(client: "MlflowClient", name: str, version: str, folder: Path, spec: BundleSpec) -> ModelRef:
     tags = client.get_model_version(name, version).tags
-    aliases = sorted(alias for alias, number in (_aliases(client, name) or {}).items() if number == version)
+    aliases = sorted(alias for alias, number in (aliases_of(client, name) or {}).items() if number == version)
     return ModelRef(
         uri=str(folder),
         digest=tags["bundle_digest"],

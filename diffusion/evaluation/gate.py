@@ -8,8 +8,18 @@ from diffusion.evaluation.verdict import Check, Verdict
 from diffusion.recipe import GateRecipe
 
 
-def verdict(challenger: Report, champion: Report | None, gate: GateRecipe, *, against: str | None = None) -> Verdict:
-    """Whether `challenger` may take the place of `champion` (None: there is none yet).  against: the champion's version.
+def verdict(
+    challenger: Report,
+    champion: Report | None,
+    gate: GateRecipe,
+    *,
+    against: str | None = None,
+    withdrawn: str | None = None,
+) -> Verdict:
+    """Whether `challenger` may take the place of `champion` (None: there is none yet).
+
+    against: the champion's version.  withdrawn: for what `diffusion rollback` withdrew the challenger, if it did: then it
+    stays so, whatever its numbers are.
 
     It must be sane: every number finite, the held-out loss (a student has none) below gate.max_loss at every noise level,
     the Frechet distance at most gate.max_frechet where that is set.  Beside a champion it must also be better beyond
@@ -23,6 +33,9 @@ def verdict(challenger: Report, champion: Report | None, gate: GateRecipe, *, ag
     checks = _sane(challenger, gate)
     if all(check.passed for check in checks):
         checks += _beside(challenger, champion, gate)
+    if withdrawn is not None:
+        words = f"`diffusion rollback` withdrew it {withdrawn}, and with --to it brings it back"
+        checks.append(Check(name="withdrawn", passed=False, words=words))
     return Verdict(checks=tuple(checks), against=against)
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from diffusion.adapters.mlflow_registry import champion_report, register, resolve
+from diffusion.adapters.mlflow_gate import champion_report, settle, verdict_of
+from diffusion.adapters.mlflow_registry import register, resolve
 from diffusion.adapters.mlflow_runs import Tracking, log_evaluation, recorded
-from diffusion.evaluation.gate import verdict
 from diffusion.evaluation.report import load_report
 from diffusion.evaluation.verdict import Check, Verdict
-from diffusion.recipe import GateRecipe
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.bundle import verify_bundle
 from flows.origin import look, resolved
@@ -121,15 +120,14 @@ def test_champion_moves_only_when_the_gate_passes(home, tracking, run, tiny_reci
     def present() -> dict[str, str]:
         return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
 
-    gate = GateRecipe()
+    recipe = tiny_recipe.model_copy(update={"name": name})
     seen = []
     for steps, frechet in ((5, 12.0), (6, 11.95), (7, 9.0)):
-        evaluation = evaluated(store, run, sampling(steps), frechet)
-        report = load_report(evaluation.uri, evaluation.digest)
-        judged = verdict(report, champion_report(tracking, name), gate)
-        ref = register(tracking, evaluation, judged, name, tiny_recipe.evaluate)
+        ref = settle(tracking, evaluated(store, run, sampling(steps), frechet), recipe)
+        judged = verdict_of(tracking, name, ref.version)
         assert ref.reasons == judged.reasons
         seen.append((judged.passed, ref.version, present()))
+    assert judged.against == "1"
     assert seen == [
         (True, "1", {"challenger": "1", "champion": "1"}),
         (False, "2", {"challenger": "2", "champion": "1"}),

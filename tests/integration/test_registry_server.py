@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 import urllib3.connectionpool
 
-from diffusion.adapters.mlflow_registry import champion_report, register, resolve
+from diffusion.adapters.mlflow_gate import champion_report
+from diffusion.adapters.mlflow_registry import register, resolve
 from diffusion.adapters.mlflow_runs import Tracking, connect
 from diffusion.evaluation.report import load_report
 from diffusion.serving.request import GenerateRequest

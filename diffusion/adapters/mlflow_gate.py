@@ -1,0 +1,95 @@
+"""Registering under the gate: judged against the champion there is, and judged again where another was faster."""
+
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from diffusion.adapters.mlflow_champion import CHAMPION, WITHDRAWN, Overtaken
+from diffusion.adapters.mlflow_registry import VERDICT_NAME, aliases_of, register, version_of
+from diffusion.adapters.mlflow_runs import Tracking, connect
+from diffusion.evaluation.gate import verdict
+from diffusion.evaluation.report import FILE as REPORT_NAME
+from diffusion.evaluation.report import Report, load_report
+from diffusion.evaluation.verdict import Verdict
+from diffusion.recipe import Recipe
+from diffusion.store.refs import EvaluationRef, ModelRef
+
+TRIES = 8  # of the races that one registration may lose
+
+
+def settle(tracking: Tracking, evaluation: EvaluationRef, recipe: Recipe) -> ModelRef:
+    """Judge an evaluated bundle and register it as recipe.name; likewise again while others move the alias.
+
+    Raises Overtaken where that happened TRIES times.
+    """
+    challenger, name = load_report(evaluation.uri, evaluation.digest), recipe.name
+    for left in reversed(range(TRIES)):
+        against = champion_version(tracking, name)
+        champion = against and _champion(tracking, name, against, challenger)
+        withdrawn = _withdrawn(tracking, name, challenger)
+        judged = verdict(challenger, champion, recipe.gate, against=against, withdrawn=withdrawn)
+        try:
+            return register(tracking, evaluation, judged, name, recipe.evaluate)
+        except Overtaken:
+            if not left:
+                raise
+    raise AssertionError("unreachable")
+
+
+def champion_report(tracking: Tracking, name: str) -> Report | None:
+    """The report by which the present champion of the model `name` was last judged; None where it has no champion."""
+    version = champion_version(tracking, name)
+    return None if version is None else report_of(tracking, name, version)
+
+
+def champion_version(tracking: Tracking, name: str) -> str | None:
+    """Which version of the model `name` is its champion; None where it has none, or is not registered."""
+    return (aliases_of(connect(tracking), name) or {}).get(CHAMPION)
+
+
+def report_of(tracking: Tracking, name: str, version: str) -> Report:
+    """The report by which a version of the model `name` was last judged.  Raises ValueError where it has none."""
+    client = connect(tracking)
+    tags = client.get_model_version(name, version).tags
+    if "evaluation_run" not in tags:
+        raise ValueError(
+            f"the champion of {name!r}, version {version}, has no report: `diffusion register` did not make it. Give the"
+            f" alias {CHAMPION} to a version that has one, or remove it."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        client.download_artifacts(tags["evaluation_run"], REPORT_NAME, folder)
+        try:
+            # the run's own digest: the version's tags change one after the other when it is judged anew
+            return load_report(folder, client.get_run(tags["evaluation_run"]).data.tags["report_digest"])
+        except ValidationError as error:
+            raise ValueError(
+                f"version {version} of {name!r} was measured by an earlier version of this program, and its numbers are not"
+                f" compared with today's: evaluate and register its run again"
+            ) from error
+        except ValueError as error:
+            raise ValueError(
+                f"{REPORT_NAME} of MLflow run {tags['evaluation_run']} is not the one that version {version} of {name!r}"
+                f" was judged by: it was changed there. Evaluate and register that model again."
+            ) from error
+
+
+def verdict_of(tracking: Tracking, name: str, version: str) -> Verdict | None:
+    """How the gate last judged a version of the model `name`; None where it was registered before verdicts were kept."""
+    client = connect(tracking)
+    run_id = client.get_model_version(name, version).tags.get("evaluation_run")
+    if run_id is None or VERDICT_NAME not in {item.path for item in client.list_artifacts(run_id)}:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        return Verdict.model_validate_json(Path(client.download_artifacts(run_id, VERDICT_NAME, folder)).read_bytes())
+
+
+def _champion(tracking: Tracking, name: str, version: str, challenger: Report) -> Report:
+    """The champion's report; the challenger's own where they are one bundle, whose report may be of an earlier program."""
+    digest = connect(tracking).get_model_version(name, version).tags.get("bundle_digest")
+    return challenger if digest == challenger.bundle_digest else report_of(tracking, name, version)
+
+
+def _withdrawn(tracking: Tracking, name: str, challenger: Report) -> str | None:
+    found = version_of(connect(tracking), name, challenger.bundle_digest)
+    return found and found.tags.get(WITHDRAWN)

@@ -1,0 +1,233 @@
+"""The alias `champion` on a real MLflow: one process at a time, one serial order of all that race for it, and back again."""
+
+import signal
+import subprocess
+import sys
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from diffusion.adapters import mlflow_seat
+from diffusion.adapters.mlflow_champion import WITHDRAWN, Overtaken, journal, promote, roll_back
+from diffusion.adapters.mlflow_gate import report_of, settle, verdict_of
+from diffusion.adapters.mlflow_registry import register
+from diffusion.adapters.mlflow_seat import PREFIX, SeatTaken, seat
+from diffusion.evaluation.verdict import Check, Verdict
+from tests.registered_run import evaluated, sampling
+
+ROOT = Path(__file__).parents[2]
+
+
+def passed(against: str | None) -> Verdict:
+    return Verdict(checks=(Check(name="frechet", passed=True, words="better"),), against=against)
+
+
+def seats(client, name: str) -> list[str]:
+    return [tag for tag in client.get_registered_model(name).tags if tag.startswith(PREFIX)]
+
+
+def versions(client, name: str, n: int) -> None:
+    """A model with n versions that the gate let pass."""
+    client.create_registered_model(name)
+    for _ in range(n):
+        client.create_model_version(name, "somewhere", tags={"verdict": "passed"})
+
+
+def champion_of(client, name: str) -> str | None:
+    version = client.get_registered_model(name).aliases.get("champion")
+    return None if version is None else str(version)
+
+
+def python(program: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+# The seat
+
+
+def test_one_is_in_the_seat_at_a_time(client):
+    """What is read, and written a moment later, is lost where two do it at once."""
+    client.create_registered_model("counted")
+    client.set_registered_model_tag("counted", "count", "0")
+
+    def count() -> None:
+        for _ in range(3):
+            with seat(client, "counted"):
+                now = int(client.get_registered_model("counted").tags["count"])
+                client.set_registered_model_tag("counted", "count", str(now + 1))
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert client.get_registered_model("counted").tags == {"count": "12"}
+
+
+KILLED = """
+import os, signal, sys
+from diffusion.adapters.mlflow_runs import Tracking, connect
+from diffusion.adapters.mlflow_seat import seat
+with seat(connect(Tracking.model_validate_json(sys.argv[1])), "left"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_seat_of_a_killed_process_is_free_at_once(client, tracking):
+    client.create_registered_model("left")
+    process = python(KILLED, tracking.model_dump_json())
+    assert process.wait(120) == -signal.SIGKILL
+    assert len(seats(client, "left")) == 1
+    with seat(client, "left", patience_s=5):
+        pass
+    assert seats(client, "left") == []
+
+
+def test_a_process_elsewhere_is_waited_for_until_its_time_is_over(client, monkeypatch):
+    client.create_registered_model("elsewhere")
+
+    def there(until: float) -> None:
+        claim = mlflow_seat._Claim(number=1, until=until, machine="another", process=1)
+        client.set_registered_model_tag("elsewhere", f"{PREFIX}x", claim.model_dump_json())
+
+    there(until=2e12)
+    with (
+        pytest.raises(SeatTaken, match=r"process 1 of another .* remove the tag seat\.x"),
+        seat(client, "elsewhere", patience_s=0.2),
+    ):
+        pass
+    there(until=1e9)
+    with seat(client, "elsewhere", patience_s=5) as held:
+        held.check()
+        monkeypatch.setattr(mlflow_seat, "LEASE_S", 0.0)
+        with pytest.raises(SeatTaken, match="was halted"):
+            held.check()
+    assert seats(client, "elsewhere") == []
+
+
+# Moving
+
+
+def test_the_alias_moves_from_the_version_that_was_judged_against_alone(client):
+    versions(client, "moved", 3)
+    promote(client, "moved", "1", against=None)
+    promote(client, "moved", "1", against=None)  # a repeat is no move
+    with pytest.raises(Overtaken, match="judged against nobody, and the champion is version 1"):
+        promote(client, "moved", "2", against=None)
+    promote(client, "moved", "2", against="1")
+    with pytest.raises(Overtaken, match="judged against version 1, and the champion is version 2"):
+        promote(client, "moved", "3", against="1")
+    assert champion_of(client, "moved") == "2"
+    assert [(move.source, move.target, move.by) for move in journal(client, "moved")] == [
+        (None, "1", "gate"),
+        ("1", "2", "gate"),
+    ]
+    assert seats(client, "moved") == []
+
+
+RACER = """
+import sys
+from diffusion.adapters.mlflow_gate import settle
+from diffusion.adapters.mlflow_runs import Tracking
+from diffusion.recipe import Recipe
+from diffusion.store.refs import EvaluationRef
+tracking, evaluation, recipe = sys.argv[1:]
+evaluation, recipe = EvaluationRef.model_validate_json(evaluation), Recipe.model_validate_json(recipe)
+settle(Tracking.model_validate_json(tracking), evaluation, recipe)
+"""
+
+
+def test_of_all_that_race_the_best_is_champion_and_each_move_follows_the_one_before(
+    client, tracking, home, run, tiny_recipe
+):
+    name, distances = "raced", (12.0, 11.0, 10.0, 9.0)
+    recipe = tiny_recipe.model_copy(update={"name": name})
+    racing = [
+        python(
+            RACER,
+            tracking.model_dump_json(),
+            evaluated(home / "store", run, sampling(20 + i), distance).model_dump_json(),
+            recipe.model_dump_json(),
+        )
+        for i, distance in enumerate(distances)
+    ]
+    for process in racing:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    found = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
+    assert len(found) == len(distances)
+    measured = {version: report_of(tracking, name, version).frechet.value for version in found}
+    best = min(measured, key=measured.get)
+    assert champion_of(client, name) == best
+    moves = journal(client, name)
+    assert [move.source for move in moves] == [None, *(move.target for move in moves[:-1])]
+    assert all(measured[a.target] > measured[b.target] for a, b in pairwise(moves))
+    for move in moves:  # what the version says is what it was moved by
+        judged = verdict_of(tracking, name, move.target)
+        assert judged.passed
+        assert judged.against == move.source
+    promoted = {move.target for move in moves}
+    assert {v for v in found if found[v].tags["verdict"] == "passed"} == promoted
+    assert seats(client, name) == []
+
+
+# Back
+
+
+def test_rolling_back_goes_to_the_champion_before_and_again_to_the_one_before_that(client):
+    versions(client, "back", 4)
+    for version, against in (("1", None), ("2", "1"), ("3", "2")):
+        promote(client, "back", version, against)
+    assert roll_back(client, "back").target == "2"
+    assert champion_of(client, "back") == "2"
+    assert WITHDRAWN in client.get_model_version("back", "3").tags
+    promote(client, "back", "4", against="2")
+    assert roll_back(client, "back").target == "2"
+    assert roll_back(client, "back").target == "1"
+    with pytest.raises(ValueError, match="no champion of 'back' before version 1: name another version with --to"):
+        roll_back(client, "back")
+    assert [(move.source, move.target) for move in journal(client, "back") if move.by == "rollback"] == [
+        ("3", "2"),
+        ("4", "2"),
+        ("2", "1"),
+    ]
+    assert roll_back(client, "back", "3").source == "1"  # back again to one that was withdrawn
+    assert WITHDRAWN not in client.get_model_version("back", "3").tags
+    assert roll_back(client, "back", "1").target == "1"  # over 2, which is withdrawn as well
+    assert all(WITHDRAWN in client.get_model_version("back", v).tags for v in ("2", "3", "4"))
+
+
+def test_going_back_is_refused_where_it_would_go_past_the_gate(client):
+    versions(client, "refused", 2)
+    with pytest.raises(ValueError, match="'refused' has no champion to roll back from"):
+        roll_back(client, "refused")
+    promote(client, "refused", "1", None)
+    client.set_model_version_tag("refused", "2", "verdict", "refused")
+    with pytest.raises(ValueError, match="version 2 of 'refused' was never champion"):
+        roll_back(client, "refused", "2")
+    with pytest.raises(ValueError, match="has no version '7'"):
+        roll_back(client, "refused", "7")
+    with pytest.raises(ValueError, match="version 1 of 'refused' is the champion already"):
+        roll_back(client, "refused", "1")
+    assert champion_of(client, "refused") == "1"
+
+
+def test_a_version_that_was_withdrawn_is_not_promoted_again_by_registering_it(client, tracking, home, run, tiny_recipe):
+    name, store = "withdrawn", home / "store"
+    recipe = tiny_recipe.model_copy(update={"name": name})
+    first, second = (evaluated(store, run, sampling(30 + i), 12.0 - i) for i in range(2))
+    settle(tracking, first, recipe)
+    settle(tracking, second, recipe)
+    assert champion_of(client, name) == "2"
+    roll_back(client, name)
+    again = settle(tracking, second, recipe)
+    assert champion_of(client, name) == "1"
+    assert "`diffusion rollback` withdrew it for version 1" in " ".join(again.reasons)
+    with pytest.raises(Overtaken, match="was withdrawn while it was judged"):  # judged before it was withdrawn
+        register(tracking, second, passed("1"), name, recipe.evaluate)
+    roll_back(client, name, "2")
+    settle(tracking, second, recipe)
+    assert champion_of(client, name) == "2"
