@@ -1,5 +1,6 @@
 """An evaluation in one process, on a real run: what is drawn, what is measured, what stays the same."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from diffusion.data.reader import ShardReader
 from diffusion.denoiser import EDM
 from diffusion.evaluation import reference
 from diffusion.evaluation.features import ExtractorIdentity
@@ -17,6 +19,7 @@ from diffusion.evaluation.identity import differences
 from diffusion.evaluation.measure import evaluate, in_process
 from diffusion.evaluation.plan import draws, evenly, tasks
 from diffusion.evaluation.report import load_report
+from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe, GateRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.request import GenerateRequest
@@ -64,21 +67,21 @@ def test_a_picture_does_not_depend_on_how_many_are_drawn():
 
 def test_tasks_hold_every_piece_of_work_once():
     plan = draws(COUNTS, RECIPE)
-    work = tasks(plan, RECIPE, real=tuple(range(300)), holdout=9)
+    work = tasks(plan, RECIPE, real={"train": tuple(range(300)), "holdout": tuple(range(9))}, holdout=9)
     assert [task.number for task in work] == list(range(len(work)))
     assert [draw for task in work for draw in task.draws] == plan
-    for kind, pictures in (("real", 300), ("bound", 9)):
-        assert [i for task in work if task.kind == kind for i in task.indices] == list(range(pictures))
+    for what, pictures in ((("real", "train"), 300), (("real", "holdout"), 9), (("bound", "train"), 9)):
+        assert [i for task in work if (task.kind, task.split) == what for i in task.indices] == list(range(pictures))
     assert [task.level for task in work if task.kind == "loss"] == [0, 1]
     assert max(len(task.draws) for task in work) == RECIPE.batch_size
-    assert {task.kind for task in tasks(plan, RECIPE, real=(), holdout=0)} == {"draw"}
-    given = tasks(plan, RECIPE, real=(), holdout=11, cases=("inpainting", "colorization"))
+    assert {task.kind for task in tasks(plan, RECIPE, real={}, holdout=0)} == {"draw"}
+    given = tasks(plan, RECIPE, real={}, holdout=11, cases=("inpainting", "colorization"))
     for case in ("inpainting", "colorization"):
         assert [i for task in given if task.case == case for i in task.indices] == list(range(11))
     none = RECIPE.model_copy(update={"restoration_pictures": 0})
-    assert "restore" not in {task.kind for task in tasks(plan, none, real=(), holdout=9, cases=("inpainting",))}
+    assert "restore" not in {task.kind for task in tasks(plan, none, real={}, holdout=9, cases=("inpainting",))}
     unbound = RECIPE.model_copy(update={"bound_steps": 0})
-    assert {task.kind for task in tasks(plan, unbound, real=(), holdout=9)} == {"draw", "loss"}
+    assert {task.kind for task in tasks(plan, unbound, real={}, holdout=9)} == {"draw", "loss"}
 
 
 def test_evenly():
@@ -130,6 +133,10 @@ def test_a_report_has_every_number(evaluated, run, tiny_recipe):
     assert report.floor.value < report.frechet.value  # the pictures are noise
     assert [level.sigma for level in report.held_out] == list(tiny_recipe.evaluate.loss_levels)
     assert all(0 < level.loss < 5 for level in report.held_out)
+    assert report.memorization.identity.held_out_pictures == run.dataset.holdout
+    assert report.memorization.identity.training_pictures == run.dataset.images
+    assert report.memorization.low == 0  # noise is near to nothing
+    assert len(report.memorization.pairs) == tiny_recipe.evaluate.nearest_pairs
     assert report.text is None
     assert "caption" not in Path(ref.uri, "report.json").read_text()
     assert report.bound.identity.pictures == tiny_recipe.evaluate.loss_pictures
@@ -143,9 +150,40 @@ def test_a_report_has_every_number(evaluated, run, tiny_recipe):
     assert seen[-1][0] == seen[-1][1] >= 16
 
 
+def test_a_model_that_gives_training_pictures_is_found_out(run, tiny_recipe, root):
+    """Each drawn picture replaced by a training picture, a little noisier, as its worker then measures it."""
+    reader = ShardReader(run.dataset.uri, digest=run.dataset.digest)
+
+    def each(setup, work):
+        worker, place, noise = Worker(setup), 0, np.random.default_rng(0)
+        for task in work:
+            result = worker(task)
+            if measured := [draw for draw in task.draws if draw.measured]:
+                copied = reader.gather(np.arange(place, place + len(measured))).images
+                place += len(measured)
+                noisy = (copied + noise.normal(0, 4, copied.shape)).clip(0, 255).round().astype(np.uint8)
+                with one_thread():
+                    result = replace(result, arrays=result.arrays | worker.measured(noisy))
+            yield result
+
+    ref = evaluate(run, tiny_recipe.evaluate, root, each=each)
+    found = load_report(ref.uri, ref.digest).memorization
+    assert found.near == found.identity.samples == 16
+    assert 0.4 < found.low < found.share == found.high == 1
+    assert [pair.picture for pair in found.pairs] == [pair.training for pair in found.pairs]
+    assert [pair.key for pair in found.pairs] == [reader.keys[pair.training] for pair in found.pairs]
+    pairs = np.array(Image.open(Path(ref.uri, "nearest.png")).convert("RGB"))
+    for n in range(4):  # of the first row: drawn left, the training picture right
+        left = 12 + n * 206
+        drawn, training = (pairs[30:126:3, at : at + 96 : 3].astype(float) for at in (left, left + 98))
+        assert np.array_equal(training, reader.read(found.pairs[n].training).image)
+        assert 1 < np.abs(drawn - training).mean() < 5
+    assert "copies" in Path(ref.uri, "report.md").read_text()
+
+
 def test_again_is_the_same_report_from_kept_features(evaluated, run, tiny_recipe, root):
     kept = list((root / "features").iterdir())
-    assert len(kept) == 1
+    assert len(kept) == 4  # features and small copies, of training and of held-out pictures
     kinds = []
 
     def each(setup, work):

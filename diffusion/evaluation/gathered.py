@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion.data.manifest import Manifest
 from diffusion.data.reading import Reading
 from diffusion.evaluation.features import ExtractorIdentity
+from diffusion.evaluation.memorization import Looks
 from diffusion.evaluation.plan import Draw, Task
 from diffusion.recipe import EvaluateRecipe, Frozen
 from diffusion.store.bundle import BundleSpec
@@ -61,8 +62,12 @@ class Gathered:
     compared: tuple[int, ...]  # the training pictures that the drawn ones are compared with
     real: Tensor  # (R, D) float32, their features
     real_labels: Tensor  # (R,) int64
+    real_small: Tensor  # uint8 (R, SIDE, SIDE, 3), their small copies
+    control: Looks | None  # held-out pictures, evenly spaced; None: nothing is held out
+    control_labels: Tensor  # of these, int64
     drawn: Tensor | None  # (N, D) float32, features of the measured draws in their order; None: the model gave none
     drawn_labels: Tensor  # (N,) int64
+    thumbnails: Tensor | None  # uint8 (N, THUMBNAIL, THUMBNAIL, 3), small copies of the measured draws
     problems: tuple[str, ...]  # why the model gave no pictures, if it did not
 
     @property

@@ -18,9 +18,11 @@ from diffusion.evaluation.distance import floor_of, frechet_of
 from diffusion.evaluation.features import find_weights, identity_of
 from diffusion.evaluation.gathered import Gathered, Result, Setup
 from diffusion.evaluation.held_out import losses_of
+from diffusion.evaluation.memorization import Looks
+from diffusion.evaluation.memorized import memorization_of, nearest_picture
 from diffusion.evaluation.neighbours import kernel_of, neighbours_of
 from diffusion.evaluation.plan import Task
-from diffusion.evaluation.reference import LIMIT, recall, reference_for, remember
+from diffusion.evaluation.reference import LIMIT, recall_looks, remember_looks
 from diffusion.evaluation.report import Environment, Report, class_grid, publish_report
 from diffusion.evaluation.restoration import cases_for
 from diffusion.evaluation.restoration_facts import restoration_of, restoration_picture
@@ -66,17 +68,17 @@ def evaluate(
     labels = ShardReader(run.dataset.uri, digest=data.digest, cache_mib=0).labels
     drawn = plan.draws(data.train_counts, recipe, labels if spec.text or spec.sizes else None)
     compared = plan.evenly(data.images, real)
-    identity = reference_for(setup, len(compared))
-    known = recall(store_root, identity)
+    wanted = {"train": compared, "holdout": plan.evenly(data.holdout, real)}
+    known = {split: recall_looks(store_root, setup, split, len(some)) for split, some in wanted.items() if some}
+    todo = {split: wanted[split] for split, looks in known.items() if looks is None}
     # of latents it would say nothing of pictures
-    todo = () if known is not None else compared
     # a student's answers are where its teacher's steps lead, not what is denoised: no loss or bound is of them
     holdout = 0 if spec.lesson else data.holdout
     tasks = plan.tasks(drawn, recipe, real=todo, holdout=holdout, bound=spec.codec is None, cases=cases_for(spec))
     results = _collect(each(setup, tasks), tasks, progress)
-    if known is None:
-        known = _features(results, tasks, "real")
-        remember(store_root, identity, known)
+    for split in todo:
+        known[split] = Looks(*(_gathered(results, tasks, "real", name, split) for name in ("features", "small")))
+        remember_looks(store_root, setup, split, known[split])
     problems = sorted({result.problem for result in results.values() if result.problem})
     measured = [draw.label for draw in drawn if draw.measured]
     gathered = Gathered(
@@ -87,15 +89,19 @@ def evaluate(
         tasks=tuple(tasks),
         results=results,
         compared=compared,
-        real=torch.from_numpy(known),
+        real=known["train"].features,
         real_labels=torch.from_numpy(labels[list(compared)]),
-        drawn=None if problems else torch.from_numpy(_features(results, tasks, "draw")),
+        real_small=known["train"].small,
+        control=known.get("holdout"),
+        control_labels=_labels(run, wanted["holdout"]),
+        drawn=None if problems else _gathered(results, tasks, "draw", "features"),
         drawn_labels=torch.tensor(measured),
+        thumbnails=None if problems else _gathered(results, tasks, "draw", "thumbnails"),
         problems=tuple(problems),
     )
-    return publish_report(
-        _report(gathered, run), store_root, run=run, bundle_uri=setup.bundle_uri, pictures=_pictures(gathered)
-    )
+    report = _report(gathered, run)
+    pictures = _pictures(gathered, report)
+    return publish_report(report, store_root, run=run, bundle_uri=setup.bundle_uri, pictures=pictures)
 
 
 def _report(gathered: Gathered, run: RunRef) -> Report:
@@ -121,6 +127,7 @@ def _report(gathered: Gathered, run: RunRef) -> Report:
             neighbours=neighbours_of(gathered),
             held_out=losses_of(gathered),
             bound=bound_of(gathered),
+            memorization=memorization_of(gathered),
             restoration=restoration_of(gathered),
             seed=recipe.seed,
             problems=gathered.problems,
@@ -128,10 +135,10 @@ def _report(gathered: Gathered, run: RunRef) -> Report:
         )
 
 
-def _pictures(gathered: Gathered) -> dict[str, Picture]:
+def _pictures(gathered: Gathered, report: Report) -> dict[str, Picture]:
     """The pictures beside the report, by name."""
     classes = gathered.manifest.classes
-    return {
+    return nearest_picture(gathered, report.memorization) | {
         "grid": class_grid(_drawn_pictures(gathered), classes),
         "real": class_grid(_real_pictures(gathered), classes),
         **restoration_picture(gathered),
@@ -175,10 +182,20 @@ def _collect(stream: Iterator[Result], tasks: list[Task], progress: Progress | N
     return results
 
 
-def _features(results: dict[int, Result], tasks: list[Task], kind: str) -> np.ndarray:
-    """Those of all tasks of a kind, in their order, (N, D) float32."""
-    parts = [results[task.number].arrays for task in tasks if task.kind == kind]
-    return np.concatenate([part["features"] for part in parts if "features" in part])
+def _gathered(
+    results: dict[int, Result], tasks: list[Task], kind: str, name: str, split: manifest.Split = "train"
+) -> torch.Tensor:
+    """The arrays of this name of all tasks of a kind, in their order, as one."""
+    parts = [results[task.number].arrays for task in tasks if (task.kind, task.split) == (kind, split)]
+    return torch.from_numpy(np.concatenate([part[name] for part in parts if name in part]))
+
+
+def _labels(run: RunRef, held_out: tuple[int, ...]) -> torch.Tensor:
+    """Of held-out pictures, int64."""
+    if not held_out:
+        return torch.empty(0, dtype=torch.int64)
+    reader = ShardReader(run.dataset.uri, "holdout", digest=run.dataset.digest, cache_mib=0)
+    return torch.from_numpy(reader.labels[list(held_out)])
 
 
 def _drawn_pictures(gathered: Gathered) -> list[list[Picture]]:

@@ -23,6 +23,7 @@ from diffusion.evaluation.stats import CONFIDENCE
 
 QUANTILE = 0.05  # of the held-out pictures are near: fewer are often duplicates in the data, more hide few copies
 SIDE = 16  # of the small copies whose pixels are compared: at 32 a JPEG of quality 75 was found half as often
+THUMBNAIL = 32  # side of the small copies that people look at
 NEIGHBOURS = 50  # to whose mean distance the nearest one's is compared  [Carlini et al. 2023]
 _BLOCK = 2**24  # distances at once: 128 MiB
 

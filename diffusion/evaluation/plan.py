@@ -1,12 +1,13 @@
 """Which pictures an evaluation draws, and its pieces of work: a function of the recipe and the data's class frequencies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from diffusion.data.manifest import Split
 from diffusion.evaluation.stats import allocate
 from diffusion.random import Stream, bits
 from diffusion.recipe import EvaluateRecipe, Frozen, Setting
@@ -36,7 +37,8 @@ class Task(Frozen):
     kind: Literal["loss", "bound", "restore", "real", "draw"]
     level: int = 0  # loss: which of recipe.loss_levels
     case: str = ""  # restore: name of a `restoration.Case`
-    indices: tuple[int, ...] = ()  # bound, restore: of the measured held-out pictures; real: of the training split
+    indices: tuple[int, ...] = ()  # bound, restore: of the measured held-out pictures; real: of the split
+    split: Split = "train"  # real: of which pictures
     draws: tuple[Draw, ...] = ()
     setting: Setting | None = None  # draw: how, where not as the bundle says
 
@@ -74,13 +76,13 @@ def tasks(
     plan: list[Draw],
     recipe: EvaluateRecipe,
     *,
-    real: tuple[int, ...],
+    real: Mapping[Split, tuple[int, ...]],
     holdout: int,
     bound: bool = True,
     cases: Sequence[str] = (),
 ) -> list[Task]:
-    """Every piece of work.  real: the pictures of the training split whose features are not known yet.  holdout: how many
-    pictures the held-out split has.  bound: whether the recipe's is measured, where it asks for one.  cases: names of the
+    """Every piece of work.  real: pictures whose features are not known yet, by split.  holdout: how many pictures the
+    held-out split has for losses.  bound: whether the recipe's is measured, where it asks for one.  cases: names of the
     restorations that are measured.
 
     Real and restored pictures come between the drawn ones, in proportion: counting drawn pictures then tells how far the
@@ -94,7 +96,11 @@ def tasks(
     parts = [measured[i : i + size] for i in range(0, len(measured), size)]
     result += [Task(number=next(number), kind="bound", indices=part) for part in parts]
     drawing = [{"kind": "draw", "draws": tuple(plan[i : i + size])} for i in range(0, len(plan), size)]
-    reading = [{"kind": "real", "indices": real[i : i + REAL_PICTURES]} for i in range(0, len(real), REAL_PICTURES)]
+    reading = [
+        {"kind": "real", "split": split, "indices": pictures[i : i + REAL_PICTURES]}
+        for split, pictures in real.items()
+        for i in range(0, len(pictures), REAL_PICTURES)
+    ]
     given = tuple(range(min(holdout, recipe.restoration_pictures)))
     parts = [given[i : i + RESTORED_PICTURES] for i in range(0, len(given), RESTORED_PICTURES)]
     restoring = [{"kind": "restore", "case": case, "indices": part} for part in parts for case in cases]

@@ -1,42 +1,65 @@
-"""Features of the real pictures, kept by identity: computed once for a dataset, an extractor and a torch."""
+"""Features and small copies of the real pictures, kept by identity: computed once for dataset, extractor and torch."""
 
 import hashlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 import torch
 
+from diffusion.data.manifest import Split
 from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Setup
+from diffusion.evaluation.memorization import SIDE, Looks
 from diffusion.recipe import Frozen, canonical_json, digest_of
 from diffusion.store.publish import write_atomic
 
 LIMIT = 50_000  # pictures of a larger training split, evenly spaced
+PIXELS = ExtractorIdentity(name="pixels", digest="none", resolution=SIDE, resize="area", precision="uint8")
 
 
 class ReferenceIdentity(Frozen):
     """Everything these features depend on: a changed one has another digest, so a stale file is never found."""
 
     dataset_digest: str
-    split: Literal["train"] = "train"
+    split: Split = "train"
     pictures: int
     extractor: ExtractorIdentity
     torch: str
     device: str
 
 
-def reference_for(setup: Setup, pictures: int) -> ReferenceIdentity:
-    """Of so many training pictures, as workers of this setup extract their features."""
+def reference_for(setup: Setup, pictures: int, split: Split = "train") -> ReferenceIdentity:
+    """Of so many pictures of a split, as workers of this setup extract their features."""
     return ReferenceIdentity(
         dataset_digest=setup.dataset_digest,
+        split=split,
         pictures=pictures,
         extractor=setup.extractor,
         torch=torch.__version__,
         device=setup.device,
     )
+
+
+def recall_looks(store_root: Path, setup: Setup, split: Split, pictures: int) -> Looks | None:
+    """What evaluations compare so many pictures of a split by, or None where it is not known as a whole."""
+    identity = reference_for(setup, pictures, split)
+    features, small = (recall(store_root, one) for one in (identity, _of_pixels(identity)))
+    if features is None or small is None:
+        return None
+    return Looks(torch.from_numpy(features), torch.from_numpy(small))
+
+
+def remember_looks(store_root: Path, setup: Setup, split: Split, looks: Looks) -> None:
+    """Keep it: the features, and the small copies as if another extractor gave them."""
+    identity = reference_for(setup, len(looks.features), split)
+    remember(store_root, identity, looks.features.numpy())
+    remember(store_root, _of_pixels(identity), looks.small.numpy())
+
+
+def _of_pixels(identity: ReferenceIdentity) -> ReferenceIdentity:
+    return identity.model_copy(update={"extractor": PIXELS})
 
 
 def path_of(store_root: Path, identity: ReferenceIdentity) -> Path:
@@ -45,7 +68,7 @@ def path_of(store_root: Path, identity: ReferenceIdentity) -> Path:
 
 
 def remember(store_root: Path, identity: ReferenceIdentity, features: np.ndarray) -> Path:
-    """Keep features float32 (pictures, D), whole or not at all."""
+    """Keep features (pictures, ...), whole or not at all."""
     path = path_of(store_root, identity)
     facts = {"facts": _facts(identity, features)}  # one key: the order of several would differ from time to time
     write_atomic(path, safetensors.numpy.save({"features": features}, metadata=facts))
@@ -53,7 +76,7 @@ def remember(store_root: Path, identity: ReferenceIdentity, features: np.ndarray
 
 
 def recall(store_root: Path, identity: ReferenceIdentity) -> np.ndarray | None:
-    """The features float32 (pictures, D), or None where they were never computed.  Raises ValueError for a damaged file."""
+    """The features (pictures, ...), or None where they were never computed.  Raises ValueError for a damaged file."""
     path = path_of(store_root, identity)
     if not path.exists():
         return None

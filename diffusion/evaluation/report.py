@@ -17,6 +17,7 @@ from diffusion.data.images import encode_png, grid
 from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.distance import FloorFacts, Frechet
 from diffusion.evaluation.held_out import HeldOutLoss
+from diffusion.evaluation.memorized import Memorization
 from diffusion.evaluation.neighbours import Kernel, Neighbours
 from diffusion.evaluation.plot import bound_plot, loss_plot
 from diffusion.evaluation.restoration_facts import Restoration
@@ -60,6 +61,7 @@ class Report(Frozen):
     neighbours: Neighbours | None = Field(None, exclude_if=unset)
     held_out: tuple[HeldOutLoss, ...]
     bound: HeldOutBound | None = Field(None, exclude_if=unset, description="Absent: not measured")
+    memorization: Memorization | None = Field(None, exclude_if=unset, description="Absent: nothing is held out")
     restoration: tuple[Restoration, ...] = Field((), exclude_if=unset, description="Absent: not measured")
     seed: int
     problems: tuple[str, ...]
@@ -87,6 +89,8 @@ class Report(Frozen):
         if self.bound:
             found |= {"bound_bits": self.bound.value, "bound_bits_standard_error": self.bound.standard_error}
             found |= {"bound_bits_low": self.bound.low, "bound_bits_high": self.bound.high}
+        if self.memorization:
+            found |= self.memorization.metrics()
         for task in self.restoration:
             found |= task.metrics()
         return {name: value for name, value in found.items() if value is not None}

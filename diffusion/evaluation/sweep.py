@@ -16,8 +16,9 @@ from diffusion.data.reading import Reading
 from diffusion.evaluation import plan
 from diffusion.evaluation.gathered import Result, Setup
 from diffusion.evaluation.measure import Progress, setup_of
+from diffusion.evaluation.memorization import Looks
 from diffusion.evaluation.plan import Draw, Task
-from diffusion.evaluation.reference import LIMIT, recall, reference_for, remember
+from diffusion.evaluation.reference import LIMIT, recall, reference_for, remember_looks
 from diffusion.evaluation.report import Environment
 from diffusion.evaluation.stats import Gaussian, frechet_to
 from diffusion.evaluation.sweep_choice import Candidate, beaten, choice, evaluations_of, front, rounds
@@ -137,13 +138,14 @@ def _reference(
     setups: tuple[Setup, ...], base: EvaluateRecipe, store_root: Path, compared: tuple[int, ...], each: Each
 ) -> np.ndarray:
     """Features of the training pictures that the drawn ones are compared with, computed once."""
-    identity = reference_for(setups[0], len(compared))
-    known = recall(store_root, identity)
+    known = recall(store_root, reference_for(setups[0], len(compared)))
     if known is None:
-        tasks = plan.tasks([], base, real=compared, holdout=0, bound=False)
+        tasks = plan.tasks([], base, real={"train": compared}, holdout=0, bound=False)
         results = {result.number: result for result in each(setups, tasks)}
-        known = np.concatenate([results[task.number].arrays["features"] for task in tasks])
-        remember(store_root, identity, known)
+        known, small = (
+            np.concatenate([results[task.number].arrays[name] for task in tasks]) for name in ("features", "small")
+        )
+        remember_looks(store_root, setups[0], "train", Looks(torch.from_numpy(known), torch.from_numpy(small)))
     return known
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.evaluation.neighbours import neighbour_words
 from diffusion.evaluation.restoration_facts import restoration_words
+from diffusion.evaluation.words_memorization import memorization_words
 from diffusion.store.averages import Reconstruction
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def markdown(report: "Report") -> str:
         *_captions(report),
         *_distance(report),
         *neighbour_words(report),
+        *memorization_words(report),
         *_losses(report),
         *_bound(report),
         *restoration_words(report),

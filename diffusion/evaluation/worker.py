@@ -17,6 +17,7 @@ from diffusion.evaluation.bound import held_out_bound
 from diffusion.evaluation.features import Extractor, extractor
 from diffusion.evaluation.gathered import Result, Setup
 from diffusion.evaluation.held_out import held_out_loss
+from diffusion.evaluation.memorization import THUMBNAIL, shrink
 from diffusion.evaluation.plan import Draw, Task, evenly
 from diffusion.evaluation.restoration import SHOWN, case_of, fidelity, restored
 from diffusion.guidance import Cond
@@ -36,37 +37,39 @@ class Worker:
         self.bundle = load_bundle(setup.bundle_uri, setup.device, digest=setup.bundle_digest)
         self._engine: Engine | None = None
         self._extractor: Extractor | None = None
-        self._readers: dict[str, ShardReader] = {}
+        self._readers: dict[tuple[str, bool], ShardReader] = {}
 
     def __call__(self, task: Task) -> Result:
         """loss: {"loss", "zero"} float64 (N,).  bound: see `held_out_bound`.  restore: see `restoration.fidelity`, and of
-        the shown ones {"picture-0", ...}: given, restored, true.  real: {"features"} float32 (N, D).  draw: {"features"} of
-        the measured pictures, and {"picture-0", ...} uint8 (H, W, 3), the shown ones."""
+        the shown ones {"picture-0", ...}: given, restored, true.  real: {"features"} float32 (N, D), {"small"} uint8
+        (N, SIDE, SIDE, 3).  draw: {"features"} and {"thumbnails"} uint8 (N, THUMBNAIL, THUMBNAIL, 3) of the measured
+        pictures, and {"picture-0", ...} uint8 (H, W, 3), the shown ones."""
         with one_thread():
             if task.kind == "loss":
                 return Result(task.number, self._loss(task.level))
             if task.kind == "bound":
                 return Result(task.number, self._bound(task.indices))
             if task.kind == "real":
-                return Result(task.number, {"features": self._real(np.array(task.indices))})
+                return Result(task.number, self._real(task.split, np.array(task.indices)))
             try:
                 return self._drawn(task) if task.kind == "draw" else Result(task.number, self._restored(task))
             except (DrawingFailed, NotReproducible) as error:
                 return Result(task.number, {}, str(error))
 
-    def _reader(self, split: manifest.Split) -> ShardReader:
-        if split not in self._readers:
+    def _reader(self, split: manifest.Split, *, latents: bool = False) -> ShardReader:
+        """latents: as the model is given them, where it draws these, and not as one looks at them."""
+        if (split, latents) not in self._readers:
             setup = self.setup
             # damage is an error here: a metric is of the very pictures of its reference
-            self._readers[split] = ShardReader(
+            self._readers[split, latents] = ShardReader(
                 setup.dataset_uri,
                 split,
                 digest=setup.dataset_digest,
                 cache_mib=0,
                 shards=setup.reading.cache,
-                codec=self.bundle.codec if split == "holdout" else None,  # training pictures are looked at
+                codec=self.bundle.codec if latents else None,
             )
-        return self._readers[split]
+        return self._readers[split, latents]
 
     def _loss(self, level: int) -> dict[str, np.ndarray]:
         recipe, device = self.setup.recipe, self.setup.device
@@ -78,7 +81,7 @@ class Worker:
 
     def _bound(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
         recipe, device = self.setup.recipe, self.setup.device
-        total, groups = min(len(self._reader("holdout")), recipe.loss_pictures), []
+        total, groups = min(len(self._reader("holdout", latents=True)), recipe.loss_pictures), []
         for picture, x0, cond in self._held_out(recipe.loss_pictures, indices):
             operands = (self.bundle.denoiser, x0, cond, picture)
             groups.append((picture, held_out_bound(*operands, pictures=total, recipe=recipe, device=device)))
@@ -88,7 +91,7 @@ class Worker:
         """The held-out pictures that are measured, those of one size at a time: their numbers (N,), the pictures as the
         network sees them, (N, C, H, W), and the condition of each.  count: how many are measured, evenly spaced.  indices:
         of which numbers; None for all."""
-        reader = self._reader("holdout")
+        reader = self._reader("holdout", latents=True)
         chosen = np.array(evenly(len(reader), count))
         own = np.arange(len(chosen)) if indices is None else np.array(indices)
         for places in reader.by_size(chosen[own]):
@@ -117,11 +120,14 @@ class Worker:
         flat = [view for number in sorted(shown) if number < SHOWN for view in shown[number]]
         return _in_order(groups) | {f"picture-{i}": view for i, view in enumerate(flat)}
 
-    def _real(self, pictures: np.ndarray) -> np.ndarray:
-        """Features of training pictures, (N, D)."""
-        reader = self._reader("train")
+    def _real(self, split: manifest.Split, pictures: np.ndarray) -> dict[str, np.ndarray]:
+        """Pictures of a split as they are compared with drawn ones."""
+        reader = self._reader(split)
         groups = ((places, reader.gather(pictures[places]).images) for places in reader.by_size(pictures))
-        return _in_order((places, {"features": self._features(images)}) for places, images in groups)["features"]
+        return _in_order(
+            (places, {"features": self._features(images), "small": shrink(torch.from_numpy(images)).numpy()})
+            for places, images in groups
+        )
 
     def _drawn(self, task: Task) -> Result:
         how = task.setting.model_dump(exclude={"ema"}) if task.setting else {}
@@ -144,12 +150,18 @@ class Worker:
         for place, picture in enumerate(measured):
             groups.setdefault(picture.shape, []).append(place)
         arrays = _in_order(
-            (places, {"features": self._features(np.stack([measured[i] for i in places]))})
-            for places in groups.values()
+            (places, self.measured(np.stack([measured[i] for i in places]))) for places in groups.values()
         )
         shown = (picture for draw, picture in drawn if draw.shown)
         named = {f"picture-{i}": picture for i, picture in enumerate(shown)}
         return Result(task.number, arrays | named, seconds=seconds)
+
+    def measured(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
+        """What is known of drawn pictures of one size, uint8 (N, H, W, 3)."""
+        return {
+            "features": self._features(pictures),
+            "thumbnails": shrink(torch.from_numpy(pictures), THUMBNAIL).numpy(),
+        }
 
     def _drawing(self) -> Engine:
         if self._engine is None:

@@ -54,6 +54,9 @@ class EvaluateRecipe(Frozen):
         16, ge=0, le=10_000, description="Held-out pictures restored in each task of restoration; 0: none"
     )
     grid_columns: int = Field(12, ge=1, le=32, description="Samples per class in the grid")
+    nearest_pairs: int = Field(
+        8, ge=0, le=64, description="Drawn pictures shown beside the training pictures they are nearest to"
+    )
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")

@@ -100,7 +100,7 @@ def drawn(way: Way, data: Path, recipe: EvaluateRecipe) -> torch.Tensor:
     """Features of the pictures that `diffusion evaluate` draws."""
     plans = [draw for draw in plan.draws(manifest.load(str(data)).train_counts, recipe) if draw.measured]
     worker = Worker(setup_of(way, data, recipe))
-    tasks = plan.tasks(plans, recipe, real=(), holdout=0)
+    tasks = plan.tasks(plans, recipe, real={}, holdout=0)
     return torch.from_numpy(np.concatenate([worker(task).arrays["features"] for task in tasks]))
 
 

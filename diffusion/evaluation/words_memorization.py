@@ -1,0 +1,53 @@
+"""The report's words on memorization."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusion.evaluation.report import Report
+
+
+def memorization_words(report: "Report") -> list[str]:
+    """A section of the report, in paragraphs."""
+    found = report.memorization
+    if found is None:
+        why = "the model gave no pictures" if report.problems else "the dataset has no held-out pictures"
+        return ["## Memorization", f"Not measured: {why}."]
+    facts = found.identity
+    rows = [
+        "| | share of copies | |",
+        "|---|---|---|",
+        f"| **this model** | **{found.share:.2%}** | {found.confidence:.0%} interval {found.low:.2%} to {found.high:.2%};"
+        f" {found.near:,} of {facts.samples:,} drawn pictures are near a training picture, {found.expected:.3g} expected of"
+        f" a model that repeats none |",
+    ]
+    notes = (
+        f"Near is what only {facts.quantile:.0%} of {facts.held_out_pictures:,} held-out pictures, which nobody can have"
+        f" repeated, are: a nearest training picture much nearer than the {facts.neighbours} nearest are in the mean, in"
+        f" features of {facts.extractor.name} or in the pixels of copies of {facts.pixels} x {facts.pixels}, mirrored ones"
+        f" too. Copies are what there are more of such pictures than held-out ones would give. The interval counts both as"
+        f" samples: of models that repeat nothing {(1 - found.confidence) / 2:.1%} at most have one above 0. Searched were"
+        f" {facts.training_pictures:,} training pictures. Few copies, and pictures cut out, moved or put together of"
+        f" several, may stay unseen."
+    )
+    parts = ["## Memorization", "\n".join(rows), notes]
+    if found.threshold == 0:
+        parts.append(
+            "**Copies in the data:** held-out pictures are themselves in the training split, so that nothing is nearer than"
+            " they are and copies cannot be told: shard with `shard.near_duplicates`."
+        )
+    if found.pairs:
+        parts += [
+            "![drawn pictures beside their nearest training pictures](nearest.png)",
+            "The nearest pairs, by their distance in medians of the held-out pictures'.",
+            "\n".join(
+                [
+                    "| drawn: label, seed | training picture | distance | near |",
+                    "|---|---|---|---|",
+                    *(
+                        f"| {pair.label}, {pair.seed} | {pair.key} | {pair.score:.3g} | {'yes' if pair.near else ''} |"
+                        for pair in found.pairs
+                    ),
+                ]
+            ),
+        ]
+    return parts
