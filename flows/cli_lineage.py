@@ -1,11 +1,11 @@
-"""The commands on where things come from: trace, replay."""
+"""The commands on where things come from, and whether they are as they were written: trace, replay, verify."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.foreground import guarded
+from flows.foreground import guarded, looking
 from flows.options import Debug, Home
 from flows.site import Site
 
@@ -57,3 +57,17 @@ def replay(
             raise typer.Exit(1)
 
     guarded(work, debug, home=home)
+
+
+@app.command()
+def verify(home: Home = None, debug: Debug = False) -> None:
+    """Compare every digest of the store with the bytes it stands for, and change nothing.  Exit code 1: something that was
+    published is damaged or missing."""
+
+    def work(site: Site) -> None:
+        from flows.verify import verify as flow
+
+        if not flow(site):
+            raise typer.Exit(1)
+
+    looking(work, debug, home=home)

@@ -18,26 +18,21 @@ from diffusion.lineage.chain import Data, Missing, find_data, find_run, key_of, 
 from diffusion.lineage.nearest import known, search
 from diffusion.recipe import EvaluateRecipe, Recipe
 from diffusion.serving.receipt import opened, stamp
-from diffusion.store.bundle import BundleSpec, export_bundle, read_spec
-from diffusion.store.refs import RunRef
+from diffusion.store.bundle import BundleSpec, read_spec
 from diffusion.store.storage import LocalFolder
 from flows.cli import app
 from flows.site import Site
-from tests.evaluated_run import make_run
+from tests.traced_home import bundle_in, make_home, run_of
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, emoji_folder: Path, tiny_recipe: Recipe) -> Path:
     """A home with a dataset of sixty emoji, a run of two steps on them, its bundle, and a picture drawn with it."""
     home = tmp_path_factory.mktemp("home")
-    run = make_run(emoji_folder, tiny_recipe, home / "store")
-    checkpoints = home / "store" / "runs" / "0123456789abcdef" / "checkpoints"
-    checkpoints.parent.mkdir(parents=True)
-    shutil.move(Path(run.uri).parent, checkpoints)
-    run = run.model_copy(update={"uri": str(checkpoints / Path(run.uri).name)})
-    uri, _ = export_bundle(run, tiny_recipe.evaluate.ema, home / "store", tiny_recipe.evaluate.sampling)
-    (home / "run.json").write_text(run.model_dump_json())
-    told = diffusion(home, "sample", "--bundle", uri, "--label", "flags", "--n", 2, "--seed", 4, "--out", home / "out")
+    make_home(home, emoji_folder, tiny_recipe)
+    told = diffusion(
+        home, "sample", "--bundle", bundle_in(home), "--label", "flags", "--n", 2, "--seed", 4, "--out", home / "out"
+    )
     assert told[0] == 0
     return home
 
@@ -64,13 +59,8 @@ def copy(home: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(home, tmp_path / "copy"))
 
 
-def run_of(home: Path) -> RunRef:
-    return RunRef.model_validate_json((home / "run.json").read_text())
-
-
 def spec_of(home: Path) -> BundleSpec:
-    (folder,) = (home / "store" / "bundles").iterdir()
-    return read_spec(folder, None)[0]
+    return read_spec(bundle_in(home), None)[0]
 
 
 def data_of(home: Path) -> Data:
@@ -92,7 +82,7 @@ def test_every_link_is_named_by_its_digest(home: Path, picture: Path, tmp_path: 
     # two steps of 8 pictures: the keys that the reading order gives, nobody having seen the others
     seen = {keys[i] for i in order_of(made, "train", run_recipe(home)).at(0, 16).tolist()}
     assert f"the run has seen {len(seen)} of the pictures" in told
-    assert decode_png((tmp_path / "near.png").read_bytes()).shape == (40, 4 + 4 * 36, 3)
+    assert decode_png((tmp_path / "near.png").read_bytes()).shape == (4 + 132, 4 + 4 * 132, 3)
     assert f"of {len(keys)} training pictures, in features of efficientnet-lite0" in told
     assert "! " not in told
 
@@ -223,8 +213,7 @@ def test_a_changed_picture_is_traced_and_told(home: Path, picture: Path, tmp_pat
 
 def test_models_behind_a_model_are_named_as_far_as_they_are_there(home: Path) -> None:
     spec = spec_of(home)
-    (folder,) = (home / "store" / "bundles").iterdir()
-    _, digest = read_spec(folder, None)
+    _, digest = read_spec(bundle_in(home), None)
     later = spec.model_copy(update={"init": digest})
     assert [(how, found) for how, found, _ in chain.origins(home / "store", later)] == [("started from", digest)]
     ((_, _, facts),) = chain.origins(home / "store", later)

@@ -64,10 +64,10 @@ def lint(dataset: Dataset, *, threads: int = 4, progress: Callable[[int, int], N
     findings += _twice(shards, keys, dataset)
     if not any(finding.key == "" for finding in findings):  # a shard that is lost would make every count differ
         findings += _miscounted(dataset, found)
-    return [*findings, *_beside(dataset)]
+    return [*findings, *beside(dataset)]
 
 
-def _beside(dataset: Dataset) -> Iterator[Finding]:
+def beside(dataset: Dataset) -> Iterator[Finding]:
     """What the next version goes on from, and what was set aside: no part of the dataset's identity, so it may be missing,
     but not damaged."""
     place, made = manifest.place_of(dataset.digest), dataset.manifest

@@ -110,6 +110,8 @@ def recipe_of(root: Storage, dataset: Manifest) -> ShardRecipe:
     name = f"{manifest.place_of(dataset.digest)}/{RECIPE}"
     try:
         recipe = ShardRecipe.model_validate_json(root.read(name))
+        if digest_of(recipe) != dataset.recipe_digest:
+            raise ValueError("another recipe")
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{root.uri}/{name} is missing or damaged: shard the source again, with --fresh") from error
     return recipe

@@ -17,6 +17,7 @@ from diffusion.evaluation.reference import LIMIT, ReferenceIdentity
 from diffusion.recipe import EvaluateRecipe
 from diffusion.threads import one_thread
 
+_SIDE = 128  # pixels of the side of a picture that is shown, at least
 _CHUNK = 256  # pictures of which features are computed at a time
 
 
@@ -113,5 +114,7 @@ def _features(
 
 
 def side_by_side(picture: np.ndarray, reader: ShardReader, near: tuple[Near, ...]) -> bytes:
-    """A PNG: the picture, and the training pictures, the nearest first."""
-    return encode_png(grid([picture, *(reader.read(it.picture).image for it in near)], len(near) + 1, gap=4))
+    """A PNG: the picture, and the training pictures, the nearest first, each in whole pixels large enough to be seen."""
+    pictures = [picture, *(reader.read(it.picture).image for it in near)]
+    times = max(1, -(-_SIDE // max(picture.shape[0] for picture in pictures)))
+    return encode_png(grid([it.repeat(times, 0).repeat(times, 1) for it in pictures], len(pictures), gap=4))

@@ -65,22 +65,33 @@ def recall(store: Path, key: str, kind: type[Ref]) -> Ref | None:
     Whether the published bytes are still the same is for their reader to verify.  Raises ValueError for a file that
     is no reference of this kind.
     """
-    path = work_path(store, key)
     try:
-        data = path.read_bytes()
+        ref = finished(work_path(store, key), kind)
     except FileNotFoundError:
         return None
+    return None if _missing(ref) else ref
+
+
+def finished(path: Path, wanted: type[Ref] | None = None) -> Ref:
+    """The reference in a file of the store's `works`, `wanted` or of whatever kind; what it points at may be gone.
+
+    Raises FileNotFoundError, and ValueError for a file that is none, or another work's.
+    """
+    data = path.read_bytes()
     try:
         work = _Work.model_validate_json(data)
-        if (work.key, work.kind) != (key, kind.__name__):
+        kind = next((kind for kind in _LAST_WRITTEN if kind.__name__ == work.kind), None)
+        if kind is None or wanted not in (None, kind) or work.key != path.stem:
             raise ValueError(f"it is a {work.kind} of the work {work.key[:12]}")
-        ref = kind.model_validate_json(canonical_json(work.ref))
+        return kind.model_validate_json(canonical_json(work.ref))
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not the {kind.__name__} of the work {key[:12]}: {first_mistake(error)}."
-            f" Delete this file and run the stage again."
-        ) from error
-    return None if _missing(ref) else ref
+        what = f"is not the {wanted.__name__ if wanted else 'reference'} of the work {path.stem[:12]}"
+        raise ValueError(f"{path} {what}: {first_mistake(error)}. Delete this file and run the stage again.") from error
+
+
+def digested(ref: Ref) -> str:
+    """Path of the file whose sha256 is the digest of `ref` (of a dataset's without the line's end)."""
+    return f"{ref.uri}/{_LAST_WRITTEN[type(ref)]}"
 
 
 def _missing(ref: Ref) -> str | None:
