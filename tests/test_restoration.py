@@ -82,24 +82,24 @@ def test_a_model_that_knows_the_truth_restores_it_and_the_numbers_say_so():
     for name in TASKS:
         case = case_of(name, (RESOLUTION, RESOLUTION))
         made = restored(knowing, case, x0, {"label": torch.arange(3)}, torch.arange(3), seed=0)
-        found = fidelity(case, made["restored"], x0, made["y"], flat)
+        found = fidelity(case, made, x0, flat)
         assert (found["psnr"] == EXACT).all()
         assert np.allclose(found["ssim"], 1)
         assert (found["distance"] == 0).all()
         assert found["consistency"].max() < 1e-5
-        guess = fidelity(case, made["guess"], x0, made["y"], flat)
-        assert guess["psnr"].max() < 20
+        assert found["guess_psnr"].max() < 20
         error = (to_uint8(made["guess"]).double() - to_uint8(x0).double()).square().flatten(1).mean(dim=1)
-        assert np.allclose(guess["psnr"], 10 * np.log10(255**2 / error.numpy()))
-        assert np.allclose(guess["distance"], (error * 3 * RESOLUTION**2).sqrt())
+        assert np.allclose(found["guess_psnr"], 10 * np.log10(255**2 / error.numpy()))
+        assert np.allclose(found["guess_distance"], (error * 3 * RESOLUTION**2).sqrt())
 
 
 def test_what_is_not_finite_has_no_numbers():
     x0 = pictures(2)
     broken = x0.clone()
     broken[1, 0, 0, 0] = torch.nan
-    found = fidelity(case_of("colorization", (RESOLUTION, RESOLUTION)), broken, x0, x0[:, :1], flat)
-    assert all(np.isnan(values[1]) and not np.isnan(values[0]) for values in found.values())
+    case = case_of("colorization", (RESOLUTION, RESOLUTION))
+    found = fidelity(case, {"restored": broken, "guess": x0, "y": x0[:, :1]}, x0, flat)
+    assert [np.isnan(values).tolist() for values in found.values()] == 4 * [[False, True]] + 4 * [[False, False]]
     assert np.isnan(of_mean(found["ssim"])).all()
     assert np.isnan(of_median(found["psnr"])).all()
 
@@ -156,7 +156,7 @@ def test_the_numbers_are_those_of_the_held_out_pictures(evaluated, tiny_recipe):
     case, x0 = case_of(TASKS[1], true.shape[1:3]), to_model(torch.from_numpy(true))
     with one_thread():
         made = restored(engine, case, x0, {"label": labels}, torch.arange(9), seed=recipe.seed)
-    found = fidelity(case, made["restored"], x0, made["y"], flat)
+    found = fidelity(case, made, x0, flat)
     assert report.restoration[1].psnr == pytest.approx(np.median(found["psnr"]), rel=1e-5)
 
 

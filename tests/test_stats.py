@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from diffusion.evaluation import stats
 from diffusion.evaluation.stats import (
     FeatureStats,
     Gaussian,
@@ -84,6 +85,40 @@ def test_halves_of_one_set_are_at_distance_0_within_the_stated_error():
     least = floor(x, torch.zeros(2_000, dtype=torch.int64), 1_000, seed=1, splits=8)
     assert abs(half.value - least.value) < 4 * math.hypot(half.standard_error, least.spread)
     assert half.value < 0.01 * float(x.T.cov().trace())
+
+
+@pytest.mark.parametrize(("n", "d", "r", "rank"), [(900, 20, 400, 20), (900, 20, 31, 20), (4_000, 24, 900, 11)])
+def test_sums_give_the_distance_of_the_features_themselves(n, d, r, rank):
+    """With many pictures a distance and its jackknife come from sums: of float32 features, also of lower rank than numbers,
+    with a reference of more and of fewer pictures than twice the numbers."""
+    mixing = normals(d, rank) @ normals(rank, d, 1)
+    x, y = ((normals(count, d, seed) @ mixing + 5).float() for count, seed in ((n, 2), (r, 3)))
+    reference = Gaussian.of(y)
+    by_sums = frechet_to(reference, x, blocks=6)
+    member = torch.arange(n) % 6
+    exact = [stats._distance(reference, *_parts(reference, x[keep])) for keep in (member != k for k in range(6))]
+    whole = stats._distance(reference, *_parts(reference, x))
+    assert by_sums.value == pytest.approx(whole, rel=1e-7)
+    assert by_sums.left_out == pytest.approx(exact, rel=1e-7)
+    assert 0 < by_sums.standard_error < 0.2 * by_sums.value
+
+
+def _parts(reference: Gaussian, x: Tensor) -> tuple[Tensor, Tensor]:
+    centred = x.double() - reference.mean
+    return centred, centred @ reference.root
+
+
+def test_sums_of_chunks_are_those_of_the_whole():
+    x = normals(5_000, 6).float()
+    whole, rows = FeatureStats.of(x), torch.arange(0, 5_000, 3)
+    assert torch.allclose(whole.outer, x.double().T @ x.double(), rtol=1e-12)
+    part = FeatureStats.of_rows(x, rows)
+    assert (part.n, whole.n) == (len(rows), 5_000)
+    rest = whole.without(part)
+    others = torch.ones(5_000, dtype=torch.bool)
+    others[rows] = False
+    assert torch.allclose(rest.covariance, x[others].double().T.cov(), rtol=1e-9)
+    assert torch.allclose(rest.merge(part).sum, whole.sum, rtol=1e-9)
 
 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.randoms(use_true_random=False))

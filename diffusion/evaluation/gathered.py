@@ -51,14 +51,17 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """All that the report is made of, complete: every task has its result.  A function of bundle, dataset and recipe."""
+    """All that the report is made of, complete: every task has its result.  A function of bundle, dataset and recipe.
+
+    `real` and `drawn` lie in files, and may be more than memory holds in float64: take them in blocks of rows.
+    """
 
     setup: Setup
     manifest: Manifest
     spec: BundleSpec
     draws: tuple[Draw, ...]
     tasks: tuple[Task, ...]
-    results: dict[int, Result]  # by the task's number
+    results: dict[int, Result]  # by the task's number; the features are taken out
     compared: tuple[int, ...]  # the training pictures that the drawn ones are compared with
     real: Tensor  # (R, D) float32, their features
     real_labels: Tensor  # (R,) int64

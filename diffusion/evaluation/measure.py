@@ -26,6 +26,7 @@ from diffusion.evaluation.reference import LIMIT, recall_looks, remember_looks
 from diffusion.evaluation.report import Environment, Report, class_grid, publish_report
 from diffusion.evaluation.restoration import cases_for
 from diffusion.evaluation.restoration_facts import restoration_of, restoration_picture
+from diffusion.evaluation.rows import Rows
 from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.averages import at, wanted_by
@@ -75,9 +76,9 @@ def evaluate(
     # a student's answers are where its teacher's steps lead, not what is denoised: no loss or bound is of them
     holdout = 0 if spec.lesson else data.holdout
     tasks = plan.tasks(drawn, recipe, real=todo, holdout=holdout, bound=spec.codec is None, cases=cases_for(spec))
-    results = _collect(each(setup, tasks), tasks, progress)
+    results, rows = _collect(each(setup, tasks), tasks, progress, store_root / "features")
     for split in todo:
-        known[split] = Looks(*(_gathered(results, tasks, "real", name, split) for name in ("features", "small")))
+        known[split] = Looks(rows["real", split]["features"], rows["real", split]["small"])
         remember_looks(store_root, setup, split, known[split])
     problems = sorted({result.problem for result in results.values() if result.problem})
     measured = [draw.label for draw in drawn if draw.measured]
@@ -94,9 +95,9 @@ def evaluate(
         real_small=known["train"].small,
         control=known.get("holdout"),
         control_labels=_labels(run, wanted["holdout"]),
-        drawn=None if problems else _gathered(results, tasks, "draw", "features"),
+        drawn=None if problems else rows["draw", "train"]["features"],
         drawn_labels=torch.tensor(measured),
-        thumbnails=None if problems else _gathered(results, tasks, "draw", "thumbnails"),
+        thumbnails=None if problems else rows["draw", "train"]["thumbnails"],
         problems=tuple(problems),
     )
     report = _report(gathered, run)
@@ -165,29 +166,33 @@ def setup_of(run: RunRef, recipe: EvaluateRecipe, store_root: Path, device: str,
     )
 
 
-def _collect(stream: Iterator[Result], tasks: list[Task], progress: Progress | None) -> dict[int, Result]:
+def _collect(
+    stream: Iterator[Result], tasks: list[Task], progress: Progress | None, folder: Path
+) -> tuple[dict[int, Result], dict[tuple[str, manifest.Split], Rows]]:
+    """The results by the number of their task; and what there is of each picture, by kind and split of the tasks, taken
+    out of them into files in `folder`."""
     total = sum(len(task.draws) for task in tasks)
+    parts: dict[tuple[str, manifest.Split], list[tuple[int, int]]] = {}
+    for task in tasks:
+        count = len(task.indices) if task.kind == "real" else sum(draw.measured for draw in task.draws)
+        parts.setdefault((task.kind, task.split), []).append((task.number, count))
+    rows = {key: Rows(folder, each) for key, each in parts.items() if key[0] in ("real", "draw")}
     results, done = {}, 0
     if progress:
         progress(0, total)
     for result in stream:
+        task, arrays = tasks[result.number], result.arrays
+        if task.kind in ("real", "draw"):
+            shown = {name for name in arrays if name.startswith("picture-")}
+            rows[task.kind, task.split].put(task.number, {name: arrays.pop(name) for name in arrays.keys() - shown})
         results[result.number] = result
-        drawn = len(tasks[result.number].draws)
-        done += drawn
-        if drawn and progress:
+        done += len(task.draws)
+        if task.draws and progress:
             progress(done, total)
     missing = [task.number for task in tasks if task.number not in results]
     if missing:
         raise RuntimeError(f"{len(missing)} of {len(tasks)} tasks gave no result, first number {missing[0]}")
-    return results
-
-
-def _gathered(
-    results: dict[int, Result], tasks: list[Task], kind: str, name: str, split: manifest.Split = "train"
-) -> torch.Tensor:
-    """The arrays of this name of all tasks of a kind, in their order, as one."""
-    parts = [results[task.number].arrays for task in tasks if (task.kind, task.split) == (kind, split)]
-    return torch.from_numpy(np.concatenate([part[name] for part in parts if name in part]))
+    return results, rows
 
 
 def _labels(run: RunRef, held_out: tuple[int, ...]) -> torch.Tensor:

@@ -1,11 +1,11 @@
 """Features and small copies of the real pictures, kept by identity: computed once for dataset, extractor and torch."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 import torch
 
 from diffusion.data.manifest import Split
@@ -13,10 +13,11 @@ from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Setup
 from diffusion.evaluation.memorization import SIDE, Looks
 from diffusion.recipe import Frozen, canonical_json, digest_of
-from diffusion.store.publish import write_atomic
+from diffusion.store.publish import replacing
 
 LIMIT = 50_000  # pictures of a larger training split, evenly spaced
 PIXELS = ExtractorIdentity(name="pixels", digest="none", resolution=SIDE, resize="area", precision="uint8")
+_TYPES = {"float32": "F32", "uint8": "U8"}  # as safetensors calls them
 
 
 class ReferenceIdentity(Frozen):
@@ -70,19 +71,26 @@ def path_of(store_root: Path, identity: ReferenceIdentity) -> Path:
 def remember(store_root: Path, identity: ReferenceIdentity, features: np.ndarray) -> Path:
     """Keep features (pictures, ...), whole or not at all."""
     path = path_of(store_root, identity)
+    features = np.ascontiguousarray(features)
     facts = {"facts": _facts(identity, features)}  # one key: the order of several would differ from time to time
-    write_atomic(path, safetensors.numpy.save({"features": features}, metadata=facts))
+    entry = {"dtype": _TYPES[features.dtype.name], "shape": list(features.shape), "data_offsets": [0, features.nbytes]}
+    header = json.dumps({"__metadata__": facts, "features": entry}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    with replacing(path) as file:  # by hand, for the library would hold a copy of all features
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(features.data)
     return path
 
 
 def recall(store_root: Path, identity: ReferenceIdentity) -> np.ndarray | None:
-    """The features (pictures, ...), or None where they were never computed.  Raises ValueError for a damaged file."""
+    """The features (pictures, ...), read from the file as they are used, or None where they were never computed.  Raises
+    ValueError for a damaged file."""
     path = path_of(store_root, identity)
     if not path.exists():
         return None
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            facts, features = (file.metadata() or {}).get("facts"), file.get_tensor("features")
+        with safetensors.safe_open(path, framework="pt") as file:  # of torch, whose tensor is the file
+            facts, features = (file.metadata() or {}).get("facts"), file.get_tensor("features").numpy()
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}): delete this file, it will be computed again") from error
     if facts != _facts(identity, features):
@@ -91,5 +99,7 @@ def recall(store_root: Path, identity: ReferenceIdentity) -> np.ndarray | None:
 
 
 def _facts(identity: ReferenceIdentity, features: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{features.dtype}{features.shape}".encode() + features.tobytes()).hexdigest()
-    return canonical_json({"identity": identity.model_dump(mode="json"), "sha256": digest}).decode()
+    digest = hashlib.sha256(f"{features.dtype}{features.shape}".encode())
+    digest.update(features.data)
+    facts = {"identity": identity.model_dump(mode="json"), "sha256": digest.hexdigest()}
+    return canonical_json(facts).decode()

@@ -6,7 +6,7 @@ trained way where the model learned the task, zero-shot elsewhere.  Beside it st
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -32,7 +32,6 @@ from diffusion.store.bundle import BundleSpec
 SHOWN = 8  # pictures in the grid
 EXACT = 100.0  # dB that a picture counts which equals the truth: its PSNR is infinite
 _SMALLEST = 11  # side at which there is an SSIM
-Features = Callable[[np.ndarray], np.ndarray]  # uint8 (N, H, W, 3) -> (N, D)
 _COLORIZATION = "colorization"
 
 
@@ -101,19 +100,29 @@ def restored(engine: Engine, case: Case, x0: Tensor, cond: Cond, picture: Tensor
     return {"restored": answer, "guess": case.guess(y), "given": case.given(y), "y": y}
 
 
-def fidelity(case: Case, x: Tensor, x0: Tensor, y: Tensor, features: Features) -> dict[str, np.ndarray]:
-    """How near x is to x0, both (N, 3, H, W), and to y: {"psnr", "ssim", "distance", "consistency"}, float64 (N,), the first
-    three after rounding to 8 bits.  NaN where x is not finite, or for an SSIM too small."""
-    pictures, true = to_uint8(x.nan_to_num().cpu()), to_uint8(x0.cpu())
-    nothing = torch.full((len(x),), math.nan).double()
-    found = {
-        "psnr": psnr(pictures, true).clamp(max=EXACT),
-        "ssim": nothing if min(true.shape[1:3]) < _SMALLEST else ssim(pictures, true),
-        "distance": torch.from_numpy(features(pictures.numpy()) - features(true.numpy())).double().norm(dim=1),
-        "consistency": residual(case.operator, x, y).double().cpu(),
-    }
-    finite = x.isfinite().flatten(1).all(dim=1).cpu()
-    return {name: torch.where(finite, values, nothing).numpy() for name, values in found.items()}
+def fidelity(
+    case: Case, made: Mapping[str, Tensor], x0: Tensor, features: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """How near what was `restored` is to x0 (N, 3, H, W), and to its y: {"psnr", "ssim", "distance", "consistency"}, float64
+    (N,), the first three after rounding to 8 bits; and the same of the guess, {"guess_psnr", ...}.  NaN where a picture is
+    not finite, or too small for an SSIM.
+
+    features: uint8 (M, H, W, 3) -> (M, D), asked once.
+    """
+    true, found = to_uint8(x0.cpu()), {}
+    pictures = {name: to_uint8(made[name].nan_to_num().cpu()) for name in ("restored", "guess")}
+    of_true, *of_others = np.split(features(np.concatenate([true, *pictures.values()])), 3)
+    nothing = torch.full((len(x0),), math.nan).double()
+    for prefix, (name, own), there in zip(("", "guess_"), pictures.items(), of_others, strict=True):
+        values = {
+            "psnr": psnr(own, true).clamp(max=EXACT),
+            "ssim": nothing if min(true.shape[1:3]) < _SMALLEST else ssim(own, true),
+            "distance": torch.from_numpy(there - of_true).double().norm(dim=1),
+            "consistency": residual(case.operator, made[name], made["y"]).double().cpu(),
+        }
+        finite = made[name].isfinite().flatten(1).all(dim=1).cpu()
+        found |= {f"{prefix}{name}": torch.where(finite, each, nothing).numpy() for name, each in values.items()}
+    return found
 
 
 def steps_of(task: TaskName, spec: BundleSpec) -> int:

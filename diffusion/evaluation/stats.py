@@ -17,6 +17,8 @@ from torch import Tensor
 from diffusion.random import Stream, bits
 
 BLOCKS = 32  # of the jackknife
+ROWS = 2_048  # features in float64 at once
+MANY = 4  # times as many pictures as features: then sums are as exact as the features themselves, and less to compute
 CONFIDENCE = 0.95  # of the interval that a report states; the gate states its own
 
 
@@ -35,13 +37,37 @@ class FeatureStats:
     @classmethod
     def of(cls, features: Tensor) -> "FeatureStats":
         """features: (N, D) of any float type; summed in float64."""
-        features = checked(features)
-        return cls(len(features), features.sum(dim=0), features.T @ features)
+        return cls.of_rows(features, torch.arange(len(features)))
+
+    @classmethod
+    def of_rows(cls, features: Tensor, rows: Tensor) -> "FeatureStats":
+        """Those of some of the features (N, D), which may be more than a machine should hold at once.  rows: int64."""
+        result = cls.empty(features.shape[1])
+        for chunk in rows.split(ROWS):
+            part = checked(features[chunk])
+            result.sum.add_(part.sum(dim=0))
+            result.outer.addmm_(part.T, part)
+        return cls(len(rows), result.sum, result.outer)
 
     def merge(self, other: "FeatureStats") -> "FeatureStats":
         if self.sum.shape != other.sum.shape:
             raise ValueError(f"{len(self.sum)} and {len(other.sum)} features a picture: not of the same extractor")
         return FeatureStats(self.n + other.n, self.sum + other.sum, self.outer + other.outer)
+
+    def without(self, part: "FeatureStats") -> "FeatureStats":
+        """The sums less those of a part of the set."""
+        return FeatureStats(self.n - part.n, self.sum - part.sum, self.outer - part.outer)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.n
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased, (D, D)."""
+        if self.n < 2:
+            raise ValueError(f"a covariance needs at least 2 pictures, there are {self.n}")
+        return (self.outer - self.n * self.mean.outer(self.mean)) / (self.n - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +79,15 @@ class Gaussian:
 
     @classmethod
     def of(cls, features: Tensor) -> "Gaussian":
-        """Mean and unbiased covariance of features (N, D); the root is the centred features themselves."""
-        features = checked(features)
-        if len(features) > 2 * features.shape[1]:
-            return cls.of_stats(FeatureStats.of(features))
+        """Mean and unbiased covariance of features (N, D); the root is the centred features themselves, if these are few."""
+        return cls.of_rows(features, torch.arange(len(features)))
+
+    @classmethod
+    def of_rows(cls, features: Tensor, rows: Tensor) -> "Gaussian":
+        """Likewise of some of the features.  rows: int64."""
+        if len(rows) > 2 * features.shape[1]:
+            return cls.of_stats(FeatureStats.of_rows(features, rows))
+        features = checked(features[rows])
         if len(features) < 2:
             raise ValueError(f"a covariance needs at least 2 pictures, there are {len(features)}")
         mean = features.mean(dim=0)
@@ -65,14 +96,9 @@ class Gaussian:
     @classmethod
     def of_stats(cls, stats: FeatureStats) -> "Gaussian":
         """The same from sums, by eigenvalues: for more pictures than a machine should hold at once."""
-        if stats.n < 2:
-            raise ValueError(f"a covariance needs at least 2 pictures, there are {stats.n}")
-        mean = stats.sum / stats.n
-        eigenvalues, vectors = torch.linalg.eigh((stats.outer - stats.n * mean.outer(mean)) / (stats.n - 1))
-        # below this the eigenvalue of a singular covariance is round-off, and its root would not be small
-        noise = eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps
-        kept = eigenvalues > noise
-        return cls(mean, vectors[:, kept] * eigenvalues[kept].sqrt())
+        eigenvalues, vectors = torch.linalg.eigh(stats.covariance)
+        kept = eigenvalues > _round_off(eigenvalues)
+        return cls(stats.mean, vectors[:, kept] * eigenvalues[kept].sqrt())
 
     @property
     def trace(self) -> Tensor:
@@ -108,6 +134,8 @@ def frechet_to(reference: Gaussian, features: Tensor, *, blocks: int = BLOCKS) -
     blocks = min(blocks, n // 2)
     if blocks < 2:
         raise ValueError(f"{n} pictures are too few for a standard error: draw at least 4")
+    if n > MANY * features.shape[1]:
+        return _frechet_by_sums(reference, features, blocks)
     centred = checked(features) - reference.mean
     projected = centred @ reference.root  # (N, R): singular values of its centred rows are those in `frechet`
     if n < projected.shape[1]:
@@ -115,6 +143,33 @@ def frechet_to(reference: Gaussian, features: Tensor, *, blocks: int = BLOCKS) -
     block = torch.arange(n) % blocks
     left_out = [_distance(reference, centred[block != k], projected[block != k]) for k in range(blocks)]
     return Distance(_distance(reference, centred, projected), jackknife_error(left_out), tuple(left_out))
+
+
+def _frechet_by_sums(reference: Gaussian, features: Tensor, blocks: int) -> Distance:
+    """`frechet_to` in the memory of some (D, D), however many pictures there are: the sums of each block are taken from
+    those of all."""
+    root = reference.root
+    if root.shape[0] < root.shape[1]:  # a square one has the same covariance
+        root = torch.linalg.qr(root.T, mode="r").R.T
+    square = Gaussian(reference.mean, root)
+    rows, total = torch.arange(len(features)), FeatureStats.of(features)
+    left_out = [
+        _distance_of_sums(square, total.without(FeatureStats.of_rows(features, rows[k::blocks]))) for k in range(blocks)
+    ]
+    return Distance(_distance_of_sums(square, total), jackknife_error(left_out), tuple(left_out))
+
+
+def _distance_of_sums(reference: Gaussian, stats: FeatureStats) -> float:
+    covariance = stats.covariance
+    eigenvalues = torch.linalg.eigvalsh(reference.root.T @ covariance @ reference.root)
+    overlap = eigenvalues[eigenvalues > _round_off(eigenvalues)].sqrt().sum()
+    shift = (stats.mean - reference.mean).square().sum()
+    return max(0.0, float(shift + covariance.trace() + reference.trace - 2 * overlap))
+
+
+def _round_off(eigenvalues: Tensor) -> Tensor:
+    """What an eigenvalue of a singular covariance may be instead of 0, whose root would not be small.  Ascending."""
+    return eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps
 
 
 def jackknife_error(left_out: Sequence[float]) -> float:
@@ -190,8 +245,10 @@ def floor(features: Tensor, labels: Tensor, n: int, *, seed: int, splits: int = 
     n = min(n, len(features) // 2)
     if n < 2:
         raise ValueError(f"{len(features)} real pictures are too few for a floor: at least 4 are needed")
-    chosen = split(labels, n, seed=seed, splits=splits)
-    values = [frechet(Gaussian.of(features[some]), Gaussian.of(features[~some])) for some in chosen]
+    values = []
+    for some in split(labels, n, seed=seed, splits=splits):
+        parts = (mask.nonzero().flatten() for mask in (some, ~some))
+        values.append(frechet(*(Gaussian.of_rows(features, rows) for rows in parts)))
     mean = math.fsum(values) / splits
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, splits - 1))
     return Floor(mean, spread, splits, n, len(features) - n)

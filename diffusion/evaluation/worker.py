@@ -112,9 +112,7 @@ class Worker:
         for picture, x0, cond in self._held_out(recipe.restoration_pictures, task.indices):
             case = case_of(task.case, tuple(x0.shape[2:]))
             made = restored(self._drawing(), case, x0, cond, picture, seed=recipe.seed)
-            figures = fidelity(case, made["restored"], x0, made["y"], self._features)
-            guess = fidelity(case, made["guess"], x0, made["y"], self._features)
-            groups.append((picture, figures | {f"guess_{name}": values for name, values in guess.items()}))
+            groups.append((picture, fidelity(case, made, x0, self._features)))
             views = [to_uint8(view.nan_to_num().cpu()).numpy() for view in (made["given"], made["restored"], x0)]
             shown |= {number: [view[row] for view in views] for row, number in enumerate(picture.tolist())}
         flat = [view for number in sorted(shown) if number < SHOWN for view in shown[number]]
