@@ -29,7 +29,7 @@ from flows.options import (
     Which,
     Workers,
 )
-from flows.preflight import check, check_encoders, check_serving, check_training
+from flows.preflight import check, check_encoders, check_serving, check_sweep, check_training
 from flows.site import Site
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def train(
         origin.check_news(recipe.train, init, made, site)
         with prefect_ready():
             from flows.train import train as flow
-        run = flow(recipe.train, made, recipe.name, site, recipe.evaluate, init)
+        run = flow(recipe.train, made, recipe.name, site, recipe.evaluate, init, recipe.sweep.ema)
         from flows.summary import trained
 
         trained(run)
@@ -140,6 +140,33 @@ def train(
 
 
 @app.command()
+def sweep(
+    preset: Preset = "demo",
+    source: Source = None,
+    dataset: Dataset = None,
+    settings: Settings = None,
+    recipe_file: RecipeFile = None,
+    name: Name = None,
+    init: Init = None,
+    home: Home = None,
+    debug: Debug = False,
+) -> None:
+    """Try ways of drawing with the trained run (sweep.steps, .guidance, .sampler, .ema), choose the fastest of the best."""
+
+    def work(recipe: Recipe, site: Site) -> None:
+        check_sweep(recipe)
+        run = _trained(recipe, dataset, source, init, site)
+        with prefect_ready():
+            from flows.sweep import sweep as flow
+        found = flow(recipe.sweep, recipe.evaluate, run, recipe.name, site)
+        from flows.summary import tried
+
+        tried(found, alone=True)
+
+    _do(work, debug, preset, recipe_file, settings, name, home=home)
+
+
+@app.command()
 def evaluate(
     preset: Preset = "demo",
     source: Source = None,
@@ -154,7 +181,10 @@ def evaluate(
     """Measure the trained run: Frechet distance, held-out loss, variational bound, a grid of samples."""
 
     def work(recipe: Recipe, site: Site) -> None:
+        from flows.finished import swept
+
         run = _trained(recipe, dataset, source, init, site)
+        recipe = swept(recipe, run, site)
         with prefect_ready():
             from flows.evaluate import evaluate as flow
         evaluation = flow(recipe.evaluate, run, recipe.name, site)
@@ -180,9 +210,10 @@ def register(
     """Make the evaluated model a version in MLflow's registry, and champion if it passes the gate."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        from flows.finished import evaluation_of
+        from flows.finished import evaluation_of, swept
 
         run = _trained(recipe, dataset, source, init, site)
+        recipe = swept(recipe, run, site)
         evaluation = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
             from flows.register import register as flow
@@ -209,11 +240,12 @@ def distill(
     """Teach a student to draw in few steps what the evaluated model draws in many; measure it, and register it."""
 
     def work(recipe: Recipe, site: Site) -> None:
-        from flows.finished import evaluation_of
+        from flows.finished import evaluation_of, swept
 
         check_training(site, recipe.train)
         student_of(recipe, "0" * 64)  # before anything is started
         run = _trained(recipe, dataset, source, init, site)
+        recipe = swept(recipe, run, site)
         teacher = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
             from flows.distill import distill as flow
@@ -268,7 +300,7 @@ def run(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Keep the endpoint up until Ctrl-C.")] = True,
     debug: Debug = False,
 ) -> None:
-    """The whole line: shard, train, evaluate, register, deploy.  Finished work is not done twice."""
+    """The whole line: shard, train, (sweep,) evaluate, register, deploy.  Finished work is not done twice."""
 
     def work(recipe: Recipe, site: Site) -> None:
         with waiting("reading the source and checking the machine"):

@@ -5,14 +5,23 @@ from typing import TypeVar
 
 from diffusion.data.sources import open_source
 from diffusion.data.versions import newest
-from diffusion.recipe import EvaluateRecipe, ShardRecipe, TrainRecipe, checkpoints_of, digest_of
+from diffusion.recipe import (
+    EvaluateRecipe,
+    Recipe,
+    ShardRecipe,
+    SweepRecipe,
+    TrainRecipe,
+    checkpoints_of,
+    digest_of,
+    tuned,
+)
 from diffusion.store.codecs import identity_for
-from diffusion.store.refs import DatasetRef, EvaluationRef, RunRef
+from diffusion.store.refs import DatasetRef, EvaluationRef, RunRef, SweepRef
 from diffusion.store.storage import open_storage
 from diffusion.store.works import recall, work_key
 from flows.site import Site
 
-Ref = TypeVar("Ref", DatasetRef, RunRef, EvaluationRef)
+Ref = TypeVar("Ref", DatasetRef, RunRef, SweepRef, EvaluationRef)
 
 
 def dataset_of(recipe: ShardRecipe, source: str, site: Site) -> DatasetRef:
@@ -55,6 +64,15 @@ def run_copies(key: str, site: Site) -> str | None:
     return site.runs and f"{site.runs}/runs/{key[:16]}/checkpoints"
 
 
+def swept(recipe: Recipe, run: RunRef, site: Site) -> Recipe:
+    """The recipe with what the sweep of this run chose, where it asks for one.  Raises ValueError where there is none."""
+    if not recipe.sweep.on:
+        return recipe
+    ref = recall(site.store, sweep_key(recipe.sweep, recipe.evaluate, run), SweepRef)
+    chosen = _there(ref, "the ways of drawing that sweep names are not tried on this run yet", "sweep").chosen
+    return recipe.model_copy(update={"evaluate": tuned(recipe.evaluate, chosen)})
+
+
 def evaluation_of(recipe: EvaluateRecipe, run: RunRef, site: Site) -> EvaluationRef:
     """The evaluation that `evaluate` made of this run.  Raises ValueError where it has not."""
     ref = recall(site.store, evaluate_key(recipe, run), EvaluationRef)
@@ -71,6 +89,13 @@ def train_key(recipe: TrainRecipe, dataset: DatasetRef) -> str:
     """The name of a training run's work."""
     codec = identity_for(recipe)  # its weights are no part of the recipe: with others it is another run
     return work_key("train", recipe, (dataset.digest, *([digest_of(codec)] if codec else [])))
+
+
+def sweep_key(recipe: SweepRecipe, evaluate: EvaluateRecipe, run: RunRef) -> str:
+    """The name of a sweep's work: by what of the evaluation changes its numbers."""
+    read = ("sampling", "ema", "images", "guide_images", "guide_ema", "extractor", "extractor_resolution", "batch_size")
+    facts = {"sweep": recipe.model_dump(mode="json"), "evaluate": evaluate.model_dump(mode="json", include=set(read))}
+    return work_key("sweep", facts, (run.digest,))
 
 
 def evaluate_key(recipe: EvaluateRecipe, run: RunRef) -> str:

@@ -1,11 +1,11 @@
-"""The line: shard -> train -> evaluate -> register -> (distill -> evaluate -> register) -> deploy."""
+"""The line: shard -> train (-> sweep) -> evaluate -> register -> (distill -> evaluate -> register) -> deploy."""
 
 import time
 
 from prefect import flow
 
 from diffusion.recipe import Frozen, Recipe
-from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef
+from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef, SweepRef
 from flows.deploy import Endpoint, deploy_stage
 from flows.distill import student_stages
 from flows.evaluate import evaluate_stage
@@ -15,16 +15,18 @@ from flows.register import check_champion, register_stage
 from flows.shard import shard_stage
 from flows.site import Site
 from flows.stage import Done
+from flows.sweep import swept_stages
 from flows.train import train_stage
 
 
 class Line(Frozen):
-    """What the line made.  student: the measure of one, where the recipe asks for it; `model` is then the student's.
-    seconds: per stage; reused: the stages that took no work.
+    """What the line made.  sweep: the ways of drawing that were tried, and student: the measure of one, where the recipe
+    asks for it; `model` is then the student's.  seconds: per stage; reused: the stages that took no work.
     """
 
     dataset: DatasetRef
     run: RunRef
+    sweep: SweepRef | None = None
     evaluation: EvaluationRef
     student: EvaluationRef | None = None
     model: ModelRef
@@ -55,10 +57,11 @@ def pipeline(
     sharded = () if dataset is not None else (shard_stage(recipe.shard, source, site),)
     dataset = dataset or sharded[0].ref
     train = started_from(recipe.train, init, dataset, site)
-    run = train_stage(train, dataset, recipe.name, site, recipe.evaluate)
+    run = train_stage(train, dataset, recipe.name, site, recipe.evaluate, recipe.sweep.ema)
+    recipe, swept = swept_stages(recipe, run.ref, site)
     evaluation = evaluate_stage(recipe.evaluate, run.ref, recipe.name, site)
     model = register_stage(recipe, evaluation.ref, site)
-    done: tuple[Done, ...] = (*sharded, run, evaluation, model)
+    done: tuple[Done, ...] = (*sharded, run, *swept, evaluation, model)
     if recipe.distill.steps:
         done += (taught := student_stages(recipe, evaluation.ref, site))
         model = taught[-1]
@@ -76,6 +79,7 @@ def pipeline(
     return Line(
         dataset=dataset,
         run=run.ref,
+        sweep=swept[0].ref if swept else None,
         evaluation=evaluation.ref,
         student=taught[1].ref if recipe.distill.steps else None,
         model=model.ref,

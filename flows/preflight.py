@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Literal, get_args
 
-from diffusion.recipe import Recipe, TrainRecipe, checkpoints_of, student_of
+from diffusion.recipe import Recipe, TrainRecipe, checkpoints_of, grid, student_of, tuned
 from diffusion.store.refs import DatasetRef
 from flows.origin import look
 from flows.site import Site, ray_is_kept
@@ -24,9 +24,6 @@ def check(
     if until not in get_args(Until):
         raise ValueError(f"until={until!r}: it is one of {', '.join(get_args(Until))}")
     from diffusion.data.sources import open_source  # they load torch: not for each start of the program
-    from diffusion.evaluation.features import find_weights
-    from diffusion.spacing import sampling_sigmas
-    from diffusion.store.averages import check_averages, wanted_by
     from diffusion.training.step import check_sizes
 
     check_home(site)
@@ -42,19 +39,42 @@ def check(
             f"dataset {dataset.digest[:16]} holds no pictures out to judge the model by, so it could not be registered: make"
             " one that does, as in `diffusion shard --set shard.holdout=0.05`"
         )
-    for average in wanted_by(recipe.evaluate, checkpoints_of(recipe.train)[-1]):
-        if average and average.sigma_rel not in recipe.train.ema:
-            check_averages(recipe.train, average)
+    check_drawing(recipe)
     if dataset is not None:
         check_sizes(recipe.train, dataset)
     if dataset is None:
         open_source(source, columns=recipe.shard.columns)
-    find_weights(recipe.evaluate.extractor)
-    sampling_sigmas(recipe.evaluate.sampling, recipe.evaluate.sampling.steps)
     if recipe.distill.steps:
         student_of(recipe, "0" * 64)  # its teacher, which is not there yet, alone is left out
     if until == "deploy":
         check_serving(site)
+
+
+def check_drawing(recipe: Recipe) -> None:
+    """Every way of drawing that the recipe asks for is possible: averages, noise levels; and it can be measured."""
+    from diffusion.evaluation.features import find_weights  # they load torch
+    from diffusion.spacing import sampling_sigmas
+    from diffusion.store.averages import check_averages, wanted_by
+
+    asked = [recipe.evaluate]
+    if recipe.sweep.on:
+        asked = [tuned(recipe.evaluate, setting) for setting in grid(recipe.sweep, recipe.evaluate)]
+    averages = {average for one in asked for average in wanted_by(one, checkpoints_of(recipe.train)[-1]) if average}
+    for average in sorted(averages):
+        if average.sigma_rel not in recipe.train.ema:
+            check_averages(recipe.train, average)
+    find_weights(recipe.evaluate.extractor)
+    for one in asked:
+        sampling_sigmas(one.sampling, one.sampling.steps)
+
+
+def check_sweep(recipe: Recipe) -> None:
+    """There is something to try, and all of it is possible."""
+    if not recipe.sweep.on:
+        raise ValueError(
+            "the recipe names nothing to try: say what, as in `--set sweep.steps=8,12,24 --set sweep.guidance=2.5,4`"
+        )
+    check_drawing(recipe)
 
 
 def check_training(site: Site, recipe: TrainRecipe) -> None:

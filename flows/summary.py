@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.evaluation.report import load_report
+from diffusion.evaluation.sweep_report import load_seconds, load_sweep, table
 from diffusion.evaluation.words import average
 from diffusion.store.bundle import SPEC_NAME, BundleSpec
-from diffusion.store.refs import EvaluationRef, ModelRef, RunRef
+from diffusion.store.refs import EvaluationRef, ModelRef, RunRef, SweepRef
 from diffusion.training.checkpoint import folders_in
 from diffusion.training.journal import SCORE, judged_in, ranked
 from flows.console import say, seconds, warn
@@ -26,6 +27,8 @@ def summary(line: "Line", site: Site, *, answers: bool) -> None:
     taken = ", ".join(f"{s} {'reused' if s in line.reused else seconds(t)}" for s, t in line.seconds.items())
     say(f"  {seconds(sum(line.seconds.values()))}  ({taken})", title=line.model.name)
     best_on_the_way(line.run)
+    if line.sweep is not None:
+        tried(line.sweep)
     measured(line.evaluation)
     if line.student is not None:
         say("  student")
@@ -58,6 +61,27 @@ def best_on_the_way(run: RunRef) -> None:
         of = f"{len(scores)} that were" if len(scores) > 1 else "the one that was"
         say(f"  best       of {of} measured on the way: at {best:,} images, {SCORE} {scores[best]:.4g}")
         say(f"             `--set evaluate.images={best}` evaluates it as the run's end is evaluated, and registers it")
+
+
+def tried(sweep: SweepRef, *, alone: bool = False) -> None:
+    """Which way of drawing was chosen, and why.  alone: with all that were tried, and how to have this one without them."""
+    found, seconds = load_sweep(sweep.uri, sweep.digest), load_seconds(sweep.uri)
+    if alone:
+        rows = table(found, seconds)
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        for row in rows:
+            say("  " + "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
+    for name, number in (("chosen", found.chosen), ("best", found.best)):
+        one = found.tried[number]
+        taken = f"{one.evaluations} evaluations, {seconds[number]:.2g} s a picture"
+        say(f"  {name:<10} {one.setting}")
+        say(f"             Frechet {one.value:.4g} ± {one.standard_error:.2g} ({one.samples:,} samples), {taken}")
+    say(f"  sweep      {sweep.uri}/sweep.md")
+    if alone:
+        say(
+            "  goes on    `diffusion evaluate`, `register` and `run` with the same options use the chosen one; without:"
+        )
+        say(f"             {sweep.chosen.options}")
 
 
 def measured(evaluation: EvaluationRef) -> None:

@@ -31,14 +31,16 @@ def train(
     site: Site | None = None,
     evaluate: EvaluateRecipe = EvaluateRecipe(),
     init: str | None = None,
+    widths: tuple[float, ...] = (),
 ) -> RunRef:
     """Train on a dataset.  name: of the MLflow experiment.  site: None for the one the worker's environment describes.
     evaluate: what will be asked of the run: what it reads of the checkpoints stays, and the quick looks at them, where
-    `site.validates`, are like it.  init: the registered model to start from, see `flows.origin`.
+    `site.validates`, are like it.  init: the registered model to start from, see `flows.origin`.  widths: of
+    the averages that a sweep of the run will try.
     """
     site = site or Site.from_environment()
     site.prepare()
-    return train_stage(started_from(recipe, init, dataset, site), dataset, name, site, evaluate).ref
+    return train_stage(started_from(recipe, init, dataset, site), dataset, name, site, evaluate, widths).ref
 
 
 def _worth_another_try(task: Task, run: TaskRun, state: State) -> bool:
@@ -52,9 +54,14 @@ _TASK = TASK | {"retry_condition_fn": _worth_another_try}
 
 @task(name="train", **_TASK)
 def train_stage(
-    recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site, evaluate: EvaluateRecipe
+    recipe: TrainRecipe,
+    dataset: DatasetRef,
+    name: str,
+    site: Site,
+    evaluate: EvaluateRecipe,
+    widths: tuple[float, ...] = (),
 ) -> Done[RunRef]:
-    return _trained("train", recipe, dataset, name, site, evaluate)
+    return _trained("train", recipe, dataset, name, site, evaluate, widths)
 
 
 @task(name="distill", **_TASK)
@@ -66,12 +73,17 @@ def distill_stage(
 
 
 def _trained(
-    stage: str, recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site, evaluate: EvaluateRecipe
+    stage: str,
+    recipe: TrainRecipe,
+    dataset: DatasetRef,
+    name: str,
+    site: Site,
+    evaluate: EvaluateRecipe,
+    widths: tuple[float, ...] = (),
 ) -> Done[RunRef]:
     key = train_key(recipe, dataset)
-    keep = Keep(
-        last=site.keep_last, images=site.keep_images, best=site.keep_best, moments=moments_read(evaluate, recipe)
-    )
+    read = moments_read(evaluate, recipe, widths)
+    keep = Keep(last=site.keep_last, images=site.keep_images, best=site.keep_best, moments=read)
     curve: list[dict[str, float]] = []
 
     def make() -> RunRef:

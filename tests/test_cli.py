@@ -18,7 +18,7 @@ from flows.cli import app
 from flows.recipes import allowed, as_toml, keys, merged
 
 CODEC = ("--set", "train.codec=autoencoder-kl", "--set", "train.codec_channels=4")
-COMMANDS = ("shard", "train", "evaluate", "register", "deploy", "run", "sample")
+COMMANDS = ("shard", "train", "sweep", "evaluate", "register", "deploy", "run", "sample")
 
 
 def diffusion(*arguments: str) -> tuple[int, str, str]:

@@ -1,5 +1,6 @@
 """A sweep in one process, on a real run: what it finds, what it draws, what it does not do again."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,15 @@ from PIL import Image
 from diffusion.evaluation.measure import evaluate
 from diffusion.evaluation.sweep import in_process, sweep
 from diffusion.evaluation.sweep_report import load_seconds, load_sweep, table
-from diffusion.recipe import Setting, SweepRecipe, tuned
+from diffusion.recipe import Setting, SweepRecipe, checkpoints_of, tuned
+from diffusion.store.averages import moments_read
+from diffusion.store.works import remember
+from flows.finished import sweep_key
+from flows.finished import swept as chosen_of
+from flows.preflight import check_drawing, check_sweep
+from flows.recipes import merged
+from flows.site import Site
+from flows.summary import tried
 from tests.evaluated_run import make_run
 
 SWEEP = SweepRecipe(steps=(2, 3, 6), guidance=(1, 2.5), samples=64, first_samples=32)
@@ -87,6 +96,48 @@ def test_it_is_shown_to_people(swept):
     assert all(value > 0 for value in seconds)
     assert len(table(load_sweep(ref.uri), seconds)[0]) == len(table(load_sweep(ref.uri))[0]) + 1
     assert not list(Path(ref.uri).parent.glob("bundles-*/bundles/*"))
+
+
+def test_it_is_said_with_the_way_to_have_it_without_a_sweep(swept, capsys):
+    ref, *_ = swept
+    tried(ref, alone=True)
+    said = capsys.readouterr().out
+    assert len(re.findall(r"dpmpp_2m +\d", said)) == 6
+    assert f"chosen     {ref.chosen}" in said
+    words = iter(ref.chosen.options.split())
+    settings = [next(words) for word in words if word == "--set"]
+    recipe = merged("smoke", settings=settings)
+    assert recipe.evaluate == tuned(merged("smoke").evaluate, ref.chosen)
+    assert ref.chosen.options in said
+
+
+def test_later_stages_use_what_was_chosen_and_ask_for_the_sweep_where_there_is_none(swept, run, tiny_recipe, tmp_path):
+    site, recipe = Site(home=tmp_path), tiny_recipe.model_copy(update={"sweep": SWEEP})
+    assert chosen_of(tiny_recipe, run, site) == tiny_recipe
+    with pytest.raises(ValueError, match=r"not tried on this run yet: run `diffusion sweep` with the same options"):
+        chosen_of(recipe, run, site)
+    remember(site.store, sweep_key(SWEEP, recipe.evaluate, run), swept[0])
+    assert chosen_of(recipe, run, site).evaluate == tuned(recipe.evaluate, swept[0].chosen)
+    other = recipe.evaluate.model_copy(update={"loss_pictures": 3, "samples": 99})
+    assert sweep_key(SWEEP, other, run) == sweep_key(SWEEP, recipe.evaluate, run), "of what it does not depend on"
+
+
+def test_checkpoints_stay_that_a_width_to_try_is_put_together_from(tiny_recipe):
+    evaluate, train = tiny_recipe.evaluate, tiny_recipe.train
+    assert moments_read(evaluate, train) == checkpoints_of(train)[-1:]
+    assert moments_read(evaluate, train, (0.12,)) == checkpoints_of(train)
+
+
+def test_a_sweep_of_nothing_and_one_that_cannot_be_are_refused_before_anything_starts(tiny_recipe):
+    with pytest.raises(ValueError, match=r"--set sweep\.steps=8,12,24"):
+        check_sweep(tiny_recipe)
+    recipe = tiny_recipe.model_copy(update={"sweep": SweepRecipe(ema=(0.001,))})
+    with pytest.raises(ValueError, match="cannot be put together"):
+        check_sweep(recipe)
+    spaced = tiny_recipe.evaluate.sampling.model_copy(update={"spacing": "trailing", "chain_steps": 8})
+    evaluate = tiny_recipe.evaluate.model_copy(update={"sampling": spaced})
+    with pytest.raises(ValueError, match="steps=12"):
+        check_drawing(tiny_recipe.model_copy(update={"evaluate": evaluate, "sweep": SweepRecipe(steps=(4, 12))}))
 
 
 def test_interrupted_it_goes_on_where_it_was_and_ends_the_same(swept, run, tiny_recipe, root, tmp_path):

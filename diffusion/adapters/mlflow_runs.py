@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from diffusion.recipe import Frozen
 from diffusion.store.publish import fsync_path, staging
-from diffusion.store.refs import DatasetRef, EvaluationRef
+from diffusion.store.refs import DatasetRef, EvaluationRef, SweepRef
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -215,24 +215,33 @@ def log_evaluation(tracking: Tracking, evaluation: EvaluationRef, recipe: BaseMo
 
     Returns the run's id.
     """
+    tags = {"bundle_digest": evaluation.bundle_digest, "stage": "evaluate"}
+    name = f"evaluate {evaluation.bundle_digest[:8]}"
+    return _log_found(tracking, evaluation, recipe, name, "report_digest", tags)
+
+
+def log_sweep(tracking: Tracking, sweep: SweepRef, recipe: BaseModel) -> str:
+    """Log a sweep (recipe, numbers, sweep.json and .md, plot, seconds) likewise.  Returns the run's id."""
+    tags = {"stage": "sweep", "chosen": str(sweep.chosen)}
+    return _log_found(tracking, sweep, recipe, f"sweep {sweep.digest[:8]}", "sweep_digest", tags)
+
+
+def _log_found(
+    tracking: Tracking, found: EvaluationRef | SweepRef, recipe: BaseModel, name: str, key: str, tags: dict[str, str]
+) -> str:
+    """What was found of a training run as a run below it, once.  key: the tag that has its digest."""
     client = connect(tracking)
-    run_id = _find_run(client, tracking, "report_digest", evaluation.digest)
+    run_id = _find_run(client, tracking, key, found.digest)
     if run_id is not None and client.get_run(run_id).info.status == "FINISHED":
         return run_id
-    parent = training_run(client, evaluation)
-    tags = {
-        "report_digest": evaluation.digest,
-        "bundle_digest": evaluation.bundle_digest,
-        "run_digest": evaluation.run.digest,
-        "dataset_digest": evaluation.run.dataset.digest,
-        "stage": "evaluate",
-    }
+    parent = training_run(client, found)
+    tags |= {key: found.digest, "run_digest": found.run.digest, "dataset_digest": found.run.dataset.digest}
     if parent is not None:
         tags["mlflow.parentRunId"] = parent.info.run_id
-    run_id = run_id or _create_run(client, tracking, f"evaluate {evaluation.bundle_digest[:8]}", tags)
-    _describe(client, run_id, tags, recipe, evaluation.run.dataset)
-    log_metrics(client, run_id, evaluation)
-    client.log_artifacts(run_id, evaluation.uri)
+    run_id = run_id or _create_run(client, tracking, name, tags)
+    _describe(client, run_id, tags, recipe, found.run.dataset)
+    log_metrics(client, run_id, found)
+    client.log_artifacts(run_id, found.uri)
     client.set_terminated(run_id)
     return run_id
 
@@ -254,7 +263,9 @@ def log_validation(tracking: Tracking, run_id: str, found: EvaluationRef) -> Non
         _logger.warning("MLflow took no validation (%s); it is in %s", error, found.uri)
 
 
-def log_metrics(client: "MlflowClient", run_id: str, evaluation: EvaluationRef, model_id: str | None = None) -> None:
+def log_metrics(
+    client: "MlflowClient", run_id: str, evaluation: EvaluationRef | SweepRef, model_id: str | None = None
+) -> None:
     """Log an evaluation's numbers to its run and, if given, to the model that they are about."""
     from mlflow.entities import Metric
 
@@ -263,7 +274,7 @@ def log_metrics(client: "MlflowClient", run_id: str, evaluation: EvaluationRef, 
     client.log_batch(run_id, metrics=metrics)
 
 
-def training_run(client: "MlflowClient", evaluation: EvaluationRef) -> "Run | None":
+def training_run(client: "MlflowClient", evaluation: EvaluationRef | SweepRef) -> "Run | None":
     """The run that trained, where this MLflow knows it: the store may recall work that another one recorded."""
     from mlflow.exceptions import MlflowException
 

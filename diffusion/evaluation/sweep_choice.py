@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion.evaluation.stats import Distance, t_quantile
+from diffusion.evaluation.stats import Distance, jackknife_error, t_quantile
 from diffusion.guidance import classifier_free
 from diffusion.recipe import SamplingRecipe, SweepRecipe
 from diffusion.sampler import SAMPLERS, run
@@ -42,9 +42,8 @@ class Difference:
             raise ValueError(f"{len(a.left_out)} and {len(b.left_out)} blocks: not of the same samples")
         blocks, value = len(a.left_out), a.value - times * b.value
         left_out = [x - times * y for x, y in zip(a.left_out, b.left_out, strict=True)]
-        mean = math.fsum(left_out) / blocks
-        variance = (blocks - 1) / blocks * math.fsum((x - mean) ** 2 for x in left_out)
-        return cls(value, blocks * value - (blocks - 1) * mean, math.sqrt(variance), blocks)
+        freed = blocks * value - (blocks - 1) * math.fsum(left_out) / blocks
+        return cls(value, freed, jackknife_error(left_out), blocks)
 
     def half_width(self, confidence: float) -> float:
         """Of its two-sided interval."""

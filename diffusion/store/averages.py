@@ -85,10 +85,12 @@ def at(run: RunRef, images_seen: int) -> RunRef:
     return run.model_copy(update={"uri": str(folder), "digest": digest_of(manifest), "images_seen": images_seen})
 
 
-def moments_read(evaluate: EvaluateRecipe, train: TrainRecipe) -> tuple[int, ...]:
-    """images_seen of the checkpoints that an evaluation of a run reads, ascending.  [see read_average]"""
-    moments = checkpoints_of(train)
-    wanted = [average for average in wanted_by(evaluate, moments[-1]) if average]
+def moments_read(evaluate: EvaluateRecipe, train: TrainRecipe, widths: tuple[float, ...] = ()) -> tuple[int, ...]:
+    """images_seen of the checkpoints that an evaluation of a run reads, ascending.  widths: others that a sweep tries in
+    place of evaluate.ema.  [see read_average]"""
+    moments, asked = checkpoints_of(train), (evaluate.ema, *widths)
+    recipes = (evaluate.model_copy(update={"ema": width}) for width in asked)
+    wanted = [average for recipe in recipes for average in wanted_by(recipe, moments[-1]) if average]
     made = [average.images_seen for average in wanted if average.sigma_rel not in train.ema]  # of all until then
     return tuple(m for m in moments if m in {average.images_seen for average in wanted} or m <= max(made, default=0))
 
