@@ -78,13 +78,14 @@ def check_sweep(recipe: Recipe) -> None:
 
 
 def check_training(site: Site, recipe: TrainRecipe) -> None:
-    """The site has what training needs: workers, encoders, and the place for copies of checkpoints can be asked."""
+    """The site has what training needs: workers, encoders, and the places of copies and bundles can be asked."""
     from diffusion.store.storage import open_storage
 
     check_devices(site, recipe)
     check_encoders(recipe)
-    if site.runs:
-        next(open_storage(site.runs).walk(), None)
+    for place in (site.runs, site.bundles):
+        if place:
+            next(open_storage(place).walk(), None)
 
 
 def check_encoders(recipe: TrainRecipe) -> None:

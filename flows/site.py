@@ -35,6 +35,10 @@ class Site(Frozen):
         None,
         description="Folder or s3://bucket/prefix that checkpoints are copied to as well; none: they are in the home",
     )
+    bundles: str | None = Field(
+        None,
+        description="Folder or s3://bucket/prefix that registered weights are put to, past MLflow; none: in MLflow",
+    )
     keep_last: int | None = Field(None, ge=2, description="Newest checkpoints of a run that stay; none: all stay")
     keep_images: int | None = Field(None, ge=1, description="With keep_last: one in so many images stays, too")
     validation: bool | None = Field(
@@ -68,7 +72,7 @@ class Site(Frozen):
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
 
-    @field_validator("data", "runs")
+    @field_validator("data", "runs", "bundles")
     @classmethod
     def _whole(cls, place: str | None) -> str | None:
         return place and open_storage(place).uri
@@ -189,7 +193,7 @@ class Site(Frozen):
         from diffusion.adapters.mlflow_runs import Tracking
 
         artifacts = None if self.mlflow else str(self.home / "mlflow-artifacts")
-        return Tracking(uri=self.mlflow_uri, artifacts=artifacts, experiment=name)
+        return Tracking(uri=self.mlflow_uri, artifacts=artifacts, experiment=name, bundles=self.bundles)
 
     def environment(self) -> dict[str, str]:
         """Variables that keep every library's files inside `home` and its telemetry off."""

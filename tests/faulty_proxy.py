@@ -49,10 +49,11 @@ class FaultyProxy:
         in_a_row: int = 3,
         stall_s: float = 30.0,
         trickle_s: float = 0.05,
+        max_body: int | None = None,  # bytes of a request that are passed on; more are answered by 413
     ) -> None:
         self.upstream = urlsplit(upstream).netloc
         self.seed, self.rate, self.kinds, self.in_a_row = seed, rate, tuple(kinds), in_a_row
-        self.stall_s, self.trickle_s = stall_s, trickle_s
+        self.stall_s, self.trickle_s, self.max_body = stall_s, trickle_s, max_body
         self.injected: Counter[str] = Counter()
         self.requests = 0
         self._row: Counter[str] = Counter()
@@ -114,6 +115,8 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
 
         def pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if proxy.max_body is not None and len(body) > proxy.max_body:
+                return self.answer(413, [], b"")
             fault = proxy.fault(f"{self.command} {self.path} {self.headers.get('Range')}")
             if fault == "reset":
                 proxy.count(fault)
@@ -129,7 +132,7 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             status, headers, answer = self.ask_upstream(body)
             self.spoil(fault, status, headers, answer)
 
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = pass_on
+        do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = do_HEAD = pass_on
 
         def ask_upstream(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
             for fresh in (False, True):  # a kept connection may have been closed by the server meanwhile

@@ -21,6 +21,7 @@ FIELDS = {
     "home": "/somewhere",
     "data": "/pictures/root",
     "runs": "s3://bucket/models",
+    "bundles": "s3://bucket/bundles",
     "keep_last": "3",
     "keep_images": "50000",
     "keep_best": "2",

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.adapters.mlflow_champion import CHAMPION, promote
-from diffusion.adapters.mlflow_model import save_pyfunc
-from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, log_metrics, reading, training_run
+from diffusion.adapters.mlflow_model import lineage_of, log_bundle
+from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, reading, training_run
 from diffusion.evaluation.verdict import Verdict
 from diffusion.evaluation.verdict import markdown as verdict_page
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path, publish_bundle, read_facts, verify_bundle
+from diffusion.store.elsewhere import bring_bundle
 from diffusion.store.publish import staging
 from diffusion.store.refs import EvaluationRef, ModelRef
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel, Run
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
 
 CHALLENGER = "challenger"
@@ -50,8 +51,8 @@ def register(
     found = version_of(client, name, digest)
     if found is None:
         run = training_run(client, evaluation) or client.get_run(evaluation_run)
-        logged = _logged_model(client, evaluation, evaluation_run, run, name, spec)
-        found = _create_version(client, name, logged, _lineage(evaluation, spec) | judged, description)
+        logged = log_bundle(client, tracking, evaluation, evaluation_run, run, name, spec)
+        found = _create_version(client, name, logged, lineage_of(evaluation, spec, logged) | judged, description)
     for key, value in judged.items():
         if found.tags.get(key) != value:
             client.set_model_version_tag(name, found.version, key, value)
@@ -146,47 +147,6 @@ def version_of(client: "MlflowClient", name: str, bundle_digest: str) -> "ModelV
     return min(found, key=lambda version: int(version.version), default=None)
 
 
-def _lineage(evaluation: EvaluationRef, spec: BundleSpec) -> dict[str, str]:
-    return {
-        "bundle_digest": evaluation.bundle_digest,
-        "run_digest": spec.run_digest,
-        "dataset_digest": spec.dataset_digest,
-        "recipe_digest": spec.recipe_digest,
-    }
-
-
-def _logged_model(
-    client: "MlflowClient", evaluation: EvaluationRef, evaluation_run: str, run: "Run", name: str, spec: BundleSpec
-) -> "LoggedModel":
-    """The bundle as a model of the run that trained it, ready; one that a process began and did not finish is finished."""
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-
-    same = f"name = '{name}' AND tags.bundle_digest = '{evaluation.bundle_digest}'"
-    begun = client.search_logged_models([run.info.experiment_id], same, max_results=1)
-    logged = (
-        begun[0]
-        if begun
-        else client.create_logged_model(
-            run.info.experiment_id,
-            name,
-            run.info.run_id,
-            _lineage(evaluation, spec) | {"report_digest": evaluation.digest},
-            run.data.params,
-            model_type="diffusion",
-        )
-    )
-    if logged.status == LoggedModelStatus.READY:
-        return logged
-    bundle = Path(evaluation.bundle_uri)
-    with staging(bundle.parent) as folder:
-        save_pyfunc(folder / "model", bundle, spec, logged, run.info.run_id)
-        client.log_model_artifacts(logged.model_id, str(folder / "model"))
-    if logged.model_id not in {output.model_id for output in run.outputs.model_outputs}:
-        client.log_outputs(run.info.run_id, [LoggedModelOutput(logged.model_id, step=spec.images_seen)])
-    log_metrics(client, evaluation_run, evaluation, logged.model_id)
-    return client.finalize_logged_model(logged.model_id, "READY")
-
-
 def _create_version(
     client: "MlflowClient", name: str, logged: "LoggedModel", tags: dict[str, str], description: str
 ) -> "ModelVersion":
@@ -210,7 +170,7 @@ def _create_version(
 
 def _fetch_bundle(tracking: Tracking, name: str, version: str, digest: str, store_root: Path) -> None:
     with staging(Path(store_root) / "bundles") as folder:
-        fetched = _fetch(tracking, name, version, digest[:16], folder)
+        fetched = bring_bundle(_fetch(tracking, name, version, digest[:16], folder), folder / "whole")
         verify_bundle(fetched, digest)
         publish_bundle(fetched, store_root)
 

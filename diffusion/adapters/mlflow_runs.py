@@ -41,6 +41,9 @@ class Tracking(Frozen):
 
     uri: str = Field(description="sqlite:////absolute/path/mlflow.db, or http(s)://host:port of a server")
     artifacts: str | None = Field(None, description="Folder for the files of a new experiment; null: the server's own")
+    bundles: str | None = Field(
+        None, description="Folder or s3://bucket/prefix for the weights of new versions; null: among MLflow's files"
+    )
     experiment: str = "diffusion"
 
 

@@ -21,6 +21,8 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import receipt_of, stamp
 from diffusion.serving.request import GenerateRequest, parse, resolve
 from diffusion.store.bundle import load_bundle
+from diffusion.store.elsewhere import bring_bundle
+from diffusion.store.publish import temporary
 
 _SLOTS = 4  # pictures drawn at once: few, since proving larger batches takes time at each load
 
@@ -35,7 +37,8 @@ class DiffusionModel(mlflow.pyfunc.PythonModel):
         registered = yaml.safe_load(meta.read_text()) if meta.is_file() else {}
         self.name = str(registered.get("model_name", "unregistered"))
         self.version = str(registered.get("model_version", "0"))
-        bundle = load_bundle(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        with temporary("the model's weights") as place:  # in memory afterwards
+            bundle = load_bundle(bring_bundle(folder, place / "bundle"), "cuda" if torch.cuda.is_available() else "cpu")
         self.engine = Engine(bundle, slots=_SLOTS)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:

@@ -9,13 +9,16 @@ import pytest
 import urllib3.connectionpool
 
 from diffusion.adapters.mlflow_gate import champion_report
-from diffusion.adapters.mlflow_registry import register, resolve
+from diffusion.adapters.mlflow_registry import look_up, register, resolve
 from diffusion.adapters.mlflow_runs import Tracking, connect
 from diffusion.evaluation.report import load_report
 from diffusion.serving.request import GenerateRequest
+from diffusion.store.bundle import verify_bundle
+from tests.faulty_proxy import FaultyProxy
 from tests.killed_registration import Moment, at, registration
 from tests.mlflow_server import MlflowServer, mlflow_server
 from tests.postgres_server import NoPostgres, postgres
+from tests.published import content
 from tests.registered_run import FIRST, endpoint_png, evaluated, sampling
 
 MOMENTS = (
@@ -83,6 +86,34 @@ def test_files_may_go_to_the_bucket_past_the_server(server, run, home, tiny_reci
         "MLmodel",
         "report.json",
     }
+
+
+def test_weights_that_the_server_refuses_go_past_it(server, tracking, run, home, tiny_recipe, s3, tmp_path):
+    import mlflow
+
+    place = f"{s3.bucket()}/models"
+    evaluation = evaluated(home / "store", run, sampling(5), 12.0)
+    with FaultyProxy(server.url, rate=0, max_body=2**17) as proxy:  # as a proxy before a server does with large files
+        small = tracking.model_copy(update={"uri": proxy.url})
+        with pytest.raises(ValueError, match=r"does not take the weights, .* MiB \(413.*set DIFFUSION_BUNDLES to"):
+            register(small, evaluation, FIRST, "large", tiny_recipe.evaluate)
+        assert versions(tracking, "large") == []
+        past = small.model_copy(update={"bundles": place})
+        ref = register(past, evaluation, FIRST, "large", tiny_recipe.evaluate)
+    assert (ref.version, ref.aliases) == ("1", ("challenger", "champion"))
+    (version,) = versions(tracking, "large")
+    spec, digest = verify_bundle(evaluation.bundle_uri)
+    assert version.tags["weights_uri"] == f"{place}/bundles/{digest[:16]}"
+    assert version.tags["weights_sha256"] == spec.weights_sha256
+    put = [asked.path for asked in s3.requests() if asked.method == "PUT" and "weights" in asked.path]
+    assert [path for path in put if digest[:16] in path and place.removeprefix("s3://") not in path] == []
+    # nobody who reads it needs to know of the place
+    fetched = resolve(tracking, "large", "champion", tmp_path)
+    assert content(Path(fetched.uri)) == content(Path(evaluation.bundle_uri))
+    assert look_up(tracking, "large", "1", tmp_path / "none")[0] == digest
+    model = mlflow.pyfunc.load_model("models:/large@champion")
+    answer = model.predict(pd.DataFrame({"label": ["flags"], "seed": [7]}))
+    assert answer["png"][0] == endpoint_png(fetched, GenerateRequest(label="flags", seed=7))
 
 
 @pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: f"{moment.path}{'-answered' * moment.answered}")
