@@ -7,7 +7,7 @@ from diffusion.adapters.mlflow_champion import CHAMPION
 from diffusion.adapters.mlflow_gate import champion_version, settle, verdict_of
 from diffusion.adapters.mlflow_registry import resolve
 from diffusion.evaluation.verdict import Verdict, markdown
-from diffusion.recipe import Recipe
+from diffusion.recipe import Recipe, digest_of
 from diffusion.store.refs import EvaluationRef, ModelRef
 from diffusion.store.works import work_key
 from flows.site import Site
@@ -28,7 +28,7 @@ def register_stage(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> Don
     mlflow = site.tracking(name)
 
     def make() -> ModelRef:
-        return settle(mlflow, evaluation, recipe)
+        return settle(mlflow, evaluation, recipe, "cuda" if site.use_gpu else "cpu")
 
     def now(ref: ModelRef) -> ModelRef | None:
         try:
@@ -55,8 +55,9 @@ def check_champion(model: ModelRef, site: Site) -> None:
 
 def _key(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> str:
     # the registry is part of it: a model registered in one is not registered in another
+    served = () if recipe.gate.max_latency_s is None else (digest_of(recipe.serve),)  # it is measured as it is served
     return work_key(
-        "register", recipe.gate, (evaluation.digest, evaluation.bundle_digest, recipe.name, site.mlflow_uri)
+        "register", recipe.gate, (evaluation.digest, evaluation.bundle_digest, recipe.name, site.mlflow_uri, *served)
     )
 
 

@@ -13,22 +13,30 @@ from diffusion.evaluation.report import FILE as REPORT_NAME
 from diffusion.evaluation.report import Report, load_report
 from diffusion.evaluation.verdict import Verdict
 from diffusion.recipe import Recipe
+from diffusion.serving.engine import Engine
+from diffusion.serving.latency import measure
+from diffusion.store.bundle import load_bundle
 from diffusion.store.refs import EvaluationRef, ModelRef
 
 TRIES = 8  # of the races that one registration may lose
 
 
-def settle(tracking: Tracking, evaluation: EvaluationRef, recipe: Recipe) -> ModelRef:
+def settle(tracking: Tracking, evaluation: EvaluationRef, recipe: Recipe, device: str = "cpu") -> ModelRef:
     """Judge an evaluated bundle and register it as recipe.name; likewise again while others move the alias.
 
-    Raises Overtaken where that happened TRIES times.
+    device: on which its latency is measured, where recipe.gate limits that.  Raises Overtaken where the alias moved TRIES
+    times.
     """
     challenger, name = load_report(evaluation.uri, evaluation.digest), recipe.name
+    latency = None
+    if recipe.gate.max_latency_s is not None and not challenger.problems:
+        bundle = load_bundle(evaluation.bundle_uri, device, digest=evaluation.bundle_digest)
+        latency = measure(Engine(bundle, slots=recipe.serve.slots, queue=recipe.serve.queue))
     for left in reversed(range(TRIES)):
         against = champion_version(tracking, name)
         champion = against and _champion(tracking, name, against, challenger)
         withdrawn = _withdrawn(tracking, name, challenger)
-        judged = verdict(challenger, champion, recipe.gate, against=against, withdrawn=withdrawn)
+        judged = verdict(challenger, champion, recipe.gate, against=against, withdrawn=withdrawn, latency=latency)
         try:
             return register(tracking, evaluation, judged, name, recipe.evaluate)
         except Overtaken:

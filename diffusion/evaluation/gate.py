@@ -2,10 +2,12 @@
 
 from diffusion.evaluation.distance import Frechet
 from diffusion.evaluation.identity import check_alike, differences
+from diffusion.evaluation.limits import limits_of
 from diffusion.evaluation.report import Report
 from diffusion.evaluation.stats import jackknife_error, t_quantile
 from diffusion.evaluation.verdict import Check, Verdict
 from diffusion.recipe import GateRecipe
+from diffusion.serving.latency import Latency
 
 
 def verdict(
@@ -15,11 +17,12 @@ def verdict(
     *,
     against: str | None = None,
     withdrawn: str | None = None,
+    latency: Latency | None = None,
 ) -> Verdict:
     """Whether `challenger` may take the place of `champion` (None: there is none yet).
 
     against: the champion's version.  withdrawn: for what `diffusion rollback` withdrew the challenger, if it did: then it
-    stays so, whatever its numbers are.
+    stays so, whatever its numbers are.  latency: how long its pictures take, where gate.max_latency_s asks for it.
 
     It must be sane: every number finite, the held-out loss (a student has none) below gate.max_loss at every noise level,
     the Frechet distance at most gate.max_frechet where that is set.  Beside a champion it must also be better beyond
@@ -28,11 +31,12 @@ def verdict(
     (1 - gate.confidence) / 2, and with gate.max_excess = 0 that is how often noise moves the alias.
 
     A student is compared with its teacher, though they draw otherwise, that being its purpose, and may be worse by
-    gate.max_student_excess instead.
+    gate.max_student_excess instead.  And it must keep the limits of `limits.limits_of`, better or not.
     """
     checks = _sane(challenger, gate)
     if all(check.passed for check in checks):
         checks += _beside(challenger, champion, gate)
+        checks += limits_of(challenger, champion, gate, latency)
     if withdrawn is not None:
         words = f"`diffusion rollback` withdrew it {withdrawn}, and with --to it brings it back"
         checks.append(Check(name="withdrawn", passed=False, words=words))

@@ -114,6 +114,32 @@ class GateRecipe(Frozen):
         exclude_if=usual(0.15),
         description="A student takes the place of its teacher where its Frechet distance is higher by this share at most",
     )
+    max_coverage_loss: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1,
+        exclude_if=usual(0.1),
+        description="Share of the champion's coverage, and of its recall, that a model may lack",
+    )
+    min_coverage: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, exclude_if=unset, description="Lower limit of coverage, as a share of what real pictures score, if any"
+    )
+    max_memorized: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.02,
+        exclude_if=usual(0.02),
+        description="Share of copies of training pictures; refused where there are beyond doubt more",
+    )
+    max_restoration_loss: Annotated[float, Field(ge=0)] = Field(
+        1.0,
+        exclude_if=usual(1.0),
+        description="dB of PSNR by which a task of restoration may be worse than by the champion",
+    )
+    min_restoration_gain: float | None = Field(
+        None,
+        exclude_if=unset,
+        description="dB of PSNR that each task of restoration gains at least over doing without a model, if any",
+    )
+    max_latency_s: Positive | None = Field(
+        None, exclude_if=unset, description="Seconds for a picture with all serve.slots taken, 95 of 100 times, if any"
+    )
 
 
 class ServeRecipe(Frozen):

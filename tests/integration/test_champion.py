@@ -174,6 +174,18 @@ def test_of_all_that_race_the_best_is_champion_and_each_move_follows_the_one_bef
     assert seats(client, name) == []
 
 
+def test_a_budget_of_time_is_measured_on_the_bundle_as_it_would_be_served(tracking, home, run, tiny_recipe):
+    evaluation = evaluated(home / "store", run, sampling(40), 12.0)
+    for budget, passes in ((1e-6, False), (1e6, True)):
+        gate = tiny_recipe.gate.model_copy(update={"max_latency_s": budget})
+        recipe = tiny_recipe.model_copy(update={"name": f"timed-{passes}".lower(), "gate": gate})
+        settle(tracking, evaluation, recipe)
+        judged = verdict_of(tracking, recipe.name, "1")
+        assert judged.passed == passes
+        assert judged.checks[-1].name == "latency"
+        assert f"all {recipe.serve.slots} slots taken" in judged.checks[-1].words
+
+
 # Back
 
 
