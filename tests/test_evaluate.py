@@ -134,7 +134,7 @@ def test_a_report_has_every_number(evaluated, run, tiny_recipe):
     assert [level.sigma for level in report.held_out] == list(tiny_recipe.evaluate.loss_levels)
     assert all(0 < level.loss < 5 for level in report.held_out)
     assert report.memorization.identity.held_out_pictures == run.dataset.holdout
-    assert report.memorization.identity.training_pictures == run.dataset.images
+    assert report.memorization.identity.sample.reference_pictures == run.dataset.images
     assert report.memorization.low == 0  # noise is near to nothing
     assert len(report.memorization.pairs) == tiny_recipe.evaluate.nearest_pairs
     assert report.text is None
@@ -168,7 +168,7 @@ def test_a_model_that_gives_training_pictures_is_found_out(run, tiny_recipe, roo
 
     ref = evaluate(run, tiny_recipe.evaluate, root, each=each)
     found = load_report(ref.uri, ref.digest).memorization
-    assert found.near == found.identity.samples == 16
+    assert found.near == found.identity.sample.samples == 16
     assert 0.4 < found.low < found.share == found.high == 1
     assert [pair.picture for pair in found.pairs] == [pair.training for pair in found.pairs]
     assert [pair.key for pair in found.pairs] == [reader.keys[pair.training] for pair in found.pairs]

@@ -14,6 +14,7 @@ from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
 from diffusion.evaluation import plan
 from diffusion.evaluation.bound import bound_of
+from diffusion.evaluation.by_class import by_class_of
 from diffusion.evaluation.distance import floor_of, frechet_of
 from diffusion.evaluation.features import find_weights, identity_of
 from diffusion.evaluation.gathered import Gathered, Result, Setup
@@ -128,6 +129,7 @@ def _report(gathered: Gathered, run: RunRef) -> Report:
             neighbours=neighbours_of(gathered),
             held_out=losses_of(gathered),
             bound=bound_of(gathered),
+            by_class=by_class_of(gathered),
             memorization=memorization_of(gathered),
             restoration=restoration_of(gathered),
             seed=recipe.seed,

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion.evaluation.manifold import ROWS, squared_distances
 from diffusion.evaluation.shares import excess, excess_interval
 from diffusion.evaluation.stats import CONFIDENCE
 
@@ -25,7 +26,6 @@ QUANTILE = 0.05  # of the held-out pictures are near: fewer are often duplicates
 SIDE = 16  # of the small copies whose pixels are compared: at 32 a JPEG of quality 75 was found half as often
 THUMBNAIL = 32  # side of the small copies that people look at
 NEIGHBOURS = 50  # to whose mean distance the nearest one's is compared  [Carlini et al. 2023]
-_BLOCK = 2**24  # distances at once: 128 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +93,11 @@ def nearest(pictures: Looks, training: Looks) -> Nearest:
 def neighbour(rows: Tensor, among: Tensor) -> Neighbour:
     """The nearest row of among (M, D), M at least 1, to each of rows (N, D); compared in float64."""
     rows, among = rows.double(), among.double()
-    squares, index, mean = among.square().sum(dim=1), [], []
-    for part in rows.split(max(1, _BLOCK // len(among))):
-        apart = part.square().sum(dim=1, keepdim=True) + squares - 2 * part @ among.T
-        least, order = apart.topk(min(NEIGHBOURS, len(among)), largest=False)
+    index, mean = [], []
+    for part in rows.split(ROWS):
+        least, order = squared_distances(part, among).topk(min(NEIGHBOURS, len(among)), largest=False)
         index.append(order[:, 0])
-        mean.append(least.clamp(min=0).sqrt().mean(dim=1))
+        mean.append(least.sqrt().mean(dim=1))
     # again from the difference: of a copy the expanded square is round-off and not 0
     pairs = zip(rows.split(1_024), torch.cat(index).split(1_024), strict=True)
     distance = torch.cat([(part - among[own]).norm(dim=1) for part, own in pairs])

@@ -1,15 +1,12 @@
 """Memorization in the report: the share of copies among the drawn pictures, and the pairs that are nearest."""
 
-from typing import Literal
-
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from pydantic import Field
 
 from diffusion.data.reader import ShardReader
-from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Gathered
+from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.memorization import (
     NEIGHBOURS,
     QUANTILE,
@@ -22,25 +19,17 @@ from diffusion.evaluation.memorization import (
     shrink,
 )
 from diffusion.evaluation.stats import digits
-from diffusion.recipe import Frozen, SamplingRecipe, unset
+from diffusion.recipe import Frozen
 
 
 class MemorizationIdentity(Frozen):
     """What must be equal for two shares of copies to be compared: everything but the model."""
 
-    metric: Literal["memorization/1"] = "memorization/1"
-    dataset_digest: str
-    training_pictures: int  # among which the nearest is looked for
+    sample: SampleIdentity
     held_out_pictures: int
-    extractor: ExtractorIdentity
     pixels: int = SIDE  # side of the small copies
     neighbours: int = NEIGHBOURS
     quantile: float = QUANTILE
-    samples: int
-    captions: Literal["of training pictures of the class"] | None = Field(None, exclude_if=unset)
-    sampling: SamplingRecipe
-    batch_size: int
-    seed: int
 
 
 class Pair(Frozen):
@@ -80,20 +69,12 @@ def memorization_of(gathered: Gathered) -> Memorization | None:
     training = Looks(gathered.real, gathered.real_small)
     drawn = nearest(Looks(gathered.drawn, shrink(gathered.thumbnails)), training)
     found = copies(drawn, nearest(gathered.control, training))
-    recipe, control = gathered.recipe, len(gathered.control_labels)
-    identity = MemorizationIdentity(
-        dataset_digest=gathered.manifest.digest,
-        training_pictures=len(gathered.real),
-        held_out_pictures=control,
-        extractor=gathered.setup.extractor,
-        samples=recipe.samples,
-        captions="of training pictures of the class" if gathered.spec.text is not None else None,
-        sampling=recipe.sampling,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
+    control = len(gathered.control_labels)
+    sample = sample_identity(
+        gathered, "memorization/1", samples=len(gathered.drawn), reference_pictures=len(gathered.real)
     )
     return Memorization(
-        identity=identity,
+        identity=MemorizationIdentity(sample=sample, held_out_pictures=control),
         share=digits(found.share),
         confidence=found.confidence,
         low=digits(found.low),

@@ -15,6 +15,7 @@ from pydantic import Field
 from diffusion.codec import CodecIdentity
 from diffusion.data.images import encode_png, grid
 from diffusion.evaluation.bound import HeldOutBound
+from diffusion.evaluation.by_class import ByClass
 from diffusion.evaluation.distance import FloorFacts, Frechet
 from diffusion.evaluation.held_out import HeldOutLoss
 from diffusion.evaluation.memorized import Memorization
@@ -61,6 +62,7 @@ class Report(Frozen):
     neighbours: Neighbours | None = Field(None, exclude_if=unset)
     held_out: tuple[HeldOutLoss, ...]
     bound: HeldOutBound | None = Field(None, exclude_if=unset, description="Absent: not measured")
+    by_class: ByClass | None = Field(None, exclude_if=unset, description="Absent: the data are of one class")
     memorization: Memorization | None = Field(None, exclude_if=unset, description="Absent: nothing is held out")
     restoration: tuple[Restoration, ...] = Field((), exclude_if=unset, description="Absent: not measured")
     seed: int

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from diffusion.evaluation.by_class import class_words
 from diffusion.evaluation.neighbours import neighbour_words
 from diffusion.evaluation.restoration_facts import restoration_words
 from diffusion.evaluation.words_memorization import memorization_words
@@ -24,6 +25,7 @@ def markdown(report: "Report") -> str:
         *_captions(report),
         *_distance(report),
         *neighbour_words(report),
+        *class_words(report),
         *memorization_words(report),
         *_losses(report),
         *_bound(report),

@@ -12,21 +12,21 @@ def memorization_words(report: "Report") -> list[str]:
     if found is None:
         why = "the model gave no pictures" if report.problems else "the dataset has no held-out pictures"
         return ["## Memorization", f"Not measured: {why}."]
-    facts = found.identity
+    facts, sample = found.identity, found.identity.sample
     rows = [
         "| | share of copies | |",
         "|---|---|---|",
         f"| **this model** | **{found.share:.2%}** | {found.confidence:.0%} interval {found.low:.2%} to {found.high:.2%};"
-        f" {found.near:,} of {facts.samples:,} drawn pictures are near a training picture, {found.expected:.3g} expected of"
-        f" a model that repeats none |",
+        f" {found.near:,} of {sample.samples:,} drawn pictures are near a training picture, {found.expected:.3g} expected"
+        f" of a model that repeats none |",
     ]
     notes = (
         f"Near is what only {facts.quantile:.0%} of {facts.held_out_pictures:,} held-out pictures, which nobody can have"
         f" repeated, are: a nearest training picture much nearer than the {facts.neighbours} nearest are in the mean, in"
-        f" features of {facts.extractor.name} or in the pixels of copies of {facts.pixels} x {facts.pixels}, mirrored ones"
+        f" features of {sample.extractor.name} or in the pixels of copies of {facts.pixels} x {facts.pixels}, mirrored ones"
         f" too. Copies are what there are more of such pictures than held-out ones would give. The interval counts both as"
         f" samples: of models that repeat nothing {(1 - found.confidence) / 2:.1%} at most have one above 0. Searched were"
-        f" {facts.training_pictures:,} training pictures. Few copies, and pictures cut out, moved or put together of"
+        f" {sample.reference_pictures:,} training pictures. Few copies, and pictures cut out, moved or put together of"
         f" several, may stay unseen."
     )
     parts = ["## Memorization", "\n".join(rows), notes]

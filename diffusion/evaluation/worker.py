@@ -40,10 +40,10 @@ class Worker:
         self._readers: dict[tuple[str, bool], ShardReader] = {}
 
     def __call__(self, task: Task) -> Result:
-        """loss: {"loss", "zero"} float64 (N,).  bound: see `held_out_bound`.  restore: see `restoration.fidelity`, and of
-        the shown ones {"picture-0", ...}: given, restored, true.  real: {"features"} float32 (N, D), {"small"} uint8
-        (N, SIDE, SIDE, 3).  draw: {"features"} and {"thumbnails"} uint8 (N, THUMBNAIL, THUMBNAIL, 3) of the measured
-        pictures, and {"picture-0", ...} uint8 (H, W, 3), the shown ones."""
+        """loss: {"loss", "zero"} float64 (N,) and {"label"}.  bound: see `held_out_bound`.  restore: see
+        `restoration.fidelity`, and of the shown ones {"picture-0", ...}: given, restored, true.  real: {"features"} float32
+        (N, D), {"small"} uint8 (N, SIDE, SIDE, 3).  draw: {"features"} and {"thumbnails"} uint8 (N, THUMBNAIL, THUMBNAIL, 3)
+        of the measured pictures, and {"picture-0", ...} uint8 (H, W, 3), the shown ones."""
         with one_thread():
             if task.kind == "loss":
                 return Result(task.number, self._loss(task.level))
@@ -74,7 +74,11 @@ class Worker:
     def _loss(self, level: int) -> dict[str, np.ndarray]:
         recipe, device = self.setup.recipe, self.setup.device
         groups = (
-            (picture, held_out_loss(self.bundle.denoiser, x0, cond, picture, level=level, recipe=recipe, device=device))
+            (
+                picture,
+                held_out_loss(self.bundle.denoiser, x0, cond, picture, level=level, recipe=recipe, device=device)
+                | {"label": cond["label"].numpy()},
+            )
             for picture, x0, cond in self._held_out(recipe.loss_pictures)
         )
         return _in_order(groups)
