@@ -45,6 +45,10 @@ def replay(
     tolerance: Annotated[
         int, typer.Option("--tolerance", help="Largest difference of a value, of 255, that is let pass.")
     ] = 0,
+    given: Annotated[
+        Path | None, typer.Option("--given", help="Of a picture of `restore` or `edit`: the file it was made of.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option("--mask", help="And the mask, where it was made with one.")] = None,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
@@ -53,7 +57,7 @@ def replay(
     def work(site: Site) -> None:
         from flows.replay import replay as flow
 
-        if not flow(site, picture, out=out, tolerance=tolerance):
+        if not flow(site, picture, out=out, tolerance=tolerance, given=given, mask=mask):
             raise typer.Exit(1)
 
     guarded(work, debug, home=home)

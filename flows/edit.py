@@ -19,6 +19,7 @@ from flows.pictures import (
     answered,
     fitted,
     folder,
+    given_files,
     in_model,
     mask_image,
     mask_of,
@@ -106,7 +107,7 @@ def edit(
         return by_condition(solver, reference, levels, before=lambda c: model.under(c, origin), after=wanted)
 
     x0 = answered("edit", converse, model)
-    facts = {"command": "edit", "strength": strength, "coarse": coarse, "sampler": request.sampler}
+    facts = {"command": "edit", "strength": strength, "coarse": coarse} | given_files(picture, mask)
     facts |= {"from_label": from_label, "from_prompt": from_prompt}
     saved = written(x0, before, request, facts, out=target, model=model)
     change = (saved - before).square().mean().sqrt()

@@ -1,6 +1,5 @@
 """What the commands that draw here share: the model, a picture at its size, and what comes back."""
 
-import json
 import os
 import secrets
 import time
@@ -21,9 +20,11 @@ from diffusion.random import Stream
 from diffusion.sampler import Conversation, Noise, run
 from diffusion.serving.engine import Engine
 from diffusion.serving.flight import noise_of, under
+from diffusion.serving.receipt import ReworkReceipt, device_name, pixels_sha256, stamp
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, parse, resolve
 from diffusion.spacing import detailed_sigmas
 from diffusion.store.bundle import Bundle, BundleSpec, load_bundle, read_spec
+from diffusion.store.publish import sha256_file
 from flows.console import progress, say, waiting
 from flows.preflight import check_empty
 from flows.site import Site
@@ -194,21 +195,35 @@ def answered(stage: str, converse: Callable[[], Conversation], model: Model) -> 
 def written(
     x0: Tensor, before: Tensor, request: ResolvedRequest, facts: Mapping[str, object], *, out: Path, model: Model
 ) -> Tensor:
-    """Write a PNG for each picture, with the facts inside, and strip.png: before | after ...  Returns what was written.
+    """Write a PNG for each picture, with its receipt inside, and strip.png: before | after ...  Returns what was written.
 
-    x0 (B, C, H, W), before (1, 3, H, W) in [-1, 1], and so is what is returned.
+    facts: fields of its ReworkReceipt, those of `given_files` among them.  x0 (B, C, H, W), before (1, 3, H, W) in [-1, 1],
+    and so is what is returned.
     """
     pictures = list(model.bundle.pictures(x0).numpy())
     out.mkdir(parents=True, exist_ok=True)
-    settings = request.model_dump(include={"label", "prompt", "seed", "steps", "guidance"})
-    made_by = {"model": model.name, "version": model.version, "bundle_digest": model.bundle.digest}
+    settings = request.model_dump(exclude={"label_index", "n", "size"})
+    spec = model.bundle.spec
+    settings |= {"model": model.name, "version": model.version, "bundle_digest": model.bundle.digest}
+    settings |= {"run_digest": spec.run_digest, "dataset_digest": spec.dataset_digest}
+    settings |= {"torch": torch.__version__, "device": device_name(model.device)}
     for i, picture in enumerate(pictures):
-        text = json.dumps({**facts, **settings, "image": i, **made_by}, sort_keys=True)
-        (out / f"{request.seed}-{i:03d}.png").write_bytes(encode_png(picture, {f"diffusion-{facts['command']}": text}))
+        receipt = ReworkReceipt(**facts, **settings, image=i, pixels_sha256=pixels_sha256(picture))
+        (out / file_name(request.seed, i)).write_bytes(stamp(picture, receipt))
     strip = [*to_uint8(before.clamp(-1, 1).cpu()).numpy(), *pictures]
     (out / "strip.png").write_bytes(encode_png(grid(strip, len(strip))))
     say(f"  seed       {request.seed}")
     return torch.cat([in_model(picture, model) for picture in pictures])
+
+
+def file_name(seed: int, image: int) -> str:
+    """Of result number `image`."""
+    return f"{seed}-{image:03d}.png"
+
+
+def given_files(picture: Path, mask: Path | None) -> dict[str, str | None]:
+    """What receipts say of the files that a picture is made of."""
+    return {"given_sha256": sha256_file(picture), "mask_sha256": mask and sha256_file(mask)}
 
 
 def folder(site: Site, out: Path | None, kind: str, name: str) -> Path:

@@ -2,22 +2,39 @@
 
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from diffusion.data.images import decode_png
 from diffusion.lineage.replay import Outcome, outcome, redraw, surroundings
 from diffusion.serving.engine import Engine
-from diffusion.serving.receipt import stamp
+from diffusion.serving.receipt import Receipt, ReworkReceipt, stamp
 from diffusion.store.bundle import load_bundle
+from diffusion.store.publish import sha256_file, temporary
 from flows.by_digest import bundle_of, read_picture
 from flows.console import say, ticked, waiting, warn
+from flows.edit import edit
+from flows.pictures import file_name
+from flows.restore import restore
 from flows.site import Site
 
 _SLOTS = 16  # as `sample` and `restore`
 
 
-def replay(site: Site, picture: Path, *, out: Path | None = None, tolerance: int = 0) -> bool:
+def replay(
+    site: Site,
+    picture: Path,
+    *,
+    out: Path | None = None,
+    tolerance: int = 0,
+    given: Path | None = None,
+    mask: Path | None = None,
+) -> bool:
     """Draw the picture again, and say whether that gives the same.  out: file for what is drawn.
 
-    tolerance: largest difference of a value, of 255, that counts as the same on another device or torch.  Returns whether
-    it is the same, or within that.  Raises ValueError.
+    tolerance: largest difference of a value, of 255, that counts as the same on another device or torch.  given, mask: the
+    files that a picture of `restore` or `edit` was made of.  Returns whether it is the same, or within that.  Raises
+    ValueError.
     """
     if not 0 <= tolerance <= 255:
         raise ValueError(f"--tolerance {tolerance}: give 0 to 255, the difference of two values of a pixel")
@@ -25,23 +42,61 @@ def replay(site: Site, picture: Path, *, out: Path | None = None, tolerance: int
         raise ValueError(f"--out {out}: there is such a file already, and it stays as it is: give another name")
     data, found = read_picture(picture)
     receipt = found.receipt
+    rework = receipt if isinstance(receipt, ReworkReceipt) else None
+    for option, path, sha256 in (
+        ("--given", given, rework and rework.given_sha256),
+        ("--mask", mask, rework and rework.mask_sha256),
+    ):
+        _check_file(option, path, sha256)
     folder = bundle_of(site, receipt.bundle_digest)
-    with waiting("loading the model and proving that a picture does not depend on its batch"):
-        bundle = load_bundle(folder, "cuda" if site.use_gpu else "cpu", digest=receipt.bundle_digest)
-        engine = Engine(bundle, slots=_SLOTS)
-    here = surroundings(engine.device)
-    say(
-        f"  model      {receipt.model} {receipt.version and 'version ' + receipt.version}  {receipt.bundle_digest[:16]}"
-    )
+    device = torch.device("cuda" if site.use_gpu else "cpu")
+    here = surroundings(device)
+    say(f"  bundle     {receipt.bundle_digest}")
     say(f"  request    seed {receipt.seed}, picture {receipt.image}, {receipt.sampler}, {receipt.steps} steps")
     say(f"  here       {here.device}, torch {here.torch}")
-    with waiting("drawing it again"):
-        drawn = redraw(receipt, engine)
+    drawn = _reworked(site, rework, folder, given, mask) if rework else _drawn(receipt, folder, device)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(stamp(drawn, receipt))
         say(f"  written    {out}")
     return _told(outcome(data, found, drawn, here), tolerance)
+
+
+def _check_file(option: str, path: Path | None, sha256: str | None) -> None:
+    """A file that the picture was made of, by its bytes."""
+    if sha256 is None and path is not None:
+        raise ValueError(f"{option} {path}: the picture was made of no such file; leave it out")
+    if sha256 is None:
+        return
+    what = f"the file whose sha256 is {sha256}"
+    if path is None:
+        raise ValueError(f"{option} is missing: this picture was made of another; give {option} and {what}")
+    if not path.is_file():
+        raise ValueError(f"{option} {path} is no file: give {what}")
+    if (actual := sha256_file(path)) != sha256:
+        raise ValueError(f"{option} {path} has sha256 {actual}, and the picture was made of another: give {what}")
+
+
+def _drawn(receipt: Receipt, folder: Path, device: torch.device) -> np.ndarray:
+    with waiting("loading the model and proving that a picture does not depend on its batch"):
+        engine = Engine(load_bundle(folder, device, digest=receipt.bundle_digest), slots=_SLOTS)
+    with waiting("drawing it again"):
+        return redraw(receipt, engine)
+
+
+def _reworked(site: Site, receipt: ReworkReceipt, folder: Path, given: Path, mask: Path | None) -> np.ndarray:
+    """What the command makes of the given file today: with the results before it, of which none depends on another."""
+    names = ("label", "prompt", "seed", "sampler", "steps", "guidance", "guidance_kind")
+    options = {name: getattr(receipt, name) for name in names} | {"n": receipt.image + 1}
+    with temporary("the pictures drawn again") as scratch:
+        common = {"bundle": folder, "mask": mask, "out": scratch / "out", "options": options}
+        if receipt.command == "restore":
+            asked = {"task": receipt.task, "way": receipt.way, "factor": receipt.factor}
+            restore(site, "", "", given, **asked, **common, noise=receipt.noise or 0.0, repeats=receipt.repeats)
+        else:
+            origin = {"from_label": receipt.from_label, "from_prompt": receipt.from_prompt}
+            edit(site, "", "", given, strength=receipt.strength, coarse=receipt.coarse, **origin, **common)
+        return decode_png((scratch / "out" / file_name(receipt.seed, receipt.image)).read_bytes())
 
 
 def _told(what: Outcome, tolerance: int) -> bool:

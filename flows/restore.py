@@ -24,6 +24,7 @@ from flows.pictures import (
     answered,
     fitted,
     folder,
+    given_files,
     in_model,
     mask_image,
     mask_of,
@@ -91,9 +92,9 @@ def restore(
     asked = asked if asked.steps or not trained else asked.model_copy(update={"steps": TRAINED_STEPS})
     request = settled(model.at_size(asked, image), model)
     operator, y, before = measure(model, image, task, factor, hole)
-    facts: dict[str, object] = {"command": "restore", "task": task, "factor": factor}
+    facts: dict[str, object] = {"command": "restore", "task": task, "factor": factor} | given_files(picture, mask)
     if trained:
-        facts |= {"way": "trained", "sampler": request.sampler}
+        facts |= {"way": "trained"}
         converse = by_training(model, request, operator, y)
     else:
         repeats = repeats or REPEATS

@@ -18,7 +18,7 @@ from diffusion.lineage.chain import (
     seen_by,
 )
 from diffusion.lineage.nearest import search, side_by_side
-from diffusion.serving.receipt import Opened
+from diffusion.serving.receipt import Opened, ReworkReceipt
 from diffusion.store.bundle import BundleSpec, read_spec
 from diffusion.store.storage import open_storage
 from flows.by_digest import bundle_of, read_picture
@@ -54,6 +54,9 @@ def trace(site: Site, picture: Path, *, every: bool, nearest: int, side: Path | 
 
 def _picture(path: Path, found: Opened) -> bool:
     receipt = found.receipt
+    if isinstance(receipt, ReworkReceipt):
+        how = f"{receipt.task}, {receipt.way}" if receipt.task else f"edit of strength {receipt.strength:g}"
+        say(f"  made of    the file of sha256 {receipt.given_sha256}: {how}")
     about = [f"class {receipt.label}" if receipt.label else "", f"prompt {receipt.prompt!r}" if receipt.prompt else ""]
     about += [f"seed {receipt.seed}, picture {receipt.image}", f"{receipt.sampler}, {receipt.steps} steps"]
     say(f"  picture    {path.name}: {', '.join(filter(None, about))}, guidance {receipt.guidance:g}")

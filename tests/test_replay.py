@@ -176,6 +176,10 @@ GOOD = Receipt(
     model="m", version="1", bundle_digest="1" * 64, run_digest="2" * 64, dataset_digest="3" * 64, label=None, seed=1,
     image=0, sampler="heun", steps=5, guidance=1.0, pixels_sha256="4" * 64,
 ).model_dump(mode="json")  # fmt: skip
+REWORK = GOOD | {
+    "command": "restore", "given_sha256": "5" * 64, "mask_sha256": None, "prompt": None, "torch": "2", "device": "cpu",
+    "guidance_kind": "classifier_free",
+}  # fmt: skip
 BOMB = zlib.compress(bytes(50_000_000), 9)
 HOSTILE = {
     "deep": (said(b"[" * 60_000), "nested too deeply"),
@@ -196,6 +200,13 @@ HOSTILE = {
     "a truth for a number": (said(GOOD | {"image": True}), "image: it is no whole number"),
     "not finite": (said(canonical_json(GOOD).replace(b'"guidance":1.0', b'"guidance":NaN')), "guidance"),
     "too many steps": (said(GOOD | {"steps": 10**9}), "steps: it must be at most"),
+    "two kinds of receipts": (
+        with_chunks(*[chunk(b"tEXt", key + b"\0{}") for key in (b"diffusion", b"diffusion-edit")]), "several receipts"),
+    "a restoration without a task": (
+        with_chunks(chunk(b"tEXt", b"diffusion-restore\0" + canonical_json(REWORK))), "task is missing"),
+    "an edit that says it is a restoration": (
+        with_chunks(chunk(b"tEXt", b"diffusion-edit\0" + canonical_json(REWORK | {"task": "inpainting", "way": "trained"}))),
+        "it is of the command restore"),
     "a path for a digest": (said(GOOD | {"bundle_digest": "../" * 21 + "x"}), "bundle_digest: it must match"),
     "unknown": (said(GOOD | {"follow": "/etc/passwd"}), "follow: it is not known"),
     "millions of pixels": (

@@ -7,11 +7,11 @@ from urllib.parse import quote
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diffusion.data.images import decode_png, encode_png, png_text
 from diffusion.data.pictures.buckets import shown
-from diffusion.recipe import Frozen, GuidanceKind, SamplerName, canonical_json, first_mistake, unset, usual
+from diffusion.recipe import Frozen, GuidanceKind, SamplerName, TaskName, canonical_json, first_mistake, unset, usual
 from diffusion.serving.request import ResolvedRequest, once_each
 from diffusion.store.averages import Digest
 from diffusion.store.bundle import BundleSpec
@@ -44,10 +44,62 @@ class Receipt(Frozen):
     device: str | None = Field(None, exclude_if=unset)
 
 
+class ReworkReceipt(Frozen):
+    """Of a picture that `diffusion restore` or `diffusion edit` made: of which file, with which model, and how.  The picture
+    is a function of all but `pixels_sha256`, and of that file's bytes."""
+
+    format: Literal[1] = 1
+    command: Literal["restore", "edit"]
+    given_sha256: Digest  # of the file of the picture that was given
+    mask_sha256: Digest | None  # and of the mask's
+    model: str
+    version: str
+    bundle_digest: Digest
+    run_digest: Digest
+    dataset_digest: Digest
+    label: str | None
+    prompt: str | None
+    seed: int = Field(ge=0, lt=2**32)
+    image: int = Field(ge=0, lt=64)  # which of the results, from 0
+    sampler: SamplerName
+    steps: int = Field(ge=2, le=1_000)
+    guidance: float = Field(ge=0)
+    guidance_kind: GuidanceKind
+    # restore
+    task: TaskName | None = Field(None, exclude_if=unset)
+    way: Literal["trained", "zero-shot"] | None = Field(None, exclude_if=unset)
+    factor: int | None = Field(None, exclude_if=unset)
+    noise: float | None = Field(None, exclude_if=unset)
+    repeats: int | None = Field(None, le=100, exclude_if=unset)
+    # edit
+    strength: float | None = Field(None, exclude_if=unset)
+    coarse: int | None = Field(None, exclude_if=unset)
+    from_label: str | None = Field(None, exclude_if=unset)
+    from_prompt: str | None = Field(None, exclude_if=unset)
+    pixels_sha256: Digest
+    torch: str
+    device: str
+
+    @model_validator(mode="after")
+    def _checks(self) -> "ReworkReceipt":
+        needed = {"restore": ("task", "way"), "edit": ("strength",)}[self.command]
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"{missing[0]} is missing, and {self.command} has one")
+        return self
+
+
+AnyReceipt = Receipt | ReworkReceipt
+_KINDS: dict[str, type[Receipt] | type[ReworkReceipt]] = {  # by the keyword of the text chunk
+    CHUNK: Receipt,
+    f"{CHUNK}-restore": ReworkReceipt,
+    f"{CHUNK}-edit": ReworkReceipt,
+}
+
+
 class Opened(NamedTuple):
     """A PNG with a receipt: what that says, and the pixels there are, uint8 (H, W, 3)."""
 
-    receipt: Receipt
+    receipt: AnyReceipt
     picture: np.ndarray
 
     @property
@@ -103,9 +155,10 @@ def receipt_of(
     )
 
 
-def stamp(picture: np.ndarray, receipt: Receipt) -> bytes:
+def stamp(picture: np.ndarray, receipt: AnyReceipt) -> bytes:
     """The picture as PNG with its receipt inside.  Equal pictures and receipts give equal bytes."""
-    return encode_png(picture, {CHUNK: canonical_json(receipt).decode()})
+    kind = f"{CHUNK}-{receipt.command}" if isinstance(receipt, ReworkReceipt) else CHUNK
+    return encode_png(picture, {kind: canonical_json(receipt).decode()})
 
 
 def headers(receipt: Receipt) -> dict[str, str]:
@@ -114,7 +167,7 @@ def headers(receipt: Receipt) -> dict[str, str]:
     return {f"X-Diffusion-{name.replace('_', '-').title()}": quote(str(value)) for name, value in fields.items()}
 
 
-def read_receipt(png: bytes) -> Receipt:
+def read_receipt(png: bytes) -> AnyReceipt:
     """The receipt inside a PNG.  Raises ValueError if there is none or the pixels are not those it was written for."""
     found = opened(png)
     if not found.intact:
@@ -131,13 +184,18 @@ def opened(png: bytes) -> Opened:
     Raises ValueError where there is none, or it is not one: too long, not JSON, a name twice, a wrong type or value.
     """
     text = png_text(png)
-    if CHUNK not in text:
-        raise ValueError(f"this PNG has no text chunk {CHUNK!r}: it was not drawn here, or a program stripped it")
-    if len(text[CHUNK]) > MAX_TEXT:
-        raise ValueError(f"the PNG's text chunk {CHUNK!r} has more than {MAX_TEXT:,} characters: no receipt has")
+    found = [kind for kind in _KINDS if kind in text]
+    if len(found) != 1:
+        none = f"no text chunk {CHUNK!r}: it was not drawn here, or a program stripped it"
+        raise ValueError(f"this PNG has {'several receipts: one is not its own' if found else none}")
+    (kind,) = found
+    if len(text[kind]) > MAX_TEXT:
+        raise ValueError(f"the PNG's text chunk {kind!r} has more than {MAX_TEXT:,} characters: no receipt has")
     try:
-        receipt = Receipt.model_validate(json.loads(text[CHUNK], object_pairs_hook=once_each), strict=True)
+        receipt = _KINDS[kind].model_validate(json.loads(text[kind], object_pairs_hook=once_each), strict=True)
+        if isinstance(receipt, ReworkReceipt) and kind != f"{CHUNK}-{receipt.command}":
+            raise ValueError(f"it is of the command {receipt.command}")
     except (ValueError, RecursionError) as error:
         why = first_mistake(error) if isinstance(error, ValueError) else "it is nested too deeply"
-        raise ValueError(f"the PNG's text chunk {CHUNK!r} is not a receipt of format 1: {why}") from error
+        raise ValueError(f"the PNG's text chunk {kind!r} is not a receipt of format 1: {why}") from error
     return Opened(receipt, decode_png(png))
