@@ -69,8 +69,8 @@ def swept(recipe: Recipe, run: RunRef, site: Site) -> Recipe:
     if not recipe.sweep.on:
         return recipe
     ref = recall(site.store, sweep_key(recipe.sweep, recipe.evaluate, run), SweepRef)
-    chosen = _there(ref, "the ways of drawing that sweep names are not tried on this run yet", "sweep").chosen
-    return recipe.model_copy(update={"evaluate": tuned(recipe.evaluate, chosen)})
+    found = _there(ref, "the ways of drawing that sweep names are not tried on this run yet", "sweep")
+    return recipe.model_copy(update={"evaluate": tuned(recipe.evaluate, found.chosen, found.digest)})
 
 
 def evaluation_of(recipe: EvaluateRecipe, run: RunRef, site: Site) -> EvaluationRef:

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from diffusion.presets import PRESETS
 from diffusion.recipe import Recipe, digest_of, mistake
 
-_WRITTEN = ("lesson",)  # fields that a stage writes, and nobody sets
+_WRITTEN = ("lesson", "chosen_by")  # fields that a stage writes, and nobody sets
 
 
 def merged(preset: str, *, file: Path | None = None, settings: Iterable[str] = (), name: str | None = None) -> Recipe:

@@ -55,4 +55,4 @@ def swept_stages(recipe: Recipe, run: RunRef, site: Site) -> tuple[Recipe, tuple
     if not recipe.sweep.on:
         return recipe, ()
     done = sweep_stage(recipe.sweep, recipe.evaluate, run, recipe.name, site)
-    return recipe.model_copy(update={"evaluate": tuned(recipe.evaluate, done.ref.chosen)}), (done,)
+    return recipe.model_copy(update={"evaluate": tuned(recipe.evaluate, done.ref.chosen, done.ref.digest)}), (done,)

@@ -115,6 +115,21 @@ def test_what_the_common_noise_does_to_both_is_not_held_against_the_challenger()
     assert not verdict(report(195.0, 10.0), champion, GATE).passed
 
 
+def test_a_model_of_which_a_sweep_chose_how_it_draws_is_compared_as_it_is_served():
+    few = IDENTITY.model_copy(update={"sampling": SamplingRecipe(steps=12, guidance=4)})
+    champion, better = report(200.0, 4.0, model="b"), report(100.0, 4.0, identity=few)
+    assert not verdict(better, champion, GATE).passed, "unlike numbers are not compared"
+    chosen = {"chosen_by": "5" * 64}
+    for one, other in ((better.model_copy(update=chosen), champion), (better, champion.model_copy(update=chosen))):
+        found = verdict(one, other, GATE)
+        assert found.passed
+        assert "(dpmpp_2m, 12 steps, guidance 4)" in found.reasons[-1]
+        assert "(dpmpp_2m, 24 steps, guidance 2.5)" in found.reasons[-1]
+    elsewhere = few.model_copy(update={"seed": 7})
+    refused = verdict(report(100.0, 4.0, identity=elsewhere).model_copy(update=chosen), champion, GATE)
+    assert "seed is 7" in " ".join(refused.reasons), "all else is equal still"
+
+
 @pytest.mark.parametrize("share", [0.05, 0.5])
 def test_a_higher_distance_may_count_as_equal_where_the_recipe_says_so(share):
     gate = GATE.model_copy(update={"max_excess": share})

@@ -117,7 +117,7 @@ def test_later_stages_use_what_was_chosen_and_ask_for_the_sweep_where_there_is_n
     with pytest.raises(ValueError, match=r"not tried on this run yet: run `diffusion sweep` with the same options"):
         chosen_of(recipe, run, site)
     remember(site.store, sweep_key(SWEEP, recipe.evaluate, run), swept[0])
-    assert chosen_of(recipe, run, site).evaluate == tuned(recipe.evaluate, swept[0].chosen)
+    assert chosen_of(recipe, run, site).evaluate == tuned(recipe.evaluate, swept[0].chosen, swept[0].digest)
     other = recipe.evaluate.model_copy(update={"loss_pictures": 3, "samples": 99})
     assert sweep_key(SWEEP, other, run) == sweep_key(SWEEP, recipe.evaluate, run), "of what it does not depend on"
 

@@ -2,7 +2,7 @@
 
 from diffusion.evaluation.distance import Frechet
 from diffusion.evaluation.identity import check_alike, differences
-from diffusion.evaluation.limits import limits_of
+from diffusion.evaluation.limits import limits_of, may_differ
 from diffusion.evaluation.report import Report
 from diffusion.evaluation.stats import jackknife_error, t_quantile
 from diffusion.evaluation.verdict import Check, Verdict
@@ -31,7 +31,8 @@ def verdict(
     (1 - gate.confidence) / 2, and with gate.max_excess = 0 that is how often noise moves the alias.
 
     A student is compared with its teacher, though they draw otherwise, that being its purpose, and may be worse by
-    gate.max_student_excess instead.  And it must keep the limits of `limits.limits_of`, better or not.
+    gate.max_student_excess instead.  So are models of which one draws as a sweep chose: each as it is served.  And it must
+    keep the limits of `limits.limits_of`, better or not.
     """
     checks = _sane(challenger, gate)
     if all(check.passed for check in checks):
@@ -53,7 +54,7 @@ def _beside(challenger: Report, champion: Report | None, gate: GateRecipe) -> li
         unknown = "the champion has no Frechet distance to be compared with: evaluate and register its run again"
         return [Check(name="frechet", passed=False, words=unknown)]
     taught = challenger.teacher == champion.bundle_digest
-    ignored = "sampling." if taught else None
+    ignored = may_differ(challenger, champion)
     here, there = challenger.frechet.identity, champion.frechet.identity
     if unlike := differences(here, there, ignored=ignored, whose="the champion's"):
         again = (
@@ -61,7 +62,7 @@ def _beside(challenger: Report, champion: Report | None, gate: GateRecipe) -> li
             " present recipe, or this one with the champion's"
         )
         return [Check(name="identity", passed=False, words=words) for words in (*unlike, again)]
-    return [_compare(challenger.frechet, champion.frechet, gate, taught=taught)]
+    return [_compare(challenger.frechet, champion.frechet, gate, ignored=ignored, taught=taught)]
 
 
 def _sane(report: Report, gate: GateRecipe) -> list[Check]:
@@ -94,8 +95,8 @@ def faults_of(report: Report, gate: GateRecipe) -> tuple[str, ...]:
     return tuple(faults)
 
 
-def _compare(challenger: Frechet, champion: Frechet, gate: GateRecipe, *, taught: bool) -> Check:
-    check_alike(challenger.identity, champion.identity, ignored="sampling." if taught else None)
+def _compare(challenger: Frechet, champion: Frechet, gate: GateRecipe, *, ignored: str | None, taught: bool) -> Check:
+    check_alike(challenger.identity, champion.identity, ignored=ignored)
     excess = gate.max_student_excess if taught else gate.max_excess
     allowed = 1 + excess
     limit = allowed * champion.value
@@ -109,6 +110,9 @@ def _compare(challenger: Frechet, champion: Frechet, gate: GateRecipe, *, taught
     if taught:
         who = f"{champion.value:.4g} of the champion, its teacher, in {champion.identity.sampling.steps}"
         steps = f" in {challenger.identity.sampling.steps} steps"
+    elif challenger.identity.sampling != champion.identity.sampling:
+        who += f" ({_drawn(champion)})"
+        steps = f" ({_drawn(challenger)})"
     if excess:
         found = f"{'' if passed else 'not '}below {allowed:g} times that by more than {margin:.3g}"
     else:
@@ -119,3 +123,8 @@ def _compare(challenger: Frechet, champion: Frechet, gate: GateRecipe, *, taught
         f" {gate.confidence:.0%} interval)"
     )
     return Check(name="frechet", passed=passed, words=words, value=challenger.value, limit=limit - margin)
+
+
+def _drawn(found: Frechet) -> str:
+    how = found.identity.sampling
+    return f"{how.sampler}, {how.steps} steps, guidance {how.guidance:g}"

@@ -23,6 +23,13 @@ def limits_of(report: Report, champion: Report | None, gate: GateRecipe, latency
     return checks
 
 
+def may_differ(report: Report, champion: Report) -> str | None:
+    """How the names of what may differ in the identities of the two begin.  A student draws otherwise than its teacher, that
+    being its purpose; where a sweep chose how a model draws, it is compared as it is served."""
+    taught = report.teacher == champion.bundle_digest
+    return "sampling." if taught or report.chosen_by or champion.chosen_by else None
+
+
 def _copies(report: Report, gate: GateRecipe) -> list[Check]:
     found = report.memorization
     if found is None:
@@ -48,7 +55,7 @@ def _shown(report: Report, champion: Report | None, gate: GateRecipe) -> list[Ch
     if before is None:
         return checks
     taught = report.teacher == champion.bundle_digest
-    if differences(found.identity, before.identity, ignored="sampling." if taught else None):
+    if differences(found.identity, before.identity, ignored=may_differ(report, champion)):
         return checks
     kept = 1 - max(gate.max_coverage_loss, gate.max_student_excess if taught else 0)
     for name in ("coverage", "recall"):

@@ -123,6 +123,7 @@ def _report(gathered: Gathered, run: RunRef) -> Report:
             text=spec.text,
             codec=spec.codec,
             teacher=spec.lesson.teacher if spec.lesson else None,
+            chosen_by=recipe.chosen_by,
             frechet=frechet_of(gathered),
             floor=floor_of(gathered),
             kernel=kernel_of(gathered),

@@ -56,6 +56,9 @@ class Report(Frozen):
     text: TextIdentity | None = Field(None, exclude_if=unset)  # what read the captions, if anything did
     codec: CodecIdentity | None = Field(None, exclude_if=unset)  # what made pictures of latents, if anything did
     teacher: str | None = Field(None, exclude_if=unset, description="Of a few-step student: its teacher's bundle")
+    chosen_by: str | None = Field(
+        None, exclude_if=unset, description="Digest of the sweep that chose how it draws, if one did"
+    )
     frechet: Frechet | None
     floor: FloorFacts | None
     kernel: Kernel | None = Field(None, exclude_if=unset)

@@ -48,6 +48,8 @@ def _summary(report: "Report") -> str:
         )
     if report.teacher:
         said += f" It is a few-step student of model {report.teacher[:12]}."
+    if report.chosen_by:
+        said += f" How it draws was chosen by sweep {report.chosen_by[:12]}."
     return said
 
 

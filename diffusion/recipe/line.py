@@ -53,6 +53,12 @@ class EvaluateRecipe(Frozen):
     restoration_pictures: int = Field(
         16, ge=0, le=10_000, description="Held-out pictures restored in each task of restoration; 0: none"
     )
+    chosen_by: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        exclude_if=unset,
+        description="Digest of the sweep that chose ema and sampling, if one did",
+    )
     grid_columns: int = Field(12, ge=1, le=32, description="Samples per class in the grid")
     nearest_pairs: int = Field(
         8, ge=0, le=64, description="Drawn pictures shown beside the training pictures they are nearest to"
@@ -247,7 +253,7 @@ def student_of(recipe: Recipe, teacher: str) -> Recipe:
         train = TrainRecipe.model_validate({**recipe.train.model_dump(), **taught, "lesson": lesson, "init": None})
     except ValidationError as error:
         raise ValueError(f"no student can be made: {first_mistake(error)}") from None
-    measured = {"sampling": student, "images": None, "guide_images": None, "guide_ema": None}
+    measured = {"sampling": student, "chosen_by": None, "images": None, "guide_images": None, "guide_ema": None}
     return recipe.model_copy(
         update={
             "train": train,

@@ -81,10 +81,10 @@ def grid(sweep: SweepRecipe, evaluate: "EvaluateRecipe") -> tuple[Setting, ...]:
     return tuple(dict.fromkeys(Setting(**dict(zip(names, values, strict=True))) for values in product(*axes)))
 
 
-def tuned(evaluate: "EvaluateRecipe", setting: Setting) -> "EvaluateRecipe":
-    """The same evaluation of a model that is served with this setting."""
+def tuned(evaluate: "EvaluateRecipe", setting: Setting, chosen_by: str | None = None) -> "EvaluateRecipe":
+    """The same evaluation of a model that is served with this setting.  chosen_by: digest of the sweep."""
     values = evaluate.model_dump()
-    values["ema"] = setting.ema
+    values |= {"ema": setting.ema, "chosen_by": chosen_by}
     values["sampling"] |= setting.model_dump(exclude={"ema"})
     return type(evaluate).model_validate(values)
 

@@ -71,6 +71,8 @@ def test_killed_in_its_midst_it_goes_on_and_what_it_chose_is_registered(
     assert {"ema": spec["ema"]} | {name: spec["sampling"][name] for name in ("sampler", "steps", "guidance")} == (
         chosen.model_dump()
     )
+    report = json.loads(next(store.glob(f"evaluations/{version.tags['report_digest'][:16]}/report.json")).read_text())
+    assert report["chosen_by"] == found.digest
     experiment = client.get_experiment_by_name("smoke").experiment_id
     (logged,) = client.search_runs([experiment], "tags.stage = 'sweep'")
     assert logged.data.tags["sweep_digest"] == found.digest
