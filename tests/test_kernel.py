@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.evaluation import kernel as module
+from diffusion.evaluation import pairs
 from diffusion.evaluation.kernel import kernel_distance, mean_within
 from tests.metrics_by_hand import kernel_by_hand
 
@@ -26,7 +27,7 @@ def test_equals_the_sum_over_pairs_whatever_the_blocks(monkeypatch):
     a, b = normals(23, 7, 0) + 0.5, 2 * normals(31, 7, 1)
     expected = kernel_by_hand(a.numpy(), b.numpy())
     assert distance(a, b).value == pytest.approx(expected, rel=1e-12)
-    monkeypatch.setattr(module, "ROWS", 5)
+    monkeypatch.setattr(pairs, "TILE", 5)
     assert distance(a, b).value == pytest.approx(expected, rel=1e-12)
     assert distance(a, b, blocks=4).value == pytest.approx(expected, rel=1e-12)
 

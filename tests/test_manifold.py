@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.evaluation import manifold
-from diffusion.evaluation.manifold import Estimate, Neighbourhood, Real, halves, neighbourhood, squared_distances
+from diffusion.evaluation import manifold, pairs
+from diffusion.evaluation.manifold import Estimate, Neighbourhood, Real, halves, neighbourhood
+from diffusion.evaluation.pairs import squared_distances
 from tests.metrics_by_hand import neighbourhood_by_hand
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -22,7 +23,7 @@ def normals(n: int, d: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("rows", [512, 7])
 @pytest.mark.parametrize(("n", "m", "scale"), [(40, 90, 1.0), (90, 40, 0.5), (61, 33, 1.5)])
 def test_equals_the_papers_formulas_whatever_the_blocks(monkeypatch, rows, n, m, scale):
-    monkeypatch.setattr(manifold, "ROWS", rows)
+    monkeypatch.setattr(pairs, "TILE", rows)
     drawn, real = scale * normals(n, 4, 0) + 0.3, normals(m, 4, 1)
     found, expected = neighbourhood(drawn, Real.of(real)), neighbourhood_by_hand(drawn.numpy(), real.numpy())
     assert 0 < expected["recall"] < 1

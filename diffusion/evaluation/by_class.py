@@ -4,12 +4,12 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.kernel import kernel_distance, mean_within
 from diffusion.evaluation.manifold import K_DENSITY, Real, neighbourhood
+from diffusion.evaluation.pairs import Features, Picked
 from diffusion.evaluation.stats import CONFIDENCE, digits, t_quantile
 from diffusion.recipe import Frozen
 
@@ -56,8 +56,8 @@ def by_class_of(gathered: Gathered) -> ByClass | None:
     losses, labels = _losses(gathered)
     facts = []
     for label, name in enumerate(names):
-        drawn = gathered.drawn[gathered.drawn_labels == label]
-        real = gathered.real[gathered.real_labels == label]
+        drawn = Picked(gathered.drawn, (gathered.drawn_labels == label).nonzero().flatten())
+        real = Picked(gathered.real, (gathered.real_labels == label).nonzero().flatten())
         measured = min(len(drawn), len(real)) >= LEAST
         own = losses[labels == label]
         facts.append(
@@ -89,12 +89,12 @@ def _mean(losses: np.ndarray) -> Interval | None:
     return _around(float(losses.mean()), float(losses.std(ddof=1)) / math.sqrt(len(losses)), len(losses))
 
 
-def _kernel(drawn: Tensor, real: Tensor) -> Interval | None:
+def _kernel(drawn: Features, real: Features) -> Interval | None:
     found = kernel_distance(drawn, real, within=mean_within(real))
     return _around(found.value, found.standard_error, len(found.left_out))
 
 
-def _coverage(drawn: Tensor, real: Tensor) -> Interval:
+def _coverage(drawn: Features, real: Features) -> Interval:
     found = neighbourhood(drawn, Real.of(real)).coverage
     low, high = found.share_interval(CONFIDENCE)
     return Interval(value=digits(found.value), low=digits(low), high=digits(high))

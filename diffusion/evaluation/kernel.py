@@ -12,9 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.stats import BLOCKS, Distance, checked
-
-ROWS = 1024  # of a block of the kernel's matrix
+from diffusion.evaluation.pairs import Features, chunks, tiles
+from diffusion.evaluation.stats import BLOCKS, Distance
 
 
 def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -25,38 +24,41 @@ def kernel(a: Tensor, b: Tensor) -> Tensor:
     return inner.square().mul_(inner)  # twenty times as fast as a power
 
 
-def mean_within(features: Tensor) -> float:
+def mean_within(features: Features) -> float:
     """The mean of k over all pairs of different pictures of features (N, D): the reference's term, equal for all models."""
-    features = checked(features)
     n = len(features)
     if n < 2:
         raise ValueError(f"a kernel distance needs at least 2 pictures, there are {n}")
-    blocks = features.split(ROWS)
-    once = [float(kernel(a, b).sum()) for i, a in enumerate(blocks) for b in blocks[:i]]
-    within = [float(kernel(rows, rows).sum()) for rows in blocks]
-    return (math.fsum([2 * value for value in once] + within) - float(_own(features).sum())) / (n * (n - 1))
+    sums = []
+    for rows, columns, a, b in tiles(features, features):
+        if rows.start >= columns.start:  # the others are the same pairs
+            sums.append(float(kernel(a, b).sum()) * (1 if rows == columns else 2))
+    sums += [-float(_own(rows).sum()) for _, rows in chunks(features)]
+    return math.fsum(sums) / (n * (n - 1))
 
 
-def kernel_distance(features: Tensor, reference: Tensor, *, within: float, blocks: int = BLOCKS) -> Distance:
+def kernel_distance(features: Features, reference: Features, *, within: float, blocks: int = BLOCKS) -> Distance:
     """MMD^2 of a sample's features (N, D) from the reference's (M, D), which are taken as given, and its standard error
     over such samples.  within: `mean_within` of the reference.
 
     Delete-a-block jackknife over the same blocks as the Frechet distance's.  It counts what products of two drawn
     pictures add to the variance twice [Efron & Stein 1981], so that is taken off once.
     """
-    features, reference = checked(features), checked(reference)
     n = len(features)
     blocks = min(blocks, n // 2)
     if blocks < 2:
         raise ValueError(f"{n} pictures are too few for a standard error: draw at least 4")
     member = (torch.arange(n)[:, None] % blocks == torch.arange(blocks)).double()  # (N, blocks)
-    across = torch.cat([kernel(rows, reference).mean(dim=1) for rows in features.split(ROWS)])
+    across = torch.zeros(n).double()
+    for rows, _, a, b in tiles(features, reference):
+        across[rows] += kernel(a, b).sum(dim=1) / len(reference)
     by_block, row_sums, squares = torch.zeros(n, blocks).double(), torch.zeros(n).double(), 0.0
-    for start in range(0, n, ROWS):
-        block = kernel(features[start : start + ROWS], features)
-        block[torch.arange(len(block)), torch.arange(start, start + len(block))] = 0.0
-        by_block[start : start + ROWS] = block @ member
-        row_sums[start : start + ROWS] = block.sum(dim=1)
+    for rows, columns, a, b in tiles(features, features):
+        block = kernel(a, b)
+        if rows == columns:
+            block.fill_diagonal_(0.0)
+        by_block[rows] += block @ member[columns]
+        row_sums[rows] += block.sum(dim=1)
         squares += float(block.square().sum())
     pairs, sums, sizes = member.T @ by_block, member.T @ across, member.sum(dim=0)
 

@@ -7,7 +7,7 @@ A set's manifold is the union of the balls around its pictures, each as wide as 
     density     how many of the real balls a drawn picture lies in, over k          [Naeem 2020, Eq. 4], k = 5
     coverage    share of real balls that hold a drawn picture                       [Naeem 2020, Eq. 5]
 
-All pairs count, in float64, in blocks of rows.  The real pictures are taken as given; the errors are over samples of the
+All pairs count, in float64.  The real pictures are taken as given; the errors are over samples of the
 same size.  Coverage and recall depend on that size, and the error of each needs a way of its own.
 """
 
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.stats import checked, t_quantile
+from diffusion.evaluation.pairs import Features, nearest_rows, squared_distances, tiles
+from diffusion.evaluation.stats import t_quantile
 from diffusion.random import Stream, bits
 
 K_PRECISION = 3
 K_DENSITY = 5
-ROWS = 512  # of a block of distances
 SPLITS = 32  # into halves, for the error of recall: a power of 2
 _NEAR = 64  # neighbours among which the k-th of the same half is looked for
 
@@ -65,21 +65,19 @@ class Neighbourhood:
 class Real:
     """Real pictures and their balls."""
 
-    features: Tensor  # (M, D) float64
+    features: Features  # (M, D)
     near: Tensor  # (M,) squared radii of precision
     wide: Tensor  # (M,) of density and coverage
 
     @classmethod
-    def of(cls, features: Tensor) -> "Real":
+    def of(cls, features: Features) -> "Real":
         """features: (M, D) of any float type, of more than 5 pictures."""
-        features = checked(features)
         reach = _neighbours(features, max(K_PRECISION, K_DENSITY))[0]
         return cls(features, reach[:, K_PRECISION - 1], reach[:, K_DENSITY - 1])
 
 
-def neighbourhood(drawn: Tensor, real: Real) -> Neighbourhood:
+def neighbourhood(drawn: Features, real: Real) -> Neighbourhood:
     """The four numbers of drawn pictures, features (N, D), N at least 8."""
-    drawn = checked(drawn)
     n, m = len(drawn), len(real.features)
     if n < 8:
         raise ValueError(f"{n} pictures are too few for the recall of halves: draw at least 8")
@@ -91,20 +89,19 @@ def neighbourhood(drawn: Tensor, real: Real) -> Neighbourhood:
     by_half = torch.zeros(2, SPLITS, m, dtype=torch.bool)
     count, mark = torch.zeros(m, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
     names = _names(n)
-    for start in range(0, n, ROWS):
-        rows = slice(start, start + ROWS)
-        apart = squared_distances(drawn[rows], real.features)
-        found[rows] = (apart <= real.near).any(dim=1)
-        inside = apart <= real.wide
-        balls[rows] = inside.sum(dim=1).double()
-        count += inside.sum(dim=0)
-        mark += (inside * names[rows, None]).sum(dim=0)  # wraps: any two sets of pictures have two sums
-        recalled |= (apart <= reach[rows, K_PRECISION - 1, None]).any(dim=0)
+    for rows, columns, a, b in tiles(drawn, real.features):
+        apart = squared_distances(a, b)
+        found[rows] |= (apart <= real.near[columns]).any(dim=1)
+        inside = apart <= real.wide[columns]
+        balls[rows] += inside.sum(dim=1).double()
+        count[columns] += inside.sum(dim=0)
+        mark[columns] += (inside * names[rows, None]).sum(dim=0)  # wraps: any two sets of pictures have two sums
+        recalled[columns] |= (apart <= reach[rows, K_PRECISION - 1, None]).any(dim=0)
         for split in range(SPLITS):
             held = apart <= own[split, rows, None]
             one = first[split, rows]
-            by_half[0, split] |= held[one].any(dim=0)
-            by_half[1, split] |= held[~one].any(dim=0)
+            by_half[0, split, columns] |= held[one].any(dim=0)
+            by_half[1, split, columns] |= held[~one].any(dim=0)
     shares = by_half.double().mean(dim=2)
     return Neighbourhood(
         precision=_share_of(found),
@@ -117,15 +114,6 @@ def neighbourhood(drawn: Tensor, real: Real) -> Neighbourhood:
         density=Estimate(float(balls.mean()) / K_DENSITY, float(balls.std()) / K_DENSITY / math.sqrt(n), n - 1, n),
         coverage=Estimate(float((count > 0).double().mean()), _coverage_error(count, mark, n), n - 1, n),
     )
-
-
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """|a_i - b_j|^2 of a (N, D) and b (M, D) float64, (N, M); exactly 0 where there is nothing but round-off."""
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"{a.shape[1]} and {b.shape[1]} features a picture: not of the same extractor")
-    squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
-    apart = squares - 2 * (a @ b.T)
-    return torch.where(apart > 1e-13 * squares, apart, 0.0)
 
 
 def halves(n: int) -> Tensor:
@@ -141,17 +129,12 @@ def halves(n: int) -> Tensor:
     return (sign[:, picture // 2 % SPLITS] + picture) % 2 == 0
 
 
-def _neighbours(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _neighbours(features: Features, k: int) -> tuple[Tensor, Tensor]:
     """Squared distances to the k nearest others, ascending, and which these are, each (N, k)."""
     n = len(features)
     if n <= k:
         raise ValueError(f"{n} pictures are too few for the {k} nearest others of each: at least {k + 1} are needed")
-    found = []
-    for start in range(0, n, ROWS):
-        apart = squared_distances(features[start : start + ROWS], features)
-        apart[torch.arange(len(apart)), torch.arange(start, start + len(apart))] = math.inf
-        found.append(apart.topk(k, dim=1, largest=False))
-    return torch.cat([each.values for each in found]), torch.cat([each.indices for each in found])
+    return nearest_rows(features, features, k, others=True)
 
 
 def _radii_in_halves(reach: Tensor, nearest: Tensor, first: Tensor) -> Tensor:

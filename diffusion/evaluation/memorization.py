@@ -10,6 +10,7 @@ whose pictures are distributed as held-out ones is accused with a known probabil
 are.  [after Meehan et al. 2020; the relative distance after Carlini et al. 2023, Sec. 4.2]
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion.evaluation.manifold import ROWS, squared_distances
+from diffusion.evaluation.pairs import chunks, nearest_rows
 from diffusion.evaluation.shares import excess, excess_interval
 from diffusion.evaluation.stats import CONFIDENCE
 
@@ -83,26 +84,21 @@ def standardized(pictures: Tensor) -> Tensor:
 
 def nearest(pictures: Looks, training: Looks) -> Nearest:
     """Of each picture, and in pixels of its mirror image as well, the nearest training picture."""
-    own = standardized(training.small)
-    straight, mirrored = (neighbour(standardized(x), own) for x in (pictures.small, pictures.small.flip(2)))
+    mirror = pictures.small.flip(2)
+    straight, mirrored = (neighbour(x, training.small, standardized) for x in (pictures.small, mirror))
     nearer = mirrored.distance < straight.distance
     pixels = Neighbour(*(np.where(nearer, b, a) for a, b in zip(straight, mirrored, strict=True)))
     return Nearest(neighbour(pictures.features, training.features), pixels)
 
 
-def neighbour(rows: Tensor, among: Tensor) -> Neighbour:
-    """The nearest row of among (M, D), M at least 1, to each of rows (N, D); compared in float64."""
-    rows, among = rows.double(), among.double()
-    index, mean = [], []
-    for part in rows.split(ROWS):
-        least, order = squared_distances(part, among).topk(min(NEIGHBOURS, len(among)), largest=False)
-        index.append(order[:, 0])
-        mean.append(least.sqrt().mean(dim=1))
+def neighbour(rows: Tensor, among: Tensor, prepare: Callable[[Tensor], Tensor] = Tensor.double) -> Neighbour:
+    """The nearest row of among (M, ...), M at least 1, to each of rows (N, ...), as `prepare` makes them, (., D) float64."""
+    least, order = nearest_rows(rows, among, min(NEIGHBOURS, len(among)), prepare=prepare)
+    index, mean = order[:, 0], least.sqrt().mean(dim=1)
     # again from the difference: of a copy the expanded square is round-off and not 0
-    pairs = zip(rows.split(1_024), torch.cat(index).split(1_024), strict=True)
-    distance = torch.cat([(part - among[own]).norm(dim=1) for part, own in pairs])
-    relative = distance / torch.cat(mean).clamp(min=torch.finfo(torch.float64).tiny)
-    return Neighbour(torch.cat(index).numpy(), distance.numpy(), relative.numpy())
+    distance = torch.cat([(part - prepare(among[index[own]])).norm(dim=1) for own, part in chunks(rows, prepare)])
+    relative = distance / mean.clamp(min=torch.finfo(torch.float64).tiny)
+    return Neighbour(index.numpy(), distance.numpy(), relative.numpy())
 
 
 def copies(drawn: Nearest, held_out: Nearest, *, confidence: float = CONFIDENCE) -> Copies:

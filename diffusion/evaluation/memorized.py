@@ -18,6 +18,7 @@ from diffusion.evaluation.memorization import (
     nearest,
     shrink,
 )
+from diffusion.evaluation.pairs import TILE
 from diffusion.evaluation.stats import digits
 from diffusion.recipe import Frozen
 
@@ -67,7 +68,8 @@ def memorization_of(gathered: Gathered) -> Memorization | None:
     if gathered.control is None or gathered.drawn is None:
         return None
     training = Looks(gathered.real, gathered.real_small)
-    drawn = nearest(Looks(gathered.drawn, shrink(gathered.thumbnails)), training)
+    small = torch.cat([shrink(some) for some in gathered.thumbnails.split(TILE)])
+    drawn = nearest(Looks(gathered.drawn, small), training)
     found = copies(drawn, nearest(gathered.control, training))
     control = len(gathered.control_labels)
     sample = sample_identity(

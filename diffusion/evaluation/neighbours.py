@@ -9,6 +9,7 @@ from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.kernel import kernel_distance, mean_within
 from diffusion.evaluation.manifold import K_DENSITY, Estimate, Real, neighbourhood
+from diffusion.evaluation.pairs import Picked
 from diffusion.evaluation.plan import evenly
 from diffusion.evaluation.stats import CONFIDENCE, Distance, digits, split, t_quantile
 from diffusion.recipe import Frozen
@@ -101,7 +102,8 @@ def neighbours_of(gathered: Gathered) -> Neighbours | None:
     drawn, real, labels = chosen
     found = neighbourhood(drawn, Real.of(real))
     some = split(labels, min(len(drawn), len(real) // 2), seed=gathered.recipe.seed, splits=1)[0]
-    honest = neighbourhood(real[some], Real.of(real[~some]))
+    one, other = (Picked(gathered.real, real.places[chosen]) for chosen in (some, ~some))
+    honest = neighbourhood(one, Real.of(other))
     identity = sample_identity(gathered, "neighbours/1", samples=len(drawn), reference_pictures=len(real))
     return Neighbours(
         identity=identity,
@@ -115,13 +117,13 @@ def neighbours_of(gathered: Gathered) -> Neighbours | None:
     )
 
 
-def _chosen(gathered: Gathered) -> tuple[Tensor, Tensor, Tensor] | None:
+def _chosen(gathered: Gathered) -> tuple[Picked, Picked, Tensor] | None:
     """Features of the drawn and the real pictures that are measured, and the labels of the latter."""
     if gathered.drawn is None or min(len(gathered.drawn), len(gathered.real)) < LEAST:
         return None
-    drawn = gathered.drawn[torch.tensor(evenly(len(gathered.drawn), LIMIT))]
-    places = torch.tensor(evenly(len(gathered.real), LIMIT))
-    return drawn, gathered.real[places], gathered.real_labels[places]
+    drawn = Picked(gathered.drawn, torch.tensor(evenly(len(gathered.drawn), LIMIT)))
+    real = Picked(gathered.real, torch.tensor(evenly(len(gathered.real), LIMIT)))
+    return drawn, real, gathered.real_labels[real.places]
 
 
 def neighbour_words(report: "Report") -> list[str]:

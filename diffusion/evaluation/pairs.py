@@ -1,0 +1,82 @@
+"""All pairs of the pictures of two sets, a tile at a time and in float64: the memory is a tile's, however many there are."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.evaluation.stats import checked
+
+TILE = 1_024  # pictures of either set
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """Some rows of features (N, D), taken when they are asked for: where these lie in a file, they stay there."""
+
+    features: Tensor
+    places: Tensor  # int64 (n,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.places), *self.features.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, some: slice | Tensor) -> Tensor:
+        return self.features[self.places[some]]
+
+
+Features = Tensor | Picked
+
+
+def chunks(features: Features, prepare: Callable[[Tensor], Tensor] = checked) -> Iterator[tuple[slice, Tensor]]:
+    """Rows (N, ...), a chunk at a time: which, and what `prepare` makes of them, float64."""
+    for start in range(0, len(features), TILE):
+        rows = slice(start, min(start + TILE, len(features)))
+        yield rows, prepare(features[rows])
+
+
+def tiles(
+    a: Features, b: Features, prepare: Callable[[Tensor], Tensor] = checked
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """All pairs of rows of a (N, D) and b (M, D): which rows of each, and these as `prepare` makes them, float64."""
+    if a.shape[1:] != b.shape[1:]:
+        raise ValueError(f"{a.shape[1]} and {b.shape[1]} features a picture: not of the same extractor")
+    for rows, own in chunks(a, prepare):
+        for columns, other in chunks(b, prepare):
+            yield rows, columns, own, other
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """|a_i - b_j|^2 of a (N, D) and b (M, D) float64, (N, M); exactly 0 where there is nothing but round-off."""
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"{a.shape[1]} and {b.shape[1]} features a picture: not of the same extractor")
+    squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
+    apart = squares - 2 * (a @ b.T)
+    return torch.where(apart > 1e-13 * squares, apart, 0.0)
+
+
+def nearest_rows(
+    a: Features, b: Features, k: int, *, others: bool = False, prepare: Callable[[Tensor], Tensor] = checked
+) -> tuple[Tensor, Tensor]:
+    """Squared distances of each row of a (N, D) to the k nearest of b (M, D), M at least k, ascending, and which these are,
+    each (N, k).  others: b is a, and no row is near itself."""
+    found: list[Tensor] = []
+    places: list[Tensor] = []
+    for rows, columns, own, other in tiles(a, b, prepare):
+        if columns.start == 0:
+            best, index = torch.empty(len(own), 0).double(), torch.empty(len(own), 0, dtype=torch.int64)
+        apart = squared_distances(own, other)
+        if others and rows == columns:
+            apart.fill_diagonal_(torch.inf)
+        number = torch.arange(columns.start, columns.stop).expand(len(own), -1)
+        best, index = torch.cat([best, apart], dim=1), torch.cat([index, number], dim=1)
+        best, order = best.topk(min(k, best.shape[1]), dim=1, largest=False)
+        index = index.gather(1, order)
+        if columns.stop == len(b):
+            found.append(best)
+            places.append(index)
+    return torch.cat(found), torch.cat(places)

@@ -1,0 +1,190 @@
+"""What an evaluation spends outside the networks, and the memory it takes: `python -m tests.benchmarks.bench_evaluate`.
+
+Time: `--share` pictures of 32 px are drawn by the demo's network as the demo draws (24 steps, guided), and measured in all
+ways against as many made training pictures (emoji, turned in hue, shifted and mirrored).  The share of the processor's time
+spent in the calls of the denoiser and of the feature extractor, in one process of one thread, should be 90 % or more; what
+takes the rest is listed by function.
+
+Memory: for each of `--memory`, that many pictures are drawn by a small network in 2 unguided steps and measured against as
+many, in a process of its own, driver and worker in one.  What counts is the most anonymous memory (RssAnon) at any time,
+less that of `--memory`'s first: features lie in files, whose pages the system takes back when it needs them.
+"""
+
+import argparse
+import cProfile
+import json
+import pstats
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusion.data.images import encode_png, fit, load
+from diffusion.denoiser import Denoiser
+from diffusion.evaluation.features import Extractor
+from diffusion.evaluation.measure import evaluate
+from diffusion.presets import demo
+from diffusion.recipe import EvaluateRecipe, Recipe, SamplingRecipe, ShardRecipe, UNetRecipe
+from diffusion.store.refs import RunRef
+from tests.evaluated_run import make_run
+
+EMOJI = Path(__file__).parents[2] / "diffusion" / "data" / "embedded" / "noto-emoji-64.zip"
+SIDE = 32
+SHARE = 0.9
+GROWTH_MIB = 64.0
+WIDTH, STEPS = UNetRecipe(channels=16, multipliers=(1, 2), blocks=(1, 1), attention=()), 2  # of the small network
+
+
+def pictures(path: Path, count: int) -> None:
+    """A zip of made pictures in four classes."""
+    with zipfile.ZipFile(EMOJI) as source:
+        names = [name for name in source.namelist() if name.endswith(".png")][:2_000]
+        seeds = [fit(load(source.read(name)), size=(SIDE, SIDE), background="#ffffff") for name in names]
+    random = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for i in range(count):
+            picture = 255.0 - seeds[i % len(seeds)]
+            turned = picture @ np.abs(np.eye(3) + random.normal(0, 0.2, (3, 3)))
+            moved = np.roll(turned, random.integers(-4, 5, 2), axis=(0, 1))[:, :: random.choice([-1, 1])]
+            png = encode_png((255 - moved.clip(0, 255)).round().astype(np.uint8))
+            archive.writestr(f"class-{i % 4}/{i:06d}.png", png)
+
+
+def recipe_of(samples: int, *, small: bool) -> Recipe:
+    line = demo()
+    unet = WIDTH if small else line.train.unet
+    train = line.train.model_copy(update={"images": 64, "checkpoint_images": 64, "unet": unet})
+    sampling = SamplingRecipe(sampler="ddim", steps=STEPS, guidance=1.0) if small else line.evaluate.sampling
+    changes = {"samples": samples, "batch_size": 128 if small else 32, "sampling": sampling}
+    changes |= {"extractor_resolution": SIDE} if small else {}
+    evaluated = EvaluateRecipe(**dict(line.evaluate) | changes)
+    shard = ShardRecipe(resolution=SIDE, holdout=0.02, shard_size=1_024)
+    return line.model_copy(update={"shard": shard, "train": train, "evaluate": evaluated})
+
+
+class Timed:
+    """Processor seconds within some functions, those that one calls from another counted once."""
+
+    def __init__(self) -> None:
+        self.seconds, self.inside = 0.0, False
+
+    def around(self, function: Callable) -> Callable:
+        def timed(*args: object, **kwargs: object) -> object:
+            if self.inside:
+                return function(*args, **kwargs)
+            self.inside, started = True, time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.inside = False
+                self.seconds += time.process_time() - started
+
+        return timed
+
+
+def share(count: int, folder: Path) -> bool:
+    """The share of processor time in the networks."""
+    run, recipe = made(folder, count, small=False)
+    timed = Timed()
+    Denoiser.forward, Extractor.__call__ = timed.around(Denoiser.forward), timed.around(Extractor.__call__)
+    profile, started = cProfile.Profile(), time.process_time()
+    profile.enable()
+    found = evaluate(run, recipe, folder / "evaluated")
+    profile.disable()
+    total = time.process_time() - started
+    part = timed.seconds / total
+    print(Path(found.uri, "report.md").read_text()[:1_500])
+    stats = pstats.Stats(profile)
+    stats.sort_stats("tottime").print_stats(18)
+    print(
+        f"{count:,} pictures: {total:.0f} s of the processor, {part:.1%} in network calls (limit {SHARE:.0%}):"
+        f" {'kept' if part >= SHARE else 'MISSED'}"
+    )
+    return part >= SHARE
+
+
+def made(folder: Path, count: int, *, small: bool) -> tuple[RunRef, EvaluateRecipe]:
+    """A run, trained for two steps, on so many pictures."""
+    pictures(folder / "made.zip", count)
+    recipe = recipe_of(count, small=small)
+    return make_run(folder / "made.zip", recipe, folder), recipe.evaluate
+
+
+def anonymous_mib() -> float:
+    return int(re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+
+
+def measured(run: RunRef, recipe: EvaluateRecipe, folder: Path) -> None:
+    """Evaluate here, watching this process's memory; prints it, and when it was most."""
+    before, most, ended = anonymous_mib(), 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not ended.wait(0.02):
+            most = max(most, anonymous_mib())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    drawing: list[float] = []
+    evaluate(run, recipe, folder, progress=lambda done, total: drawing.append(most))
+    ended.set()
+    watcher.join()
+    print(json.dumps({"before": before, "drawing": drawing[-1], "most": most}))
+
+
+def memory(counts: list[int], folder: Path) -> bool:
+    """The most memory of each count, in a process of its own."""
+    found = []
+    for count in counts:
+        own = folder / str(count)
+        own.mkdir()
+        run, recipe = made(own, count, small=True)
+        (own / "run.json").write_text(run.model_dump_json())
+        (own / "recipe.json").write_text(recipe.model_dump_json())
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "tests.benchmarks.bench_evaluate", "--within", str(own)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        print(
+            f"{count:>7,} pictures against {run.dataset.images:,}: {found[-1]['before']:5.0f} MiB before,"
+            f" {found[-1]['drawing']:5.0f} while drawing, {found[-1]['most']:5.0f} at most;"
+            f" {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
+    grown = [max(one[name] for one in found) - found[0][name] for name in ("drawing", "most")]
+    good = max(grown) <= GROWTH_MIB
+    print(
+        f"grown by {grown[0]:.0f} MiB while drawing and {grown[1]:.0f} in all (limit {GROWTH_MIB:.0f}):"
+        f" {'kept' if good else 'MISSED'}"
+    )
+    return good
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--share", type=int, default=10_000, help="pictures; 0: leave this out")
+    parser.add_argument("--memory", type=int, nargs="*", default=[1_000, 10_000, 50_000])
+    parser.add_argument("--within", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.within:
+        run = RunRef.model_validate_json((options.within / "run.json").read_text())
+        recipe = EvaluateRecipe.model_validate_json((options.within / "recipe.json").read_text())
+        measured(run, recipe, options.within / "evaluated")
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        good = [share(options.share, Path(name))] if options.share else []
+        good += [memory(options.memory, Path(name))] if options.memory else []
+    sys.exit(not all(good))
+
+
+if __name__ == "__main__":
+    main()
