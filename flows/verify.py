@@ -25,7 +25,7 @@ def verify(site: Site) -> bool:
     for found in findings:
         warn(f"{found.kind:<9}  {found.place}: {found.what}")
     kinds = Counter(found.kind for found in findings)
-    places = ", ".join(dict.fromkeys(filter(None, (str(site.store), site.data, site.runs))))
+    places = ", ".join(dict.fromkeys(filter(None, (str(site.store), site.data, site.runs, site.bundles))))
     looked = f"{len(looks):,} files and folders of {places}, {size:,} bytes"
     bad = kinds["damaged"] + kinds["missing"]
     if bad:
@@ -44,4 +44,6 @@ def _looks(site: Site) -> list[Look]:
         looks += looks_at_data.looks_at_data(open_storage(site.data_root))
     if site.runs:
         looks += looks_at_store.looks_at_runs(open_storage(site.runs))
+    if site.bundles:
+        looks += looks_at_store.looks_at_bundles(open_storage(site.bundles))
     return looks

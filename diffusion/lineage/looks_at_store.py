@@ -12,9 +12,9 @@ import safetensors
 from diffusion.evaluation import reference
 from diffusion.evaluation.reference import ReferenceIdentity
 from diffusion.lineage.looks import Finding, Look, Tell, asked, hashed, said
-from diffusion.recipe import canonical_json, digest_of
+from diffusion.recipe import canonical_json, digest_of, first_mistake
 from diffusion.store.averages import MANIFEST_NAME, Manifest
-from diffusion.store.bundle import SPEC_NAME, bundle_path, read_facts
+from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import LocalFolder, Storage, open_storage
 from diffusion.store.works import digested, finished
@@ -31,8 +31,7 @@ def looks_at_store(store: Path) -> Iterator[Look]:
     """At all that is not of datasets."""
     root = LocalFolder(Path(store))
     yield from looks_at_runs(root)
-    for folder in _folders(root, "bundles"):
-        yield from _bundle(root, folder)
+    yield from looks_at_bundles(root)
     for top, (file, command) in _NAMED.items():
         for folder in _folders(root, top):
             yield from _report(root, f"{top}/{folder.name}/{file}", command)
@@ -81,23 +80,36 @@ def _checkpoint(root: Storage, place: str, files: dict[str, int]) -> Iterator[Lo
         yield said("unknown", f"{uri}/{name}", "the checkpoint's manifest does not name it. Remove it")
 
 
-def _bundle(root: LocalFolder, folder: Path) -> Iterator[Look]:
+def looks_at_bundles(root: Storage) -> Iterator[Look]:
+    """At the bundles of a store, or at those that a site keeps elsewhere for its registry."""
+    folders: dict[str, dict[str, int]] = defaultdict(dict)
+    for found in root.walk("bundles/"):
+        place, _, name = found.name.rpartition("/")
+        folders[place][name] = found.size
+    for place, files in folders.items():
+        yield from _bundle(root, place, files)
+
+
+def _bundle(root: Storage, place: str, files: dict[str, int]) -> Iterator[Look]:
+    uri = f"{root.uri}/{place}"
     remedy = (
-        f"Delete {folder}: `diffusion evaluate` exports it again, and a registered one is fetched when it is asked for"
+        f"Delete {uri}: `diffusion evaluate` exports it again, and a registered one is fetched when it is asked for"
     )
+    if SPEC_NAME not in files:
+        yield said("missing", f"{uri}/{SPEC_NAME}", remedy)
+        return
     try:
-        spec, digest = read_facts(folder, None)
-        if folder != bundle_path(root.folder, digest):
-            raise ValueError(f"{SPEC_NAME} has sha256 {digest[:16]}, as its folder's name does not say")
+        data = root.read(f"{place}/{SPEC_NAME}")
+        if place != bundle_path(Path(), hashlib.sha256(data).hexdigest()).as_posix():
+            raise ValueError("its sha256 is not what its folder's name says")
+        spec = BundleSpec.model_validate_json(data)
     except ValueError as error:
-        yield said("damaged", str(folder), f"{error}. {remedy}")
+        yield said("damaged", f"{uri}/{SPEC_NAME}", f"{first_mistake(error)}. {remedy}")
         return
     for name, sha256 in spec.weights.items():
-        path = f"bundles/{folder.name}/{name}"
-        yield hashed(root, path, sha256, root.size(path), remedy)
-    for path in sorted(folder.iterdir()):
-        if path.name not in (SPEC_NAME, *spec.weights):
-            yield said("unknown", str(path), f"{SPEC_NAME} does not name it. Remove it")
+        yield hashed(root, f"{place}/{name}", sha256, files.get(name), remedy)
+    for name in files.keys() - spec.weights.keys() - {SPEC_NAME}:
+        yield said("unknown", f"{uri}/{name}", f"{SPEC_NAME} does not name it. Remove it")
 
 
 def _report(root: LocalFolder, name: str, command: str) -> Iterator[Look]:

@@ -14,6 +14,7 @@ from diffusion.evaluation.report import load_report
 from diffusion.evaluation.verdict import Check, Verdict
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.bundle import verify_bundle
+from flows.by_digest import bundle_of
 from flows.origin import look, resolved
 from flows.site import Site
 from tests.mlflow_server import mlflow_server
@@ -71,6 +72,17 @@ def test_training_starts_from_the_version_that_a_name_means(home, champion, tiny
         resolved("smoke@tomorrow", site)
     with pytest.raises(ValueError, match="no model 'smok' is registered; there are: smoke"):
         resolved("smok", site)
+
+
+def test_a_bundle_that_the_store_does_not_have_is_fetched_by_its_digest_alone(home, champion, tmp_path):
+    site = Site(home=tmp_path / "elsewhere", mlflow=Site(home=home).mlflow_uri)
+    folder = bundle_of(site, champion.digest)
+    assert folder.is_relative_to(site.store)
+    verify_bundle(folder, champion.digest)
+    with pytest.raises(
+        ValueError, match=f"{'e' * 16} is neither in {site.store} nor in the registry {site.mlflow_uri}"
+    ):
+        bundle_of(site, "e" * 64)
 
 
 def test_the_evaluation_is_a_run_below_the_training_run_and_logged_once(
