@@ -1,8 +1,8 @@
 """The program `diffusion`: a command per stage, one for the line, and what a recipe says.
 
-The commands that draw are in `cli_pictures`, those on origins in `cli_lineage`, those on datasets in `cli_data` and
-`cli_quarantine`.  Prefect, Ray and MLflow read their folders from the environment when they are imported, so each command
-first prepares the site and then imports its flow.
+The commands that draw are in `cli_pictures`, those on origins in `cli_lineage`, those on versions in `cli_models`, those on
+datasets in `cli_data` and `cli_quarantine`.  Prefect, Ray and MLflow read their folders from the environment when they are
+imported, so each command first prepares the site and then imports its flow.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffusion.recipe import Recipe, student_of
-from flows import cli_data, cli_lineage, cli_pictures, cli_quarantine, origin, recipes
+from flows import cli_data, cli_lineage, cli_models, cli_pictures, cli_quarantine, origin, recipes
 from flows.console import waiting
 from flows.foreground import guarded, leaving, looking, prefect_ready, reported, stay
 from flows.options import (
@@ -49,6 +49,7 @@ app = typer.Typer(
 recipe_app = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cli_pictures.app)
 app.add_typer(cli_lineage.app)
+app.add_typer(cli_models.app)
 app.add_typer(cli_data.app, name="data")
 cli_data.app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(recipe_app, name="recipe")

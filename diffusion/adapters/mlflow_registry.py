@@ -87,7 +87,7 @@ def look_up(tracking: Tracking, name: str, which: str, store_root: Path) -> tupl
     """
     client = reading(tracking)
     if client is None:
-        raise _no_model(name, ())
+        raise no_model(name, ())
     version, digest = _version_and_digest(client, name, which)
     folder = bundle_path(store_root, digest)
     if folder.exists():
@@ -119,7 +119,7 @@ def _version_and_digest(client: "MlflowClient", name: str, which: str) -> tuple[
     return version, digest
 
 
-def _no_model(name: str, names: Iterable[str]) -> ValueError:
+def no_model(name: str, names: Iterable[str]) -> ValueError:
     there = ", ".join(names) or "none"
     return ValueError(f"no model {name!r} is registered; there are: {there}. `diffusion run` makes and registers one.")
 
@@ -127,7 +127,7 @@ def _no_model(name: str, names: Iterable[str]) -> ValueError:
 def _version_number(client: "MlflowClient", name: str, which: str) -> str:
     aliases = aliases_of(client, name)
     if aliases is None:
-        raise _no_model(name, (model.name for model in client.search_registered_models()))
+        raise no_model(name, (model.name for model in client.search_registered_models()))
     versions = [str(version.version) for version in client.search_model_versions(f"name = '{name}'")]
     if which in aliases:
         return aliases[which]

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from diffusion.adapters import mlflow_seat
 from diffusion.adapters.mlflow_champion import WITHDRAWN, Overtaken, journal, promote, roll_back
@@ -15,6 +16,8 @@ from diffusion.adapters.mlflow_gate import report_of, settle, verdict_of
 from diffusion.adapters.mlflow_registry import register
 from diffusion.adapters.mlflow_seat import PREFIX, SeatTaken, seat
 from diffusion.evaluation.verdict import Check, Verdict
+from flows.cli import app
+from flows.site import Site
 from tests.registered_run import evaluated, sampling
 
 ROOT = Path(__file__).parents[2]
@@ -243,3 +246,47 @@ def test_a_version_that_was_withdrawn_is_not_promoted_again_by_registering_it(cl
     roll_back(client, name, "2")
     settle(tracking, second, recipe)
     assert champion_of(client, name) == "2"
+
+
+# For people
+
+
+@pytest.fixture
+def diffusion(monkeypatch, home):
+    """Runs `diffusion ...` here; gives what was said, and a ValueError is the answer."""
+    for command in ("guarded", "looking"):
+        monkeypatch.setattr(f"flows.cli_models.{command}", lambda work, debug, **given: work(Site(home=home)))
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, arguments)
+        if done.exception is not None:
+            raise done.exception
+        return done.output
+
+    return run
+
+
+def test_the_commands_list_the_versions_and_roll_back(diffusion, client, tracking, home, run, tiny_recipe):
+    recipe = tiny_recipe.model_copy(update={"name": "listed"})
+    for i, distance in enumerate((12.0, 11.0, 13.0)):
+        settle(tracking, evaluated(home / "store", run, sampling(50 + i), distance), recipe)
+    said = diffusion("models", "listed")
+    rows = [" ".join(line.split()) for line in said.splitlines()]
+    assert rows[0] == "listed"
+    assert rows[2].startswith("3 challenger refused 13 ")
+    assert rows[3].startswith("2 champion passed 11 ")
+    assert rows[4].startswith("1 passed 12 ")
+    assert any(row.startswith("Frechet distance 13 against the champion's 11") for row in rows)
+    assert rows[-1].endswith("champion from version 1 to version 2, by gate")
+    said = diffusion("rollback", "listed")
+    assert "listed: the champion is version 1, and not version 2 any more" in said
+    assert "`diffusion deploy --name listed` serves version 1" in said
+    rows = [" ".join(line.split()) for line in diffusion("models").splitlines()]
+    listed = rows[rows.index("listed") :]
+    assert listed[3].startswith("2 withdrawn 11 ")
+    assert listed[4].startswith("1 champion passed 12 ")
+    diffusion("rollback", "listed", "--to", "2")
+    assert champion_of(client, "listed") == "2"
+    for command in ("models", "rollback"):
+        with pytest.raises(ValueError, match=r"no model 'nosuch' is registered; there are: .*listed"):
+            diffusion(command, "nosuch")
