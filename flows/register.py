@@ -56,9 +56,9 @@ def check_champion(model: ModelRef, site: Site) -> None:
 def _key(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> str:
     # the registry is part of it: a model registered in one is not registered in another
     served = () if recipe.gate.max_latency_s is None else (digest_of(recipe.serve),)  # it is measured as it is served
-    return work_key(
-        "register", recipe.gate, (evaluation.digest, evaluation.bundle_digest, recipe.name, site.mlflow_uri, *served)
-    )
+    said = (recipe.data_licence,) if recipe.data_licence else ()
+    inputs = (evaluation.digest, evaluation.bundle_digest, recipe.name, site.mlflow_uri, *served, *said)
+    return work_key("register", recipe.gate, inputs)
 
 
 def _markdown(ref: ModelRef, judged: Verdict | None) -> str:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from diffusion.adapters.mlflow_card import VERDICT_NAME
 from diffusion.adapters.mlflow_champion import CHAMPION, WITHDRAWN, Overtaken
-from diffusion.adapters.mlflow_registry import VERDICT_NAME, aliases_of, register, version_of
+from diffusion.adapters.mlflow_registry import aliases_of, register, version_of
 from diffusion.adapters.mlflow_runs import Tracking, connect
 from diffusion.evaluation.gate import verdict
 from diffusion.evaluation.report import FILE as REPORT_NAME
@@ -38,7 +39,7 @@ def settle(tracking: Tracking, evaluation: EvaluationRef, recipe: Recipe, device
         withdrawn = _withdrawn(tracking, name, challenger)
         judged = verdict(challenger, champion, recipe.gate, against=against, withdrawn=withdrawn, latency=latency)
         try:
-            return register(tracking, evaluation, judged, name, recipe.evaluate)
+            return register(tracking, evaluation, judged, name, recipe.evaluate, recipe.data_licence)
         except Overtaken:
             if not left:
                 raise

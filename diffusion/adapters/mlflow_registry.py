@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.adapters.mlflow_card import log_card, log_judgement, write
 from diffusion.adapters.mlflow_champion import CHAMPION, promote
 from diffusion.adapters.mlflow_model import lineage_of, log_bundle
 from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, reading, training_run
 from diffusion.evaluation.verdict import Verdict
-from diffusion.evaluation.verdict import markdown as verdict_page
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path, publish_bundle, read_facts, verify_bundle
 from diffusion.store.elsewhere import bring_bundle
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHALLENGER = "challenger"
-VERDICT_NAME = "verdict.json"
 
 _MAX_REASONS, _MAX_REASON = 8, 500  # reasons and characters of each, for servers that take 5,000 in a tag
 
 
 def register(
-    tracking: Tracking, evaluation: EvaluationRef, verdict: Verdict, name: str, recipe: EvaluateRecipe
+    tracking: Tracking,
+    evaluation: EvaluationRef,
+    verdict: Verdict,
+    name: str,
+    recipe: EvaluateRecipe,
+    licence: str | None = None,
 ) -> ModelRef:
     """Make an evaluated bundle a version of the model `name`, or find the version that it is already.
 
@@ -37,6 +41,8 @@ def register(
     all that it needs, so that nobody ever finds half of one.  Safe to repeat: what a process that died left undone is
     done, in the logged model that it began.  Raises Overtaken where the champion is not the one that it was judged against
     any more; `mlflow_gate.settle` then judges again.
+
+    licence: of the data, for the model card; None: nobody said.
     """
     client = connect(tracking)
     spec, digest = verify_bundle(evaluation.bundle_uri, evaluation.bundle_digest)
@@ -47,19 +53,22 @@ def register(
         "verdict": "passed" if verdict.passed else "refused",
         "reasons": json.dumps([reason[:_MAX_REASON] for reason in verdict.reasons[:_MAX_REASONS]], ensure_ascii=False),
     }
-    description = _description(evaluation, verdict, spec)
+    written = write(client, evaluation, evaluation_run, spec, verdict, name, licence)
+    log_judgement(client, evaluation_run, verdict, written)
     found = version_of(client, name, digest)
     if found is None:
         run = training_run(client, evaluation) or client.get_run(evaluation_run)
         logged = log_bundle(client, tracking, evaluation, evaluation_run, run, name, spec)
-        found = _create_version(client, name, logged, lineage_of(evaluation, spec, logged) | judged, description)
+        log_card(client, evaluation, logged.model_id, written)
+        tags = lineage_of(evaluation, spec, logged) | judged
+        found = _create_version(client, name, logged, tags, written.description)
+    else:
+        log_card(client, evaluation, found.source.removeprefix("models:/"), written)
     for key, value in judged.items():
         if found.tags.get(key) != value:
             client.set_model_version_tag(name, found.version, key, value)
-    if found.description != description:
-        client.update_model_version(name, found.version, description)
-    client.log_text(evaluation_run, verdict.model_dump_json(indent=1), VERDICT_NAME)
-    client.log_text(evaluation_run, verdict_page(verdict), "verdict.md")
+    if found.description != written.description:
+        client.update_model_version(name, found.version, written.description)
     client.set_registered_model_alias(name, CHALLENGER, found.version)
     if verdict.passed:
         promote(client, name, str(found.version), verdict.against)
@@ -195,25 +204,4 @@ def _model_ref(client: "MlflowClient", name: str, version: str, folder: Path, sp
         run_digest=spec.run_digest,
         dataset_digest=spec.dataset_digest,
         reasons=tuple(json.loads(tags["reasons"])),
-    )
-
-
-def _description(evaluation: EvaluationRef, verdict: Verdict, spec: BundleSpec) -> str:
-    """What a person wants to know of a version, in Markdown."""
-    run, guide = evaluation.run, spec.guide
-    behind = f", from itself after {guide.checkpoint.images_seen:,} images" if guide else ""
-    metrics = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(evaluation.metrics.items()))
-    reasons = "".join(f"- {reason}\n" for reason in verdict.reasons)
-    sizes = ", ".join(f"{width} x {height}" for height, width in spec.sizes or (spec.size,))
-    return (
-        f"Draws {sizes} pictures of {len(spec.classes)} classes"
-        f" ({', '.join(spec.classes)}){', and from prompts' if spec.text else ''}.\n\n"
-        f"{f'Its latents become pictures by the codec {spec.codec}.{chr(10) * 2}' if spec.codec else ''}"
-        f"{spec.parameters / 1e6:.2f} M parameters, average of relative width {spec.ema:g} after"
-        f" {spec.images_seen:,} images seen of {run.dataset.images:,} pictures (dataset {spec.dataset_digest[:12]}).\n"
-        f"By default {spec.sampling.sampler}, {spec.sampling.steps} steps, guidance {spec.sampling.guidance:g}"
-        f" ({spec.sampling.guidance_kind}{behind}).\n\n"
-        f"{f'A few-step student of the bundle {spec.lesson.teacher}.{chr(10) * 2}' if spec.lesson else ''}"
-        f"The gate {'passed' if verdict.passed else 'refused'} it:\n{reasons}\n"
-        f"| metric | value |\n|---|---|\n{metrics}"
     )

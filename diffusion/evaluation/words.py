@@ -30,7 +30,7 @@ def markdown(report: "Report") -> str:
         *_losses(report),
         *_bound(report),
         *restoration_words(report),
-        _identity(report),
+        identity(report),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -159,7 +159,8 @@ def _shown(value: float | None, figures: int = 4) -> str:
     return "not finite" if value is None else f"{value:.{figures}g}"
 
 
-def _identity(report: "Report") -> str:
+def identity(report: "Report") -> str:
+    """What must be equal for these numbers to be compared."""
     facts: dict[str, object] = {
         "model (bundle)": report.bundle_digest,
         "training run": report.run_digest,
@@ -178,14 +179,14 @@ def _identity(report: "Report") -> str:
     if report.guide:
         facts["guide"] = report.guide.checkpoint.digest
     if report.frechet:
-        identity = report.frechet.identity
-        facts |= {f"extractor {name}": value for name, value in identity.extractor.model_dump().items()}
-        facts |= {f"sampling {name}": value for name, value in identity.sampling.model_dump().items()}
-        facts |= {"samples": identity.samples, "labels": identity.labels, "pictures drawn at once": identity.batch_size}
-        if identity.captions:
-            facts |= {"captions": identity.captions}
-        facts |= {"reference": f"{identity.reference_pictures:,} pictures of the split {identity.reference_split}"}
-        facts |= {"metric": identity.metric}
+        measured = report.frechet.identity
+        facts |= {f"extractor {name}": value for name, value in measured.extractor.model_dump().items()}
+        facts |= {f"sampling {name}": value for name, value in measured.sampling.model_dump().items()}
+        facts |= {"samples": measured.samples, "labels": measured.labels, "pictures drawn at once": measured.batch_size}
+        if measured.captions:
+            facts |= {"captions": measured.captions}
+        facts |= {"reference": f"{measured.reference_pictures:,} pictures of the split {measured.reference_split}"}
+        facts |= {"metric": measured.metric}
     if report.bound:
         facts |= {f"bound {name}": value for name, value in report.bound.identity.model_dump().items()}
     facts |= {"seed": report.seed, "torch": report.environment.torch, "device": report.environment.device}

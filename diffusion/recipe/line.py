@@ -163,6 +163,9 @@ class Recipe(Frozen):
     student -> register -> deploy."""
 
     name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="Name of the registered model")
+    data_licence: str | None = Field(
+        None, max_length=300, exclude_if=unset, description="Of the pictures, for the model card, as CC-BY 4.0"
+    )
     shard: ShardRecipe = ShardRecipe()
     train: TrainRecipe = TrainRecipe()
     sweep: SweepRecipe = Field(SweepRecipe(), exclude_if=usual(SweepRecipe()))

@@ -47,7 +47,7 @@ def test_a_version_carries_its_lineage(champion, evaluation, run, client):
     for text in (
         "32 x 32",
         "flags, food-drink",
-        "| frechet | 12 |",
+        "| frechet | 12 | 0 to 99 |",
         "passed",
         "there was no champion to compare it with",
     ):
@@ -115,7 +115,7 @@ def test_the_same_bundle_never_becomes_a_second_version(champion, tracking, eval
 
 def test_the_logged_model_holds_the_bundle_and_no_pickle(champion, home):
     files = [path for path in (home / "mlflow-artifacts" / "models").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".py", ".txt", ".yaml", ""}
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".py", ".txt", ".yaml", ".md", ".png", ""}
     (weights,) = (path for path in files if path.suffix == ".safetensors")
     assert verify_bundle(weights.parent)[1] == champion.digest
     (requirements,) = (path for path in files if path.name == "requirements.txt")

@@ -22,6 +22,7 @@ from diffusion.recipe import Columns
 from diffusion.store.storage import S3_SCHEME, LocalFolder, StorageUnavailable
 
 EMBEDDED = "embedded"
+EMBEDDED_LICENCE = "Noto Emoji, Copyright Google LLC, Apache-2.0; flags in the public domain or exempt"
 KINDS = (
     "a folder, a .zip, .tar or .tar.gz, a pattern of them ('shards/{000..012}.tar', 'shards/*.tar'), a table"
     f" ({' '.join(TABLES)}), an IDX file, s3://bucket/prefix, or the word {EMBEDDED!r}"
@@ -83,7 +84,7 @@ def open_source(source: str | Path, *, columns: Columns | None = None) -> Source
     Raises BadSource; StorageRefused and StorageUnavailable pass.  Reads no picture.
     """
     try:
-        uri = _uri(str(source))
+        uri = uri_of(str(source))
         listing = Listing(uri)
         kind, items = _kind(listing, uri, columns)
         listing.add_items(items)
@@ -103,7 +104,8 @@ def open_source(source: str | Path, *, columns: Columns | None = None) -> Source
     return Source(uri, kind, listing)
 
 
-def _uri(source: str) -> str:
+def uri_of(source: str) -> str:
+    """A source's one name.  Raises BadSource for one that cannot be read from where it is."""
     if source == EMBEDDED:
         return str(resources.files("diffusion.data") / "embedded" / "noto-emoji-64.zip")
     if source.startswith(S3_SCHEME):
