@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion.evaluation import stats
 from diffusion.evaluation.stats import (
+    ByFeatures,
     FeatureStats,
     Gaussian,
     allocate,
@@ -95,17 +95,10 @@ def test_sums_give_the_distance_of_the_features_themselves(n, d, r, rank):
     x, y = ((normals(count, d, seed) @ mixing + 5).float() for count, seed in ((n, 2), (r, 3)))
     reference = Gaussian.of(y)
     by_sums = frechet_to(reference, x, blocks=6)
-    member = torch.arange(n) % 6
-    exact = [stats._distance(reference, *_parts(reference, x[keep])) for keep in (member != k for k in range(6))]
-    whole = stats._distance(reference, *_parts(reference, x))
+    whole, exact = ByFeatures.of(reference, x).left_out(6)
     assert by_sums.value == pytest.approx(whole, rel=1e-7)
     assert by_sums.left_out == pytest.approx(exact, rel=1e-7)
     assert 0 < by_sums.standard_error < 0.2 * by_sums.value
-
-
-def _parts(reference: Gaussian, x: Tensor) -> tuple[Tensor, Tensor]:
-    centred = x.double() - reference.mean
-    return centred, centred @ reference.root
 
 
 def test_sums_of_chunks_are_those_of_the_whole():

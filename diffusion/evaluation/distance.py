@@ -1,8 +1,23 @@
 """The Frechet distance in the report, with its identity and interval, and what real pictures score in its place."""
 
+import math
+from dataclasses import replace
+
+from diffusion.evaluation.extrapolate import LEAST, Extrapolated, extrapolate
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
-from diffusion.evaluation.stats import CONFIDENCE, Distance, Floor, Gaussian, digits, floor, frechet_to, t_quantile
+from diffusion.evaluation.stats import (
+    BLOCKS,
+    CONFIDENCE,
+    Distance,
+    Floor,
+    Gaussian,
+    beside,
+    digits,
+    floor,
+    jackknifed,
+    t_quantile,
+)
 from diffusion.recipe import Frozen
 
 
@@ -37,6 +52,31 @@ class Frechet(Frozen):
         )
 
 
+class FrechetLimit(Frozen):
+    """The Frechet distance of infinitely many samples, extrapolated.  See `extrapolate`."""
+
+    identity: SampleIdentity
+    value: float
+    standard_error: float
+    doubt: float
+    confidence: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, found: Extrapolated, identity: SampleIdentity) -> "FrechetLimit":
+        half = math.hypot(t_quantile((1 + CONFIDENCE) / 2, BLOCKS - 1) * found.standard_error, found.doubt)
+        return cls(
+            identity=identity,
+            value=digits(max(0.0, found.value)),
+            standard_error=digits(found.standard_error),
+            doubt=digits(found.doubt),
+            confidence=CONFIDENCE,
+            low=digits(max(0.0, found.value - half)),
+            high=digits(max(0.0, found.value + half)),
+        )
+
+
 class FloorFacts(Frozen):
     """What real pictures score in the place of generated ones, with the same extractor.  See `stats.floor`."""
 
@@ -57,13 +97,19 @@ class FloorFacts(Frozen):
         )
 
 
-def frechet_of(gathered: Gathered) -> Frechet | None:
-    """The distance of the drawn pictures from the real ones; None where there are none."""
+def frechet_of(gathered: Gathered) -> tuple[Frechet | None, FrechetLimit | None]:
+    """The distance of the drawn pictures from the real ones, and that of ever more; None where there are none or too few."""
     if gathered.drawn is None:
-        return None
+        return None, None
     real = gathered.real
     identity = sample_identity(gathered, "frechet/1", samples=len(gathered.drawn), reference_pictures=len(real))
-    return Frechet.of(frechet_to(Gaussian.of(real), gathered.drawn), identity)
+    sample = beside(Gaussian.of(real), gathered.drawn)
+    distance = jackknifed(sample)
+    if identity.samples < LEAST:
+        return Frechet.of(distance, identity), None
+    found = extrapolate(sample, distance)
+    limit = FrechetLimit.of(found, identity.model_copy(update={"metric": "frechet-limit/1"}))
+    return Frechet.of(replace(distance, standard_error=found.distance_error), identity), limit
 
 
 def floor_of(gathered: Gathered) -> FloorFacts | None:

@@ -110,6 +110,7 @@ def _report(gathered: Gathered, run: RunRef) -> Report:
     """What was gathered, measured: one line for each thing, which its own module knows."""
     recipe, spec = gathered.recipe, gathered.spec
     with one_thread():
+        distance, limit = frechet_of(gathered)
         return Report(
             bundle_digest=gathered.setup.bundle_digest,
             run_digest=run.digest,
@@ -124,7 +125,8 @@ def _report(gathered: Gathered, run: RunRef) -> Report:
             codec=spec.codec,
             teacher=spec.lesson.teacher if spec.lesson else None,
             chosen_by=recipe.chosen_by,
-            frechet=frechet_of(gathered),
+            frechet=distance,
+            frechet_limit=limit,
             floor=floor_of(gathered),
             kernel=kernel_of(gathered),
             neighbours=neighbours_of(gathered),

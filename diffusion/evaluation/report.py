@@ -16,7 +16,7 @@ from diffusion.codec import CodecIdentity
 from diffusion.data.images import encode_png, grid
 from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.by_class import ByClass
-from diffusion.evaluation.distance import FloorFacts, Frechet
+from diffusion.evaluation.distance import FloorFacts, Frechet, FrechetLimit
 from diffusion.evaluation.held_out import HeldOutLoss
 from diffusion.evaluation.memorized import Memorization
 from diffusion.evaluation.neighbours import Kernel, Neighbours
@@ -60,6 +60,7 @@ class Report(Frozen):
         None, exclude_if=unset, description="Digest of the sweep that chose how it draws, if one did"
     )
     frechet: Frechet | None
+    frechet_limit: FrechetLimit | None = Field(None, exclude_if=unset, description="Absent: too few samples")
     floor: FloorFacts | None
     kernel: Kernel | None = Field(None, exclude_if=unset)
     neighbours: Neighbours | None = Field(None, exclude_if=unset)
@@ -83,6 +84,9 @@ class Report(Frozen):
         if self.frechet:
             found |= {"frechet": self.frechet.value, "frechet_standard_error": self.frechet.standard_error}
             found |= {"frechet_low": self.frechet.low, "frechet_high": self.frechet.high}
+        if self.frechet_limit:
+            found |= {"frechet_limit": self.frechet_limit.value}
+            found |= {"frechet_limit_low": self.frechet_limit.low, "frechet_limit_high": self.frechet_limit.high}
         if self.floor:
             found["frechet_floor"] = self.floor.value
         if self.kernel:

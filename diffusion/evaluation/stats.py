@@ -122,41 +122,95 @@ class Distance:
     left_out: tuple[float, ...]
 
 
-def frechet_to(reference: Gaussian, features: Tensor, *, blocks: int = BLOCKS) -> Distance:
-    """The distance of a sample's features (N, D) from a fixed reference, and its standard error over such samples.
+@dataclass(frozen=True, eq=False)
+class ByFeatures:
+    """A sample beside a reference, reduced to what the distance of any part of it needs."""
 
-    Delete-a-block jackknife: without every blocks-th picture in turn; where pictures are sorted by class, each block has
+    reference: Gaussian
+    centred: Tensor  # (N, D) float64, features less the reference's mean
+    projected: Tensor  # (N, R), those times the reference's root, up to a rotation
+
+    @classmethod
+    def of(cls, reference: Gaussian, features: Tensor) -> "ByFeatures":
+        """features: (N, D) of any float type."""
+        centred = checked(features) - reference.mean
+        projected = centred @ reference.root  # singular values of its centred rows are those in `frechet`
+        if len(features) < projected.shape[1]:
+            projected = torch.linalg.qr(projected.T, mode="r").R.T  # (N, N) with the same inner products
+        return cls(reference, centred, projected)
+
+    def __len__(self) -> int:
+        return len(self.centred)
+
+    def left_out(self, blocks: int, *, part: int = 0, parts: int = 1) -> tuple[float, list[float]]:
+        """The distance of every parts-th picture from the part-th on, and without each block that lies in them: of every
+        blocks-th picture, in order.  parts divides blocks."""
+        number = torch.arange(len(self))
+        chosen = number % parts == part
+        without = [self._distance(chosen & (number % blocks != k)) for k in range(part, blocks, parts)]
+        return self._distance(chosen), without
+
+    def _distance(self, chosen: Tensor) -> float:
+        centred, projected = self.centred[chosen], self.projected[chosen]
+        shift = centred.mean(dim=0)
+        trace = (centred - shift).square().sum() / (len(centred) - 1)
+        overlap = _nuclear_norm(projected - projected.mean(dim=0)) / math.sqrt(len(centred) - 1)
+        return max(0.0, float(shift.square().sum() + trace + self.reference.trace - 2 * overlap))
+
+
+@dataclass(frozen=True, eq=False)
+class BySums:
+    """The same in the memory of some (D, D), however many pictures there are: the sums of each block are taken from those of
+    all."""
+
+    reference: Gaussian  # whose root is (D, D) at most
+    features: Tensor  # (N, D) of any float type
+
+    @classmethod
+    def of(cls, reference: Gaussian, features: Tensor) -> "BySums":
+        root = reference.root
+        if root.shape[0] < root.shape[1]:  # a square one has the same covariance
+            root = torch.linalg.qr(root.T, mode="r").R.T
+        return cls(Gaussian(reference.mean, root), features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def left_out(self, blocks: int, *, part: int = 0, parts: int = 1) -> tuple[float, list[float]]:
+        """As that of `ByFeatures`."""
+        rows = torch.arange(len(self))
+        total = FeatureStats.of_rows(self.features, rows[part::parts])
+        without = [
+            _distance_of_sums(self.reference, total.without(FeatureStats.of_rows(self.features, rows[k::blocks])))
+            for k in range(part, blocks, parts)
+        ]
+        return _distance_of_sums(self.reference, total), without
+
+
+def beside(reference: Gaussian, features: Tensor) -> ByFeatures | BySums:
+    """A sample's features (N, D) beside a reference."""
+    kind = BySums if len(features) > MANY * features.shape[1] else ByFeatures
+    return kind.of(reference, features)
+
+
+def frechet_to(reference: Gaussian, features: Tensor, *, blocks: int = BLOCKS) -> Distance:
+    """The distance of a sample's features (N, D) from a fixed reference, and its standard error over such samples."""
+    return jackknifed(beside(reference, features), blocks=blocks)
+
+
+def jackknifed(sample: ByFeatures | BySums, *, blocks: int = BLOCKS) -> Distance:
+    """Delete-a-block jackknife: without every blocks-th picture in turn; where pictures are sorted by class, each block has
     the classes in proportion.  Not a bootstrap: a resample has only 63 % distinct pictures, hence a covariance of lower
     rank, and lies further from the reference by much more than the spread in question.  The jackknife errs to the safe
-    side [Efron & Stein 1981]: hardly where there are more pictures than features, by up to sqrt 2 where there are fewer.
+    side [Efron & Stein 1981]: hardly where there are more pictures than features, by up to sqrt 2 where there are fewer;
+    `extrapolate` takes part of that off.
     """
-    n = len(features)
+    n = len(sample)
     blocks = min(blocks, n // 2)
     if blocks < 2:
         raise ValueError(f"{n} pictures are too few for a standard error: draw at least 4")
-    if n > MANY * features.shape[1]:
-        return _frechet_by_sums(reference, features, blocks)
-    centred = checked(features) - reference.mean
-    projected = centred @ reference.root  # (N, R): singular values of its centred rows are those in `frechet`
-    if n < projected.shape[1]:
-        projected = torch.linalg.qr(projected.T, mode="r").R.T  # (N, N) with the same inner products
-    block = torch.arange(n) % blocks
-    left_out = [_distance(reference, centred[block != k], projected[block != k]) for k in range(blocks)]
-    return Distance(_distance(reference, centred, projected), jackknife_error(left_out), tuple(left_out))
-
-
-def _frechet_by_sums(reference: Gaussian, features: Tensor, blocks: int) -> Distance:
-    """`frechet_to` in the memory of some (D, D), however many pictures there are: the sums of each block are taken from
-    those of all."""
-    root = reference.root
-    if root.shape[0] < root.shape[1]:  # a square one has the same covariance
-        root = torch.linalg.qr(root.T, mode="r").R.T
-    square = Gaussian(reference.mean, root)
-    rows, total = torch.arange(len(features)), FeatureStats.of(features)
-    left_out = [
-        _distance_of_sums(square, total.without(FeatureStats.of_rows(features, rows[k::blocks]))) for k in range(blocks)
-    ]
-    return Distance(_distance_of_sums(square, total), jackknife_error(left_out), tuple(left_out))
+    value, left_out = sample.left_out(blocks)
+    return Distance(value, jackknife_error(left_out), tuple(left_out))
 
 
 def _distance_of_sums(reference: Gaussian, stats: FeatureStats) -> float:
@@ -181,14 +235,6 @@ def jackknife_error(left_out: Sequence[float]) -> float:
     blocks = len(left_out)
     mean = math.fsum(left_out) / blocks
     return math.sqrt((blocks - 1) / blocks * math.fsum((value - mean) ** 2 for value in left_out))
-
-
-def _distance(reference: Gaussian, centred: Tensor, projected: Tensor) -> float:
-    """centred (N, D): features less the reference's mean; projected (N, R): those times its root, up to a rotation."""
-    shift = centred.mean(dim=0)
-    trace = (centred - shift).square().sum() / (len(centred) - 1)
-    overlap = _nuclear_norm(projected - projected.mean(dim=0)) / math.sqrt(len(centred) - 1)
-    return max(0.0, float(shift.square().sum() + trace + reference.trace - 2 * overlap))
 
 
 def _nuclear_norm(matrix: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def _captions(report: "Report") -> list[str]:
 
 
 def _distance(report: "Report") -> list[str]:
-    found, least = report.frechet, report.floor
+    found, limit, least = report.frechet, report.frechet_limit, report.floor
     if found is None:
         return ["## Frechet distance", "Not measured: the model gave no pictures."]
     extractor = found.identity.extractor
@@ -82,6 +82,12 @@ def _distance(report: "Report") -> list[str]:
         f" {found.confidence:.0%} interval {found.low:.4g} to {found.high:.4g}; {found.identity.samples:,} samples"
         f" against {found.identity.reference_pictures:,} training pictures |",
     ]
+    if limit:
+        rows.append(
+            f"| with ever more samples | {limit.value:.4g} ± {limit.standard_error:.2g} (standard error) |"
+            f" {limit.confidence:.0%} interval {limit.low:.4g} to {limit.high:.4g}; extrapolated from the distances of all"
+            f" samples, of halves, quarters and eighths |"
+        )
     if least:
         rows.append(
             f"| real pictures in its place | {least.value:.4g} ± {least.spread:.2g} (between splits) |"
@@ -89,7 +95,7 @@ def _distance(report: "Report") -> list[str]:
         )
     notes = (
         f"Lower is better, in features of {extractor.name} at {extractor.resolution} px. With finitely many samples the"
-        f" distance is too large by about 1/N, so a perfect model scores near the second row, not 0; a model that"
+        f" distance is too large by about 1/N, so a perfect model scores near the last row, not 0; a model that"
         f" repeats training pictures may score below it. The standard error is a delete-block jackknife with"
         f" {found.blocks} blocks over the drawn samples; the real pictures are taken as given. Compare with distances"
         f" of equal identity only, never with published ones of another extractor, size or number of samples."
