@@ -9,6 +9,8 @@ from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.stats import (
     BLOCKS,
     CONFIDENCE,
+    ByFeatures,
+    BySums,
     Distance,
     Floor,
     Gaussian,
@@ -103,9 +105,13 @@ def frechet_of(gathered: Gathered) -> tuple[Frechet | None, FrechetLimit | None]
         return None, None
     real = gathered.real
     identity = sample_identity(gathered, "frechet/1", samples=len(gathered.drawn), reference_pictures=len(real))
-    sample = beside(Gaussian.of(real), gathered.drawn)
+    return distances(beside(Gaussian.of(real), gathered.drawn), identity)
+
+
+def distances(sample: ByFeatures | BySums, identity: SampleIdentity) -> tuple[Frechet, FrechetLimit | None]:
+    """Of a sample beside its reference."""
     distance = jackknifed(sample)
-    if identity.samples < LEAST:
+    if len(sample) < LEAST:
         return Frechet.of(distance, identity), None
     found = extrapolate(sample, distance)
     limit = FrechetLimit.of(found, identity.model_copy(update={"metric": "frechet-limit/1"}))
