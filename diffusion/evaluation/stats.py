@@ -18,7 +18,7 @@ from diffusion.random import Stream, bits
 
 BLOCKS = 32  # of the jackknife
 ROWS = 2_048  # features in float64 at once
-MANY = 4  # times as many pictures as features: then sums are as exact as the features themselves, and less to compute
+MANY = 2  # times as many pictures as features: then sums are as exact as the features themselves, and less to compute
 CONFIDENCE = 0.95  # of the interval that a report states; the gate states its own
 
 
