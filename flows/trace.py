@@ -132,8 +132,10 @@ def _shards(data: Data, seen: Seen | None, *, every: bool) -> bool:
     say(f"  shards     {len(entries):,} of training pictures, {sum(entry.bytes for entry in entries):,} bytes")
     if seen is not None:
         part = "all" if seen.pictures == data.manifest.images else f"{seen.pictures:,}"
-        times = f", each {seen.passes} to {seen.passes + 1} times" if seen.passes and not data.manifest.parts else ""
-        say(f"             the run has seen {part} of the pictures{times}, of {len(seen.shards):,} shards")
+        least, most = seen.times or (0, 0)
+        times = f", each {least:,} times" if least == most else f", each {least:,} or {most:,} times"
+        often = times if least else ""
+        say(f"             the run has seen {part} of the pictures{often}, of {len(seen.shards):,} shards")
     for number, entry in enumerate(entries if every else entries[:_FIRST]):
         unseen = "  not seen" if seen and number not in seen.shards else ""
         say(f"             {number:>5}  {entry.sha256}  {entry.pictures:>6,} of them{unseen}")

@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from diffusion.data.images import decode_png
+from diffusion.data.mix import mix
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading_order import order_of
 from diffusion.evaluation.features import efficientnet_lite0
@@ -22,6 +23,7 @@ from diffusion.store.bundle import BundleSpec, read_spec
 from diffusion.store.storage import LocalFolder
 from flows.cli import app
 from flows.site import Site
+from tests.made_dataset import Made, published
 from tests.traced_home import bundle_in, make_home, run_of
 
 
@@ -99,7 +101,21 @@ def test_shards_are_seen_as_the_reading_order_says(home: Path) -> None:
         seen = seen_by(data, recipe, count)
         assert seen.pictures == len(set(order.tolist()))
         assert seen.shards == set(reader.shards_of(order).tolist())
-        assert seen.passes == count // len(reader)
+        often = np.bincount(order, minlength=len(reader))
+        assert seen.times == (often.min(), often.max())
+
+
+def test_of_a_mixture_likewise(tmp_path: Path, tiny_recipe: Recipe) -> None:
+    root = LocalFolder(tmp_path)
+    pictures = [[Made(look) for look in range(5)], [Made(look) for look in range(100, 109)]]
+    first, second = (published(root, [*own, Made(own[0].look + 50, split="holdout")]) for own in pictures)
+    data = find_data(root, mix(root, [(first, 3.0), (second, 1.0)]).digest)
+    reader = ShardReader(data.uri, cache_mib=0)
+    for count in (1, 4, 9, 40):
+        order = order_of(data.manifest, "train", tiny_recipe.train).at(0, count)
+        seen = seen_by(data, tiny_recipe.train, count)
+        assert (seen.pictures, seen.times) == (len(set(order.tolist())), None)
+        assert seen.shards == set(reader.shards_of(order).tolist())
 
 
 def test_a_key_leads_to_the_file_it_was(home: Path, emoji_folder: Path) -> None:
@@ -118,9 +134,9 @@ def test_the_nearest_of_a_training_picture_is_itself(home: Path, tmp_path: Path)
     found = search(reader.read(5).image, reader, tmp_path, count=3)
     assert (found.near[0].picture, found.near[0].distance) == (5, 0.0)
     assert found.compared == len(reader)
-    # slowly, one at a time
     extract = efficientnet_lite0(resolution=EvaluateRecipe().extractor_resolution)
-    features = torch.cat([extract(torch.from_numpy(reader.read(i).image[None])) for i in range(len(reader))]).numpy()
+    pictures = np.stack([reader.read(i).image for i in range(len(reader))])
+    features = extract(torch.from_numpy(pictures)).numpy()
     distances = np.linalg.norm(features.astype(np.float64) - features[5], axis=1)
     assert [near.picture for near in found.near] == np.argsort(distances)[:3].tolist()
     assert [near.distance for near in found.near] == pytest.approx(np.sort(distances)[:3])

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from diffusion.data import manifest
 from diffusion.data.manifest import Manifest, ShardEntry
 from diffusion.data.reading_order import order_of
@@ -21,6 +23,7 @@ from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path, read_fact
 from diffusion.store.storage import Storage, open_storage
 from diffusion.training.checkpoint import Facts
 
+_CHUNK = 2**20  # positions of a run that are looked up at a time
 _GENERATIONS = 20  # of parents of a dataset, and of models that a model was started from
 
 
@@ -133,36 +136,31 @@ def missing_shards(data: Data) -> list[str]:
 class Seen:
     """What of a dataset's training pictures a run has seen."""
 
-    passes: int  # over all of them, whole ones
     pictures: int  # different ones
     shards: frozenset[int]  # numbers, among the training shards, of those that have one of them
+    times: tuple[int, int] | None  # how often each, at least and at most; None: some more often, by weights or sizes
 
 
 def seen_by(data: Data, recipe: TrainRecipe, images_seen: int) -> Seen:
     """Which training pictures were in the first `images_seen` positions of a run: arithmetic, nothing is read."""
     made = data.manifest
-    entries = made.entries("train")
-    if images_seen >= made.images and not made.parts and len(made.by_size("train")) < 2:
-        return Seen(images_seen // made.images, made.images, frozenset(range(len(entries))))
-    order, pictures, chunk = order_of(made, "train", recipe), set(), 2**16
-    for start in range(0, images_seen, chunk):  # a mixture weighs its parts, so some pictures may come late
-        pictures |= set(order.at(start, min(chunk, images_seen - start)).tolist())
-        if len(pictures) == made.images:
+    entries, times = made.entries("train"), None
+    if not made.parts and len(made.by_size("train")) < 2:  # one order, in which each comes once an epoch
+        times = images_seen // made.images, -(-images_seen // made.images)
+        if times[0]:
+            return Seen(made.images, frozenset(range(len(entries))), times)
+    order, seen = order_of(made, "train", recipe), np.zeros(made.images, bool)
+    for start in range(0, images_seen, _CHUNK):
+        seen[order.at(start, min(_CHUNK, images_seen - start))] = True
+        if seen.all():
             break
-    ends, shards, number = _ends(entries), set(), 0
-    for picture in sorted(pictures):
-        while picture >= ends[number]:
-            number += 1
-        shards.add(number)
-    return Seen(images_seen // made.images, len(pictures), frozenset(shards))
+    shards = np.searchsorted(_ends(entries), np.flatnonzero(seen), side="right")
+    return Seen(int(seen.sum()), frozenset(shards.tolist()), times)
 
 
-def _ends(entries: tuple[ShardEntry, ...]) -> list[int]:
-    total, ends = 0, []
-    for entry in entries:
-        total += entry.pictures
-        ends.append(total)
-    return ends
+def _ends(entries: tuple[ShardEntry, ...]) -> np.ndarray:
+    """The number of the picture after the last one of each shard."""
+    return np.cumsum([entry.pictures for entry in entries])
 
 
 @dataclass(frozen=True)
@@ -184,8 +182,8 @@ def key_of(data: Data, picture: int) -> Key:
     """What is known of training picture `picture` of the dataset.  Raises DamagedShard."""
     entries = data.manifest.entries("train")
     ends = _ends(entries)
-    number = next(n for n, end in enumerate(ends) if picture < end)
-    row = read_index(data.root, entries[number])[picture - (ends[number] - entries[number].pictures)]
+    number = int(np.searchsorted(ends, picture, side="right"))
+    row = read_index(data.root, entries[number])[picture - int(ends[number])]  # counted from the shard's end
     facts = json.loads(data.root.read(entries[number].tar, int(row["json_offset"]), int(row["json_size"])))
     label = data.manifest.labels("train")[number][int(row["label"])]
     return Key(row["key"].decode(), entries[number].tar, data.manifest.classes[label], str(facts.get("source", "")))

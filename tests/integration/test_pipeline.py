@@ -87,6 +87,15 @@ def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) 
     assert alone.pixels_sha256 == receipt.pixels_sha256, "the endpoint and the command draw the same picture"
     assert json.loads((place.home / "store" / "bundles" / alone.bundle_digest[:16] / "bundle.json").read_text())
 
+    picture = place.root / "picture.png"  # of the endpoint
+    for command, told in ((("trace", str(picture)), "  nearest  "), (("verify",), "all as they were written")):
+        with running(place, *command) as process:
+            said = process.communicate(timeout=120)[0]
+        assert process.returncode == 0, said
+        assert "! " not in said
+        assert "unknown" not in said
+        assert told in said
+
 
 def test_an_interrupted_training_goes_on_where_it_was_and_a_student_learns_from_it(
     place: Place, emoji_folder: Path
