@@ -38,7 +38,7 @@ class MlflowServer:
                 start_new_session=True,
             )
         deadline = time.monotonic() + 120
-        while not self._answers():
+        while not answers(f"{self.url}/health"):
             assert self._process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
@@ -52,12 +52,14 @@ class MlflowServer:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=2) as response:
-                return response.status == 200
-        except OSError:
-            return False
+
+def answers(url: str) -> bool:
+    """Whether a server is there and well."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return response.status == 200
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -1,9 +1,14 @@
 """MLflow's own way of loading and drawing: the bytes of the endpoint, and its refusals."""
 
+import base64
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +24,8 @@ from diffusion.serving.receipt import read_receipt
 from diffusion.serving.request import GenerateRequest, RequestError
 from diffusion.store.refs import ModelRef
 from diffusion.store.text_encoders import text_encoder
+from tests.mlflow_server import answers
+from tests.ports import free_port
 from tests.random_bundle import published_model, random_spec, reading_bundle, reading_spec, shaped_bundle
 from tests.registered_run import endpoint_png
 
@@ -129,3 +136,47 @@ def test_the_registrys_model_takes_sizes_where_it_has_several(tmp_path):
     model.load_context(SimpleNamespace(artifacts={"bundle": published_model(tmp_path, bundle=shaped_bundle()).uri}))
     answer = model.predict(None, pd.DataFrame({"label": ["cat"] * 2, "size": ["24x8", None], "seed": [1, 1]}))
     assert [decode_png(png).shape for png in answer["png"]] == [(8, 24, 3), (16, 16, 3)]
+
+
+@pytest.fixture
+def commands(tracking, tmp_path) -> dict:
+    """How MLflow's own commands are run: knowing nothing but the registry's address."""
+    environment = os.environ | mlflow_environment() | {"MLFLOW_TRACKING_URI": tracking.uri}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
+    return {"cwd": tmp_path, "env": environment | {"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": path}}
+
+
+ROWS = {"dataframe_records": [{"label": "flags", "seed": 7}]}
+LOCAL = ("-m", "models:/smoke@champion", "--env-manager", "local")
+
+
+def test_mlflow_models_predict_gives_the_bytes_of_the_endpoint(champion, commands, tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    command = [sys.executable, "-m", "mlflow", "models", "predict", *LOCAL, "-i", "rows.json", "-o", "answer.json"]
+    done = subprocess.run(command, **commands, capture_output=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    (answer,) = json.loads((tmp_path / "answer.json").read_text())["predictions"]
+    png = base64.b64decode(answer["png"])
+    assert png == endpoint_png(champion, GenerateRequest(label="flags", seed=7))
+
+
+def test_mlflow_models_serve_gives_the_bytes_of_the_endpoint(champion, commands, tmp_path):
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", *LOCAL, "--host", "127.0.0.1", "--port", str(port)]
+    with (
+        open(tmp_path / "log", "wb") as log,
+        subprocess.Popen(command, **commands, stdout=log, stderr=log, start_new_session=True) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 500
+            while not answers(f"{url}/health"):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+            body, kind = json.dumps(ROWS).encode(), {"Content-Type": "application/json"}
+            with urllib.request.urlopen(urllib.request.Request(f"{url}/invocations", body, kind), timeout=120) as got:
+                (answer,) = json.load(got)["predictions"]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+    assert base64.b64decode(answer["png"]) == endpoint_png(champion, GenerateRequest(label="flags", seed=7))

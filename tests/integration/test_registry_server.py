@@ -12,6 +12,7 @@ from diffusion.adapters.mlflow_gate import champion_report
 from diffusion.adapters.mlflow_registry import look_up, register, resolve
 from diffusion.adapters.mlflow_runs import Tracking, connect
 from diffusion.evaluation.report import load_report
+from diffusion.evaluation.verdict import Check, Verdict
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.bundle import verify_bundle
 from tests.faulty_proxy import FaultyProxy
@@ -69,6 +70,24 @@ def test_a_team_shares_models(tracking, run, home, tiny_recipe, s3, tmp_path):
     (version,) = versions(tracking, "team")
     assert version.run_id == run.mlflow_run_id
     assert any("weights.safetensors" in asked.path for asked in s3.requests() if asked.method == "PUT")
+
+
+def test_what_is_longer_than_the_database_takes_is_cut_there_and_whole_in_the_card(tracking, run, home, tiny_recipe):
+    """PostgreSQL refuses a description of more than 5,000 characters, which SQLite takes."""
+    checks = tuple(Check(name=str(i), passed=False, words=f"reason {i}: " + "\u00e4" * 900) for i in range(12))
+    evaluation = evaluated(home / "store", run, sampling(6), 12.0)
+    ref = register(tracking, evaluation, Verdict(checks=checks), "long", tiny_recipe.evaluate, "CC-BY 4.0")
+    assert ref.aliases == ("challenger",)
+    (version,) = versions(tracking, "long")
+    assert len(version.description) == 5_000
+    client = connect(tracking)
+    card = Path(client.download_artifacts(version.tags["evaluation_run"], "card.md")).read_text()
+    assert all(f"{check.words} |" in card for check in checks)
+    assert "licence of the data: CC-BY 4.0" in card
+    model_id = version.source.removeprefix("models:/")
+    beside = {file.path for file in client.list_logged_model_artifacts(model_id)}
+    assert beside >= {"card.md", "grid.png", "real.png", "MLmodel"}
+    assert "![The first samples of each class, none chosen.](grid.png)" in card
 
 
 def test_files_may_go_to_the_bucket_past_the_server(server, run, home, tiny_recipe, s3, tmp_path):
