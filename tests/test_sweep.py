@@ -9,6 +9,8 @@ from PIL import Image
 from diffusion.evaluation.measure import evaluate
 from diffusion.evaluation.sweep import in_process, sweep
 from diffusion.evaluation.sweep_report import load_seconds, load_sweep, table
+from diffusion.lineage.looks_at_store import looks_at_store
+from diffusion.lineage.verify import verify
 from diffusion.recipe import Setting, SweepRecipe, checkpoints_of, tuned
 from diffusion.store.averages import moments_read
 from diffusion.store.works import remember
@@ -95,7 +97,13 @@ def test_it_is_shown_to_people(swept):
     seconds = load_seconds(ref.uri)
     assert all(value > 0 for value in seconds)
     assert len(table(load_sweep(ref.uri), seconds)[0]) == len(table(load_sweep(ref.uri))[0]) + 1
-    assert not list(Path(ref.uri).parent.glob("bundles-*/bundles/*"))
+    assert not list(Path(ref.uri).parent.glob(".work-*/bundles/*"))
+
+
+def test_what_is_kept_to_go_on_from_is_nothing_to_verify(swept, root):
+    looks = list(looks_at_store(root))
+    assert [look.place for look in looks if "/sweeps/" in look.place] == [f"{swept[0].uri}/sweep.json"]
+    assert verify(looks, progress=lambda done, total: None) == []
 
 
 def test_it_is_said_with_the_way_to_have_it_without_a_sweep(swept, capsys):
@@ -152,7 +160,7 @@ def test_interrupted_it_goes_on_where_it_was_and_ends_the_same(swept, run, tiny_
 
 
 def test_a_wider_grid_draws_what_is_new_alone_and_a_damaged_part_again(run, tiny_recipe, swept, root):
-    parts = sorted((root / "sweeps" / "parts").iterdir())
+    parts = sorted((root / "sweeps" / ".parts").iterdir())
     data = bytearray(parts[0].read_bytes())
     data[-1] ^= 1
     parts[0].write_bytes(data)

@@ -80,7 +80,7 @@ def sweep(
     ]
     # a folder of this sweep's own: whoever else publishes bundles must not find one of these gone
     work = digest_of({"run": run.digest, "sweep": digest_of(recipe), "evaluate": digest_of(evaluate)})
-    bundles = store_root / "sweeps" / f"bundles-{work[:16]}"
+    bundles = store_root / "sweeps" / f".work-{work[:16]}"
     base = evaluate.model_copy(update={"samples": recipe.samples, "seed": recipe.seed})
     setups = tuple(
         setup_of(run, base.model_copy(update={"ema": ema}), bundles, device, reading)
@@ -90,26 +90,16 @@ def sweep(
     labels = ShardReader(run.dataset.uri, digest=data.digest, cache_mib=0).labels
     reference = _reference(setups, base, store_root, plan.evenly(data.images, real), each)
     gaussian = Gaussian.of(torch.from_numpy(reference))
-    parts, alive = Parts(store_root / "sweeps" / "parts", setups), found
-    for samples in rounds(recipe):
-        wanted = plan.draws(
-            data.train_counts,
-            base.model_copy(update={"samples": samples}),
-            labels if spec.text or spec.sizes else None,
-        )
+    parts = Parts(store_root / "sweeps" / ".parts", setups)
+
+    def draw(alive: list[_Found], samples: int) -> list[Draw]:
+        few = base.model_copy(update={"samples": samples})
+        wanted = plan.draws(data.train_counts, few, labels if spec.text or spec.sizes else None)
         measured = [draw._replace(shown=False) for draw in wanted if draw.measured]
         _draw(alive, measured, setups, parts, each, _told(progress, found, alive, recipe.samples))
-        alive = [one for one in alive if one.problem is None]
-        candidates = [_measured(one, measured, gaussian) for one in alive]
-        dropped = beaten(candidates, recipe.confidence)
-        for one in alive:
-            one.tried = one.tried.model_copy(update={"dropped_for": dropped.get(one.number)})
-        alive = [one for one in alive if one.number not in dropped]
-        candidates = [candidate for candidate in candidates if candidate.number not in dropped]
-        if len(alive) < 2:
-            break
-    if not alive:
-        raise ValueError(f"no setting of the sweep gives pictures; of {found[0].setting}: {found[0].problem}")
+        return measured
+
+    candidates = _compete(found, recipe, draw, gaussian)
     best, chosen = choice(candidates, recipe.tolerance, recipe.confidence)
     if progress:
         progress(len(found) * recipe.samples, len(found) * recipe.samples)
@@ -132,6 +122,30 @@ def sweep(
     ref = publish_sweep(result, store_root, run, [min(one.seconds, default=None) for one in found])
     withdraw(bundles)
     return ref
+
+
+def _compete(
+    found: list[_Found], recipe: SweepRecipe, draw: Callable[[list[_Found], int], list[Draw]], reference: Gaussian
+) -> list[Candidate]:
+    """Round by round, until all samples are drawn or one setting is left.  Returns those that were not dropped.
+
+    draw: draws so many samples of each and returns which they are.
+    """
+    alive, candidates = found, []
+    for samples in rounds(recipe):
+        draws = draw(alive, samples)
+        alive = [one for one in alive if one.problem is None]
+        candidates = [_measured(one, draws, reference) for one in alive]
+        dropped = beaten(candidates, recipe.confidence)
+        for one in alive:
+            one.tried = one.tried.model_copy(update={"dropped_for": dropped.get(one.number)})
+        alive = [one for one in alive if one.number not in dropped]
+        candidates = [candidate for candidate in candidates if candidate.number not in dropped]
+        if len(alive) < 2:
+            break
+    if not alive:
+        raise ValueError(f"no setting of the sweep gives pictures; of {found[0].setting}: {found[0].problem}")
+    return candidates
 
 
 def _reference(

@@ -42,7 +42,7 @@ def test_killed_in_its_midst_it_goes_on_and_what_it_chose_is_registered(
     remember(store, train_key(tiny_recipe.train, run.dataset), run)  # as `train` would
 
     def drawn() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in (store / "sweeps" / "parts").glob("*.safetensors")}
+        return {path: path.stat().st_mtime_ns for path in (store / "sweeps" / ".parts").glob("*.safetensors")}
 
     with running(place, "sweep", *line) as process:
         end = time.monotonic() + 240
