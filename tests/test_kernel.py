@@ -40,6 +40,33 @@ def test_the_jackknife_leaves_out_each_block():
         assert left == pytest.approx(kernel_by_hand(kept.numpy(), b.numpy()), rel=1e-9)
 
 
+def test_classes_in_fixed_proportions_are_taken_into_account():
+    """The mean over pairs within and between classes, each by its share, as written; and so without a block."""
+    labels = torch.tensor([0] * 13 + [1] * 4 + [2] * 6 + [3, 3, 4])  # the last two classes join the third
+    x, y = normals(26, 5, 0) + labels[:, None] % 3, normals(20, 5, 1)
+    joined = labels.clamp(max=2)
+
+    def by_hand(x: Tensor, joined: Tensor) -> float:
+        k = (x @ x.T / 5 + 1) ** 3
+        total = 0.0
+        for c in range(3):
+            for d in range(3):
+                part = k[joined == c][:, joined == d]
+                n, m = part.shape
+                mean = part.mean() if c != d else (part.sum() - part.trace()) / (n * (n - 1))
+                total += n * m / len(x) ** 2 * float(mean)
+        return total - 2 * float(((x @ y.T / 5 + 1) ** 3).mean()) + mean_within(y)
+
+    found = distance(x, y, labels=labels, blocks=8)
+    assert found.value == pytest.approx(by_hand(x, joined), rel=1e-12)
+    for block, left in enumerate(found.left_out):
+        kept = torch.arange(26) % 8 != block
+        assert left == pytest.approx(by_hand(x[kept], joined[kept]), rel=1e-9)
+    assert distance(x, y, labels=torch.zeros(26, dtype=torch.int64)).value == pytest.approx(
+        distance(x, y).value, rel=1e-12
+    )
+
+
 def test_sums_over_pairs_of_parts_merge():
     """The mean over a set's pairs is put together from those within and between its parts, in any order."""
     x = normals(40, 6, 3)

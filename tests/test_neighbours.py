@@ -24,6 +24,7 @@ def gathered(drawn: torch.Tensor | None, real: torch.Tensor) -> SimpleNamespace:
         setup=SimpleNamespace(extractor=IDENTITY.extractor),
         drawn=drawn,
         real=real,
+        drawn_labels=torch.zeros(0 if drawn is None else len(drawn), dtype=torch.int64),
         real_labels=torch.arange(len(real)) // 20,
     )
 

@@ -37,9 +37,14 @@ def mean_within(features: Features) -> float:
     return math.fsum(sums) / (n * (n - 1))
 
 
-def kernel_distance(features: Features, reference: Features, *, within: float, blocks: int = BLOCKS) -> Distance:
+def kernel_distance(
+    features: Features, reference: Features, *, within: float, labels: Tensor | None = None, blocks: int = BLOCKS
+) -> Distance:
     """MMD^2 of a sample's features (N, D) from the reference's (M, D), which are taken as given, and its standard error
-    over such samples.  within: `mean_within` of the reference.
+    over such samples.  within: `mean_within` of the reference.  labels (N,) int64: the classes, where the sample has these
+    in fixed proportions.  Two of its pictures are then of one class less often than two of the model's, so the mean over
+    the pairs of a class is weighted as if a picture came twice; without that the distance would be too small by about
+    the classes' own distances over N.
 
     Delete-a-block jackknife over the same blocks as the Frechet distance's.  It counts what products of two drawn
     pictures add to the variance twice [Efron & Stein 1981], so that is taken off once.
@@ -48,28 +53,63 @@ def kernel_distance(features: Features, reference: Features, *, within: float, b
     blocks = min(blocks, n // 2)
     if blocks < 2:
         raise ValueError(f"{n} pictures are too few for a standard error: draw at least 4")
+    stratum = torch.zeros(n, dtype=torch.int64) if labels is None else _strata(labels)
     member = (torch.arange(n)[:, None] % blocks == torch.arange(blocks)).double()  # (N, blocks)
     across = torch.zeros(n).double()
     for rows, _, a, b in tiles(features, reference):
         across[rows] += kernel(a, b).sum(dim=1) / len(reference)
-    by_block, row_sums, squares = torch.zeros(n, blocks).double(), torch.zeros(n).double(), 0.0
+    by_block, alike, squares = torch.zeros(n, blocks).double(), torch.zeros(n, blocks).double(), 0.0
     for rows, columns, a, b in tiles(features, features):
         block = kernel(a, b)
         if rows == columns:
             block.fill_diagonal_(0.0)
         by_block[rows] += block @ member[columns]
-        row_sums[rows] += block.sum(dim=1)
         squares += float(block.square().sum())
-    pairs, sums, sizes = member.T @ by_block, member.T @ across, member.sum(dim=0)
+        alike[rows] += block.mul_(stratum[rows, None] == stratum[columns]) @ member[columns]
+    row_sums = by_block.sum(dim=1)
+    sums, sizes = member.T @ across, member.sum(dim=0)
 
-    total, kept = pairs.sum(), n - sizes
-    value = float(total / (n * (n - 1)) - 2 * across.mean()) + within
-    remaining = total - 2 * pairs.sum(dim=1) + pairs.diagonal()
-    left_out = remaining / (kept * (kept - 1)) - 2 * (across.sum() - sums) / kept + within
+    mean, means = _means_over_pairs(by_block, alike, stratum, member)
+    value = float(mean - 2 * across.mean()) + within
+    left_out = means - 2 * (across.sum() - sums) / (n - sizes) + within
     jackknife = (blocks - 1) / blocks * float((left_out - left_out.mean()).square().sum())
     products = _variance_of_products(row_sums, squares)
     variance = max(jackknife - products, products / 2, 0.0)  # theirs alone is the least it can be, but for noise
     return Distance(value, math.sqrt(variance), tuple(left_out.tolist()))
+
+
+def _strata(labels: Tensor) -> Tensor:
+    """Number of the stratum of each picture (N,): its class, together with those after it while these have fewer than 4."""
+    number, held, numbers = 0, 0, []
+    for count in labels.bincount().tolist():
+        numbers.append(number)
+        held += count
+        if held >= 4:
+            number, held = number + 1, 0
+    return torch.tensor(numbers).clamp(max=max(0, number - 1))[labels]
+
+
+def _means_over_pairs(by_block: Tensor, alike: Tensor, stratum: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of k over two pictures drawn apart, and the same without each block, (blocks,).
+
+    by_block, alike (N, blocks): sums of k of each picture with the others of each block, all of them and those of its
+    stratum.  Pairs of a stratum of m count m / (m - 1) times: for those of a picture with itself, which are not of two.
+    """
+    n, strata = len(stratum), int(stratum.max()) + 1
+
+    def by_stratum(values: Tensor) -> Tensor:
+        return torch.zeros(strata, values.shape[1]).double().index_add_(0, stratum, values)
+
+    sizes, own = by_stratum(member), by_stratum(alike)  # (strata, blocks)
+    touched, inside = by_stratum(member * alike.sum(dim=1, keepdim=True)), by_stratum(member * alike)
+    total = by_block.sum() + (own.sum(dim=1) / (sizes.sum(dim=1) - 1).clamp(min=1)).sum()
+    kept = sizes.sum(dim=1, keepdim=True) - sizes
+    pairs = own.sum(dim=1, keepdim=True) - 2 * touched + inside  # of each stratum without each block
+    of_all = (
+        by_block.sum() - 2 * (member * by_block.sum(dim=1, keepdim=True)).sum(dim=0) + (member * by_block).sum(dim=0)
+    )
+    without = of_all + (pairs / (kept - 1).clamp(min=1)).sum(dim=0)
+    return total / n**2, without / (n - member.sum(dim=0)) ** 2
 
 
 def _own(features: Tensor) -> Tensor:

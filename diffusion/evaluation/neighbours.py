@@ -91,8 +91,9 @@ def kernel_of(gathered: Gathered) -> Kernel | None:
     if (chosen := _chosen(gathered)) is None:
         return None
     drawn, real, _ = chosen
+    labels = gathered.drawn_labels[drawn.places]
     identity = sample_identity(gathered, "kernel/1", samples=len(drawn), reference_pictures=len(real))
-    return Kernel.of(kernel_distance(drawn, real, within=mean_within(real)), identity)
+    return Kernel.of(kernel_distance(drawn, real, within=mean_within(real), labels=labels), identity)
 
 
 def neighbours_of(gathered: Gathered) -> Neighbours | None:

@@ -67,6 +67,10 @@ class Model(NamedTuple):
         own = DRAWN_TOGETHER * self.centred[torch.cat(chosen)]
         return self.shift + own + NOISE / math.sqrt(len(self.centred)) * noise.double()
 
+    def labels(self, n: int) -> Tensor:
+        """The classes of what `draw` gives for n, (n,) int64."""
+        return torch.arange(len(self.counts)).repeat_interleave(torch.tensor(allocate(self.counts, n)))
+
     def population(self, n: int) -> Gaussian:
         """Mean and covariance of what `draw` gives for n."""
         wanted = allocate(self.counts, n)
@@ -77,11 +81,13 @@ class Model(NamedTuple):
         return Gaussian(self.shift + DRAWN_TOGETHER * mean, torch.cat([own, noise]).T)
 
 
-def measured(drawn: Tensor, reference: Tensor, gaussian: Gaussian, real: Real, within: float) -> dict[str, list[float]]:
+def measured(
+    drawn: Tensor, labels: Tensor, reference: Tensor, gaussian: Gaussian, real: Real, within: float
+) -> dict[str, list[float]]:
     """Name -> value, low, high as the report states them."""
     identity: SampleIdentity = IDENTITY
     found = neighbourhood(drawn, real)
-    kernel = Kernel.of(kernel_distance(drawn, reference, within=within), identity)
+    kernel = Kernel.of(kernel_distance(drawn, reference, within=within, labels=labels), identity)
     rows = {"kernel": [kernel.value, kernel.low, kernel.high]}
     for name in ("precision", "recall", "density", "coverage"):
         each = getattr(found, name)
@@ -102,14 +108,14 @@ def repeats(folder: Path, dimensions: int, samples: int, wanted: int) -> tuple[l
     many = model.draw(MORE * samples, torch.Generator().manual_seed(2**31))
     found = neighbourhood(many, real)
     truth = {"precision": found.precision.value, "density": found.density.value}
-    truth["kernel"] = kernel_distance(many, reference, within=within).value
+    truth["kernel"] = kernel_distance(many, reference, within=within, labels=model.labels(len(many))).value
     truth["frechet limit"] = frechet(model.population(samples), gaussian)
     kept = folder / f"intervals-{dimensions}-{samples}.jsonl"
     done = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     with kept.open("a") as file:
         for seed in range(len(done), wanted):
             drawn = model.draw(samples, torch.Generator().manual_seed(seed))
-            done.append(measured(drawn, reference, gaussian, real, within))
+            done.append(measured(drawn, model.labels(samples), reference, gaussian, real, within))
             print(json.dumps(done[-1]), file=file, flush=True)
     return done[:wanted], truth
 
