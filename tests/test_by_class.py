@@ -57,6 +57,7 @@ def gathered(*, losses: bool = True) -> Gathered:
         drawn=torch.cat(drawn),
         drawn_labels=torch.repeat_interleave(torch.arange(4), torch.tensor(DRAWN)),
         thumbnails=None,
+        agreement=None,
         problems=(),
     )
 

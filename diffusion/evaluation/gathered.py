@@ -17,6 +17,7 @@ from diffusion.evaluation.memorization import Looks
 from diffusion.evaluation.plan import Draw, Task
 from diffusion.recipe import EvaluateRecipe, Frozen
 from diffusion.store.bundle import BundleSpec
+from diffusion.store.joint_encoders import JointIdentity
 
 
 class Setup(Frozen):
@@ -31,6 +32,7 @@ class Setup(Frozen):
     weights: str | None  # of the extractor, where they do not come with the installation
     device: str
     reading: Reading = Reading()
+    joint: JointIdentity | None = None  # of the encoder that holds pictures against captions
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Gathered:
     drawn: Tensor | None  # (N, D) float32, features of the measured draws in their order; None: the model gave none
     drawn_labels: Tensor  # (N,) int64
     thumbnails: Tensor | None  # uint8 (N, THUMBNAIL, THUMBNAIL, 3), small copies of the measured draws
+    agreement: Tensor | None  # (N, 3) float64, see `agreement.cosines`; None: not asked for
     problems: tuple[str, ...]  # why the model gave no pictures, if it did not
 
     @property

@@ -8,7 +8,9 @@ from diffusion.evaluation.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Gathered
 from diffusion.recipe import Frozen, SamplingRecipe, unset
 
-Metric = Literal["frechet/1", "frechet-limit/1", "kernel/1", "neighbours/1", "memorization/1", "classes/1"]
+Metric = Literal[
+    "frechet/1", "frechet-limit/1", "kernel/1", "neighbours/1", "memorization/1", "classes/1", "agreement/1"
+]
 
 
 class SampleIdentity(Frozen):

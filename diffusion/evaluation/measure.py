@@ -13,6 +13,7 @@ from diffusion.data import manifest
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
 from diffusion.evaluation import plan
+from diffusion.evaluation.agreement import agreement_of
 from diffusion.evaluation.bound import bound_of
 from diffusion.evaluation.by_class import by_class_of
 from diffusion.evaluation.distance import floor_of, frechet_of
@@ -32,6 +33,7 @@ from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.averages import at, wanted_by
 from diffusion.store.bundle import export_bundle, verify_bundle
+from diffusion.store.joint_encoders import joint_identity
 from diffusion.store.refs import EvaluationRef, RunRef
 from diffusion.threads import one_thread
 
@@ -99,6 +101,7 @@ def evaluate(
         drawn=None if problems else rows["draw", "train"]["features"],
         drawn_labels=torch.tensor(measured),
         thumbnails=None if problems else rows["draw", "train"]["thumbnails"],
+        agreement=None if problems else rows["draw", "train"].get("agreement"),
         problems=tuple(problems),
     )
     report = _report(gathered, run)
@@ -133,6 +136,7 @@ def _report(gathered: Gathered, run: RunRef) -> Report:
             held_out=losses_of(gathered),
             bound=bound_of(gathered),
             by_class=by_class_of(gathered),
+            agreement=agreement_of(gathered),
             memorization=memorization_of(gathered),
             restoration=restoration_of(gathered),
             seed=recipe.seed,
@@ -168,6 +172,7 @@ def setup_of(run: RunRef, recipe: EvaluateRecipe, store_root: Path, device: str,
         weights=None if recipe.extractor == "efficientnet-lite0" else str(weights),
         device=device,
         reading=reading,
+        joint=None if recipe.joint == "none" else joint_identity(),
     )
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from diffusion.codec import CodecIdentity
 from diffusion.data.images import encode_png, grid
+from diffusion.evaluation.agreement import Agreement
 from diffusion.evaluation.bound import HeldOutBound
 from diffusion.evaluation.by_class import ByClass
 from diffusion.evaluation.distance import FloorFacts, Frechet, FrechetLimit
@@ -67,6 +68,7 @@ class Report(Frozen):
     held_out: tuple[HeldOutLoss, ...]
     bound: HeldOutBound | None = Field(None, exclude_if=unset, description="Absent: not measured")
     by_class: ByClass | None = Field(None, exclude_if=unset, description="Absent: the data are of one class")
+    agreement: Agreement | None = Field(None, exclude_if=unset, description="Absent: no joint encoder, or no captions")
     memorization: Memorization | None = Field(None, exclude_if=unset, description="Absent: nothing is held out")
     restoration: tuple[Restoration, ...] = Field((), exclude_if=unset, description="Absent: not measured")
     seed: int
@@ -98,6 +100,8 @@ class Report(Frozen):
         if self.bound:
             found |= {"bound_bits": self.bound.value, "bound_bits_standard_error": self.bound.standard_error}
             found |= {"bound_bits_low": self.bound.low, "bound_bits_high": self.bound.high}
+        if self.agreement:
+            found |= self.agreement.metrics()
         if self.memorization:
             found |= self.memorization.metrics()
         for task in self.restoration:

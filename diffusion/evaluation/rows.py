@@ -40,6 +40,10 @@ class Rows:
                 self.columns[name] = unnamed(self.folder, (self.total, *values.shape[1:]), values.dtype)
             self.columns[name][self.parts[part]] = values
 
+    def get(self, name: str) -> Tensor | None:
+        """Likewise, or None where no part has the column."""
+        return self[name] if name in self.columns else None
+
     def __getitem__(self, name: str) -> Tensor:
         """All of a column, (rows, ...), when every part is there: read from the file as it is used."""
         return torch.from_numpy(self.columns[name])

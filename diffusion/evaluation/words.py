@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from diffusion.evaluation.agreement import agreement_words
 from diffusion.evaluation.by_class import class_words
 from diffusion.evaluation.neighbours import neighbour_words
 from diffusion.evaluation.restoration_facts import restoration_words
@@ -26,6 +27,7 @@ def markdown(report: "Report") -> str:
         *_distance(report),
         *neighbour_words(report),
         *class_words(report),
+        *agreement_words(report),
         *memorization_words(report),
         *_losses(report),
         *_bound(report),

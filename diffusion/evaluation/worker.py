@@ -13,6 +13,7 @@ from diffusion.data import manifest
 from diffusion.data.images import to_model, to_uint8
 from diffusion.data.pictures.buckets import shown as size_shown
 from diffusion.data.reader import ShardReader
+from diffusion.evaluation.agreement import cosines
 from diffusion.evaluation.bound import held_out_bound
 from diffusion.evaluation.features import Extractor, extractor
 from diffusion.evaluation.gathered import Result, Setup
@@ -26,6 +27,7 @@ from diffusion.serving.ladder import NotReproducible
 from diffusion.serving.request import GenerateRequest, prompt_of
 from diffusion.serving.ticket import DrawingFailed
 from diffusion.store.bundle import load_bundle
+from diffusion.store.joint_encoders import JointEncoder, joint_encoder
 from diffusion.threads import one_thread
 
 
@@ -37,6 +39,7 @@ class Worker:
         self.bundle = load_bundle(setup.bundle_uri, setup.device, digest=setup.bundle_digest)
         self._engine: Engine | None = None
         self._extractor: Extractor | None = None
+        self._joint: JointEncoder | None = None
         self._readers: dict[tuple[str, bool], ShardReader] = {}
 
     def __call__(self, task: Task) -> Result:
@@ -154,6 +157,7 @@ class Worker:
         arrays = _in_order(
             (places, self.measured(np.stack([measured[i] for i in places]))) for places in groups.values()
         )
+        arrays |= self._agreement([(draw, picture) for draw, picture in drawn if draw.measured])
         shown = (picture for draw, picture in drawn if draw.shown)
         named = {f"picture-{i}": picture for i, picture in enumerate(shown)}
         return Result(task.number, arrays | named, seconds=seconds)
@@ -164,6 +168,22 @@ class Worker:
             "features": self._features(pictures),
             "thumbnails": shrink(torch.from_numpy(pictures), THUMBNAIL).numpy(),
         }
+
+    def _agreement(self, drawn: list[tuple[Draw, np.ndarray]]) -> dict[str, np.ndarray]:
+        """{"agreement"} of drawn pictures with their captions, where that is asked for and the model reads captions."""
+        wanted = self.setup.joint
+        if wanted is None or self.bundle.encoder is None or not drawn:
+            return {}
+        if self._joint is None:
+            self._joint = joint_encoder(self.setup.device)
+            if self._joint.identity != wanted:
+                raise ValueError(
+                    f"{wanted} where the evaluation was started, {self._joint.identity} here: give all the same"
+                )
+        real = [self._reader("train").read(draw.like) for draw, _ in drawn]
+        captions = [one.caption for one in real]
+        pictures = [picture for _, picture in drawn], [one.image for one in real]
+        return {"agreement": cosines(self._joint, *pictures, captions)}
 
     def _drawing(self) -> Engine:
         if self._engine is None:

@@ -60,6 +60,11 @@ class EvaluateRecipe(Frozen):
         description="Digest of the sweep that chose ema and sampling, if one did",
     )
     grid_columns: int = Field(12, ge=1, le=32, description="Samples per class in the grid")
+    joint: Literal["none", "clip"] = Field(
+        "none",
+        exclude_if=usual("none"),
+        description="What holds drawn pictures against their captions; clip: the folder that DIFFUSION_JOINT_CLIP names",
+    )
     nearest_pairs: int = Field(
         8, ge=0, le=64, description="Drawn pictures shown beside the training pictures they are nearest to"
     )

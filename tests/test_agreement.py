@@ -1,0 +1,97 @@
+"""Agreement with captions: the cosines are those of transformers' CLIP, and the report has them with an interval."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from diffusion.evaluation.agreement import cosines
+from diffusion.evaluation.measure import evaluate
+from diffusion.evaluation.report import load_report
+from diffusion.evaluation.resize import bicubic
+from diffusion.store.joint_encoders import joint_encoder, joint_identity
+from tests.evaluated_run import make_run
+from tests.words import reading
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A small random CLIP, as a site would provide it."""
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "flag", "face", ":"])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
+    )
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = shape | {"vocab_size": 8, "max_position_embeddings": 12}
+    text |= {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 3}
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(
+        text_config=text, vision_config=shape | {"image_size": 24, "patch_size": 8}, projection_dim=12
+    )
+    made = tmp_path / "clip"
+    transformers.CLIPModel(config).save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    facts = {"image_mean": MEAN, "image_std": STD}
+    (made / "preprocessor_config.json").write_text(json.dumps(facts))
+    monkeypatch.setenv("DIFFUSION_JOINT_CLIP", str(made))
+    return made
+
+
+@torch.no_grad()
+def test_cosines_are_those_of_transformers(folder):
+    generator = np.random.default_rng(0)
+    drawn = [generator.integers(0, 256, (h, 24, 3), dtype=np.uint8) for h in (24, 40, 24)]
+    real = [generator.integers(0, 256, (24, 24, 3), dtype=np.uint8) for _ in range(3)]
+    captions = ["a red flag", "face", "a red red red red red red red red red red red red flag"]
+    found = cosines(joint_encoder(), drawn, real, captions)
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = [tokenizer(caption, truncation=True, max_length=12, return_tensors="pt") for caption in captions]
+    for column, (pictures, turn) in enumerate(((drawn, 0), (real, 0), (drawn, 1))):
+        for i, picture in enumerate(pictures):
+            x = bicubic(torch.from_numpy(picture)[None].permute(0, 3, 1, 2).float(), 24) / 255
+            pixels = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+            both = model(**ids[(i + turn) % 3], pixel_values=pixels)
+            expected = both.logits_per_image[0, 0] / model.logit_scale.exp()
+            assert found[i, column] == pytest.approx(float(expected), abs=1e-5)
+    alike = cosines(joint_encoder(), drawn[:1], real[:1], captions[:1])
+    assert np.isnan(alike).tolist() == [[False, False, True]]  # there is no other caption
+
+
+def test_a_report_holds_drawn_against_real_pictures_of_the_same_captions(emoji_folder, tiny_recipe, tmp_path, folder):
+    recipe = tiny_recipe.model_copy(update={"train": reading(tiny_recipe.train, tokens=20, width=384)})
+    run = make_run(emoji_folder, recipe, tmp_path / "store")
+    plain = evaluate(run, recipe.evaluate, tmp_path / "store")
+    assert load_report(plain.uri).agreement is None
+    ref = evaluate(run, recipe.evaluate.model_copy(update={"joint": "clip"}), tmp_path / "store")
+    found = load_report(ref.uri).agreement
+    assert found.encoder == joint_identity()
+    assert found.identity.samples == 16
+    assert found.low < found.difference < found.high
+    assert found.difference == pytest.approx(found.drawn - found.real, abs=1e-5)
+    assert -1 < found.other < 1
+    assert ref.metrics["caption_agreement"] == found.drawn
+    assert "Agreement with captions" in Path(ref.uri, "report.md").read_text()
+
+
+def test_a_folder_that_cannot_serve_is_told_about(folder, monkeypatch):
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json cannot be read"):
+        joint_encoder()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "clip_text_model"}))
+    with pytest.raises(ValueError, match="not the whole of CLIP"):
+        joint_identity()
+    monkeypatch.delenv("DIFFUSION_JOINT_CLIP")
+    with pytest.raises(ValueError, match="set DIFFUSION_JOINT_CLIP to a folder"):
+        joint_identity()
