@@ -95,8 +95,7 @@ def test_other_files_than_it_was_made_of_are_refused(folder: Path, tmp_path: Pat
 def test_a_setting_that_was_changed_gives_another_picture(folder: Path, tmp_path: Path, diffusion) -> None:
     picture, given = make("noised", folder, tmp_path / "out", diffusion)
     found = opened(picture.read_bytes())
-    changes = [{"seed": 6}, {"image": 0}, {"strength": 0.4}, {"coarse": None}, {"label": CLASSES[1]}, {"guidance": 3.0}]
-    for changed in [*changes, {"steps": 4}, {"sampler": "heun"}]:
+    for changed in ({"seed": 6}, {"image": 0}, {"strength": 0.4}, {"coarse": None}):
         path = tmp_path / "changed.png"
         path.write_bytes(stamp(found.picture, found.receipt.model_copy(update=changed)))
         code, told = diffusion("replay", path, *given)
