@@ -33,16 +33,9 @@ def neighbours(coverage: float = 0.6, recall: float = 0.5, **identity) -> Neighb
 
 
 def memorization(share: float, low: float) -> Memorization:
-    identity = MemorizationIdentity(
-        dataset_digest="d" * 64,
-        training_pictures=1_800,
-        held_out_pictures=200,
-        extractor=IDENTITY.extractor,
-        samples=512,
-        sampling=SamplingRecipe(),
-        batch_size=32,
-        seed=0,
-    )
+    facts = {name: getattr(IDENTITY, name) for name in SampleIdentity.model_fields if name != "metric"}
+    sample = SampleIdentity(metric="memorization/1", **facts)
+    identity = MemorizationIdentity(sample=sample, held_out_pictures=200)
     near = round(512 * (share + 0.05))
     return Memorization(
         identity=identity,

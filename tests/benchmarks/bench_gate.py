@@ -7,7 +7,7 @@ components of them) by the real metrics, reports and gate, with the default reci
 
     noise      the champion's own distribution, other samples: the alias moves by mistake
     slightly   half as many blurred pictures as the champion; `slightly, alike`: and the same pictures otherwise, as of two
-               models that drew from the same noise; `better, alike`: none blurred
+               models that drew from the same noise; `unblurred`: none blurred
     worse      half as many more, alike
     memorizes  none blurred, but a tenth are copies of training pictures
     drops      none blurred, but classes of more than a fifth of all pictures are never drawn
@@ -61,7 +61,7 @@ CHALLENGERS = {
     "noise": Kind(BLURRED),
     "slightly": Kind(BLURRED / 2),
     "slightly, alike": Kind(BLURRED / 2, alike=True),
-    "better, alike": Kind(alike=True),
+    "unblurred, alike": Kind(alike=True),
     "worse, alike": Kind(BLURRED * 1.5, alike=True),
     "memorizes": Kind(copied=0.1),
     "drops": Kind(dropped=0.2),
@@ -197,10 +197,8 @@ def _neighbours(found, identity: SampleIdentity) -> Neighbours:
 
 
 def _memorization(found: Copies, identity: SampleIdentity) -> Memorization:
-    facts = ("dataset_digest", "extractor", "samples", "sampling", "batch_size", "seed")
-    counted = MemorizationIdentity(
-        training_pictures=TRAINING, held_out_pictures=HELD_OUT, **{name: getattr(identity, name) for name in facts}
-    )
+    sample = identity.model_copy(update={"metric": "memorization/1"})
+    counted = MemorizationIdentity(sample=sample, held_out_pictures=HELD_OUT)
     values = {name: getattr(found, name) for name in ("share", "confidence", "low", "high", "near", "threshold")}
     return Memorization(identity=counted, expected=0.0, pairs=(), **values)
 
