@@ -57,12 +57,12 @@ def test_every_number_has_its_interval_and_all_have_their_identity():
 
 def test_the_data_are_told_as_far_as_they_are_known():
     unknown = section(made(), "Data")
-    assert "licence of the data unknown: nobody stated it (`--set data_licence=...`)" in unknown
+    assert "| licence | unknown: nobody stated it (`--set data_licence=...`)" in unknown
     assert "manifest was not within reach" in unknown
     assert "The licence of its data is unknown: clear it" in section(made(), "Limits")
     known = DataFacts(REF, MANIFEST, "s3://bucket/photos", "CC-BY | 4.0\n# not a title")
     told = section(made(known), "Data")
-    assert "licence of the data: CC-BY \\| 4.0 # not a title |" in told
+    assert "| licence | CC-BY \\| 4.0 # not a title |" in told
     assert "`s3://bucket/photos`" in told
     assert "7 (unreadable 7)" in told
     for name, count in zip(SPEC.classes, COUNTS, strict=True):
@@ -103,5 +103,5 @@ def test_the_short_one_fits_and_leads_to_the_whole(longest):
     assert len(short) < 5_000
     assert "…" not in short
     assert "The gate passed it" in short
-    assert "licence of the data unknown" in short
+    assert "their licence: unknown" in short
     assert "class-39 and 960 more" in summary(REPORT, many, PASSED, DataFacts(REF), where="there")

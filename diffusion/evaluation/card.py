@@ -87,7 +87,7 @@ def summary(
         (
             what_it_is(spec),
             f"The gate {'passed' if verdict.passed else 'refused'} it:\n{reasons}".rstrip(),
-            f"{data.ref.images:,} pictures (dataset {data.ref.digest[:12]}), {_licence(data)}",
+            f"{data.ref.images:,} pictures (dataset {data.ref.digest[:12]}), their licence: {_licence(data)}",
             _table(report.metrics()),
         )
     )
@@ -120,7 +120,7 @@ def what_it_is(spec: BundleSpec) -> str:
 
 def _named(classes: tuple[str, ...]) -> str:
     more = len(classes) - _MOST_CLASSES
-    return ", ".join(classes[:_MOST_CLASSES]) + (f" and {more:,} more" if more > 0 else "")
+    return ", ".join(map(_cell, classes[:_MOST_CLASSES])) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _use(name: str, spec: BundleSpec) -> str:
@@ -165,8 +165,8 @@ def _data(data: DataFacts) -> str:
 
 def _licence(data: DataFacts) -> str:
     if data.licence is None:
-        return "licence of the data unknown: nobody stated it (`--set data_licence=...`)"
-    return f"licence of the data: {_cell(data.licence)}"
+        return "unknown: nobody stated it (`--set data_licence=...`)"
+    return _cell(data.licence)
 
 
 def _reasons(made: Manifest | None) -> str:
