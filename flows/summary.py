@@ -76,6 +76,8 @@ def tried(sweep: SweepRef, *, alone: bool = False) -> None:
         taken = f"{one.evaluations} evaluations, {seconds[number]:.2g} s a picture"
         say(f"  {name:<10} {one.setting}")
         say(f"             Frechet {one.value:.4g} ± {one.standard_error:.2g} ({one.samples:,} samples), {taken}")
+    if not found.certain:
+        say("             not certain to be within sweep.tolerance of the others: draw more (--set sweep.samples=N)")
     say(f"  sweep      {sweep.uri}/sweep.md")
     if alone:
         say(

@@ -100,7 +100,7 @@ def sweep(
         return measured
 
     candidates = _compete(found, recipe, draw, gaussian)
-    best, chosen = choice(candidates, recipe.tolerance, recipe.confidence)
+    best, chosen, certain = choice(candidates, recipe.tolerance, recipe.confidence)
     if progress:
         progress(len(found) * recipe.samples, len(found) * recipe.samples)
     result = Sweep(
@@ -117,6 +117,7 @@ def sweep(
         front=front(candidates),
         best=best,
         chosen=chosen,
+        certain=certain,
         environment=Environment(torch=torch.__version__, device=device),
     )
     ref = publish_sweep(result, store_root, run, [min(one.seconds, default=None) for one in found])

@@ -99,14 +99,20 @@ def front(candidates: Sequence[Candidate]) -> tuple[int, ...]:
     return tuple(one.number for one in kept)
 
 
-def choice(candidates: Sequence[Candidate], tolerance: float, confidence: float) -> tuple[int, int]:
-    """(number of the best, number of the chosen): the fastest whose distance is below 1 + tolerance times the lowest, with
-    confidence.  Of equally fast ones that with the lower distance."""
+def choice(candidates: Sequence[Candidate], tolerance: float, confidence: float) -> tuple[int, int, bool]:
+    """(number of the lowest distance, number of the chosen, whether that is certain).
+
+    Chosen is the fastest, of equally fast ones the lowest, whose distance is with confidence below 1 + tolerance times that
+    of each other one: of each, since the lowest as measured need not be the lowest.  Where that can be said of none, the
+    lowest as measured, and it is not certain.
+    """
     best = min(candidates, key=lambda c: (c.distance.value, c.evaluations, c.number))
 
     def fits(one: Candidate) -> bool:
-        excess = Difference.of(one.distance, best.distance, 1 + tolerance)
-        return one.number == best.number or excess.value + excess.half_width(confidence) < 0
+        excesses = (
+            Difference.of(one.distance, o.distance, 1 + tolerance) for o in candidates if o.number != one.number
+        )
+        return all(excess.value + excess.half_width(confidence) < 0 for excess in excesses)
 
-    chosen = min(filter(fits, candidates), key=lambda c: (c.evaluations, c.distance.value, c.number))
-    return best.number, chosen.number
+    fit = sorted(filter(fits, candidates), key=lambda c: (c.evaluations, c.distance.value, c.number))
+    return best.number, (fit or [best])[0].number, bool(fit)

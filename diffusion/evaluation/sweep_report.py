@@ -68,6 +68,7 @@ class Sweep(Frozen):
     front: tuple[int, ...]  # numbers of those that nothing beats in time and distance, the fastest first
     best: int
     chosen: int
+    certain: bool = Field(description="Whether it is within tolerance of every other, with confidence")
     environment: Environment
 
     @property
@@ -155,13 +156,18 @@ def markdown(found: Sweep) -> str:
     rows = ["| " + " | ".join(row) + " |" for row in (first, ("---",) * len(first), *rest)]
     excess = f"{found.sweep.tolerance:.0%}"
     said = f"**Chosen: {chosen.setting}.** Frechet distance {chosen.value:.4g} in {chosen.evaluations} evaluations."
-    if found.chosen == found.best:
-        said += f" It is the lowest distance, and none that is faster is within {excess} of it beyond doubt."
+    told = f"with {found.sweep.confidence:.0%} confidence it exceeds no other's by {excess} or more"
+    if not found.certain:
+        said += (
+            f" It is the lowest as measured, but of none can be said that it is within {excess} of all others: more samples"
+            f" (`sweep.samples`) or a larger `sweep.tolerance` would tell."
+        )
+    elif found.chosen == found.best:
+        said += f" It is the lowest, {told}, and of no faster one can that be said."
     else:
         said += (
-            f" The lowest is {best.value:.4g} in {best.evaluations} evaluations ({best.setting}): with"
-            f" {found.sweep.confidence:.0%} confidence the chosen one exceeds it by less than {excess}, and of those of"
-            f" which that can be said it is the fastest."
+            f" The lowest is {best.value:.4g} in {best.evaluations} evaluations ({best.setting}). Of the chosen: {told},"
+            f" and of those of which that can be said it is the fastest."
         )
     notes = (
         "Evaluations are rows that the network is asked for one picture; a guided answer takes two. Lower distances are"

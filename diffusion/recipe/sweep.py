@@ -47,7 +47,7 @@ class SweepRecipe(Frozen):
     first_samples: int = Field(128, ge=32, description="Of the first round; each round doubles them and drops some")
     tolerance: Share = Field(
         0.02,
-        description="The fastest setting is chosen whose Frechet distance exceeds the lowest by this share at most",
+        description="The fastest setting is chosen whose Frechet distance exceeds no other's by this share or more",
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="With which that holds, and of what drops a setting")
     seed: int = Field(1, ge=0, lt=2**32)

@@ -59,7 +59,7 @@ def main() -> None:
                 evaluations += sum(SETTINGS[i][0] * (n if n == rounds(SWEEP)[0] else n - n // 2) for i in alive)
                 alive -= lost.keys()
         left = [one for one in all_of_them[-1] if one.number in alive]
-        outcomes.append((gone, choice(left, SWEEP.tolerance, SWEEP.confidence)[1]))
+        outcomes.append((gone, *choice(left, SWEEP.tolerance, SWEEP.confidence)[1:]))
         values.append([one.distance.value for one in all_of_them[-1]])
     truth = [math.fsum(column) / len(values) for column in zip(*values, strict=True)]
     best = min(truth)
@@ -68,15 +68,17 @@ def main() -> None:
     whole = given.rounds * SWEEP.samples * sum(cost for cost, _, _ in SETTINGS)
     print("setting  evaluations  true distance  above the lowest  chosen in")
     for i, value in enumerate(truth):
-        times = sum(chosen == i for _, chosen in outcomes)
+        times = sum(chosen == i for _, chosen, _ in outcomes)
         print(f"{i:7}  {SETTINGS[i][0]:11}  {value:13.4g}  {value / best - 1:16.1%}  {times / given.rounds:9.1%}")
-    wrong = sum(not fit[chosen] for _, chosen in outcomes)
-    lost = sum(truth.index(best) in gone for gone, _ in outcomes)
-    found = sum(fit[chosen] and SETTINGS[chosen][0] == fastest for _, chosen in outcomes)
-    total = given.rounds
-    print(f"chosen one above the lowest by more than {SWEEP.tolerance:.0%}: {wrong} of {total} (stated: at most 2.5 %)")
-    print(f"best one dropped: {lost} of {total} (stated: at most 2.5 %)")
-    print(f"fastest of those within {SWEEP.tolerance:.0%} chosen: {found} of {total}")
+    sure = [chosen for _, chosen, certain in outcomes if certain]
+    wrong = sum(not fit[chosen] for chosen in sure)
+    lost = sum(truth.index(best) in gone for gone, _, _ in outcomes)
+    found = sum(fit[chosen] and SETTINGS[chosen][0] == fastest for chosen in sure)
+    print(
+        f"certain: {len(sure)} of {given.rounds}, of which above the lowest by more than {SWEEP.tolerance:.0%}: {wrong}"
+    )
+    print(f"and of which the fastest of those within {SWEEP.tolerance:.0%}: {found}")
+    print(f"best one dropped: {lost} of {given.rounds} (stated: at most 2.5 %)")
     print(f"evaluations against drawing all samples of all settings: {evaluations / whole:.0%}")
 
 
