@@ -28,7 +28,8 @@ def looks(x: Tensor) -> Looks:
 
 
 TRAINING = pictures(400, seed=0)
-HELD_OUT = nearest(looks(pictures(100, seed=1)), looks(TRAINING))
+TRAINING_LOOKS = looks(TRAINING)
+HELD_OUT = nearest(looks(pictures(100, seed=1)), TRAINING_LOOKS)
 
 
 def test_the_neighbour_is_that_of_all_differences():
@@ -105,14 +106,19 @@ def test_planted_copies_are_found_and_named(changed, planted):
     assert np.array_equal(found.index[:planted], np.arange(planted))
 
 
-def test_features_alone_find_what_moved():
-    """A witness whose features do not see a shift convicts where pixels cannot."""
-    moved = TRAINING[:60].roll(9, dims=2)
-    means = Looks(moved.float().mean(dim=(1, 2)), shrink(moved))
-    training, control = (Looks(x.float().mean(dim=(1, 2)), shrink(x)) for x in (TRAINING, pictures(100, seed=1)))
-    found = copies(nearest(means, training), nearest(control, training))
-    assert found.low > 0.5
-    assert np.array_equal(found.index, np.arange(60))
+def test_what_features_find_must_be_borne_out_by_pixels():
+    """Poor pictures that all have the features of one training picture, and not its looks, are no copies of it."""
+    drawn = looks(pictures(120, seed=8))
+    odd = Looks(TRAINING_LOOKS.features[:1].expand(120, -1) + 1e-3 * drawn.features, drawn.small)
+    seen = nearest(odd, TRAINING_LOOKS)
+    assert (seen.features.index == 0).all()
+    assert copies(seen, HELD_OUT).low == 0
+    assert (
+        copies(
+            nearest(Looks(odd.features, TRAINING_LOOKS.small[:1].expand(120, -1, -1, -1)), TRAINING_LOOKS), HELD_OUT
+        ).low
+        > 0.9
+    )
 
 
 def test_worse_pictures_are_no_copies():

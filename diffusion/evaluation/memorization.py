@@ -2,8 +2,9 @@
 held-out pictures, which nobody can have repeated, are to theirs.
 
 A picture is near when its nearest training picture is much nearer than the next ones are: so an average picture, which is
-near to all of them, is not.  Two witnesses look: the features, which know a picture that was moved or recoloured, and the
-pixels of a small copy of it, which know one whose details were changed, as by a JPEG, to which features are sensitive.  Each
+near to all of them, is not.  Two witnesses look: the features, which know a picture that was changed a little as a whole
+and need the pixels to bear them out, since poor pictures may share the features of an odd one; and the pixels of a small
+copy of it alone, which know one whose details were changed, as by a JPEG, to which features are sensitive.  Each
 measures in the held-out pictures' median, and the smaller one counts.  Drawn pictures nearer than nearly all held-out ones
 are counted, and what there are more of them than held-out pictures would have given is the share of copies.  So a model
 whose pictures are distributed as held-out ones is accused with a known probability, however alike the data's own pictures
@@ -50,6 +51,7 @@ class Nearest(NamedTuple):
 
     features: Neighbour
     pixels: Neighbour  # distances in [0, 2], see `standardized`
+    apart: np.ndarray  # (N,) float64: distance in pixels of the pair that the features found
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,10 @@ def nearest(pictures: Looks, training: Looks) -> Nearest:
     straight, mirrored = (neighbour(x, training.small, standardized) for x in (pictures.small, mirror))
     nearer = mirrored.distance < straight.distance
     pixels = Neighbour(*(np.where(nearer, b, a) for a, b in zip(straight, mirrored, strict=True)))
-    return Nearest(neighbour(pictures.features, training.features), pixels)
+    features = neighbour(pictures.features, training.features)
+    pair = standardized(training.small[torch.from_numpy(features.index)])
+    apart = [(standardized(x) - pair).norm(dim=1) for x in (pictures.small, mirror)]
+    return Nearest(features, pixels, torch.minimum(*apart).numpy())
 
 
 def neighbour(rows: Tensor, among: Tensor, prepare: Callable[[Tensor], Tensor] = Tensor.double) -> Neighbour:
@@ -107,7 +112,10 @@ def copies(drawn: Nearest, held_out: Nearest, *, confidence: float = CONFIDENCE)
     Takes drawn and held-out pictures for independent samples.  Of a model whose pictures are distributed as the held-out
     ones low is above 0 with a probability of (1 - confidence) / 2 at most.
     """
-    scales = tuple(max(float(np.median(of.relative)), np.finfo(np.float64).tiny) for of in held_out)
+    scales = tuple(
+        max(float(np.median(distances)), np.finfo(np.float64).tiny)
+        for distances in (held_out.features.relative, held_out.apart, held_out.pixels.relative)
+    )
     control, _ = _scored(held_out, scales)
     score, index = _scored(drawn, scales)
     rank = max(1, round(QUANTILE * len(control)))
@@ -119,6 +127,11 @@ def copies(drawn: Nearest, held_out: Nearest, *, confidence: float = CONFIDENCE)
 
 
 def _scored(found: Nearest, scales: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The smaller relative distance of each picture in these units, and the training picture at it."""
-    features, pixels = (of.relative / scale for of, scale in zip(found, scales, strict=True))
+    """The smaller distance of each picture in these units, and the training picture at it.
+
+    What the features find counts as far as the pixels bear it out: poor pictures of all kinds may have the features of one
+    odd training picture.
+    """
+    features = np.maximum(found.features.relative / scales[0], found.apart / scales[1])
+    pixels = found.pixels.relative / scales[2]
     return np.minimum(features, pixels), np.where(features <= pixels, found.features.index, found.pixels.index)
