@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.evaluation.distance import FrechetLimit
-from diffusion.evaluation.extrapolate import CUBIC, PARTS, QUADRATIC, Extrapolated, extrapolate
+from diffusion.evaluation.extrapolate import CUBIC, PARTS, QUADRATIC, Extrapolated, _mean_over, extrapolate
 from diffusion.evaluation.stats import BySums, Gaussian, beside, frechet, jackknife_error, jackknifed, t_quantile
 from diffusion.evaluation.words import markdown
 from tests.test_gate import IDENTITY, report
@@ -60,6 +60,19 @@ def test_a_part_is_the_same_as_that_part_alone():
     for same in (sample, BySums.of(reference, features)):  # 9 is the third block of those 1, 5, 9, ...
         _, without = same.left_out(32, part=1, parts=4)
         assert without[2] == pytest.approx(frechet(Gaussian.of(kept), reference), rel=1e-6)
+
+
+def test_the_mean_over_parts_leaves_out_each_block_where_it_lies():
+    model, reference = population(6, 0.5)
+    features, number = drawn(model, 96, 2), torch.arange(96)
+    mean, left_out = _mean_over(beside(reference, features), 4)
+    for k in range(32):
+        kept = [features[(number % 4 == part) & (number % 32 != k)] for part in range(4)]
+        expected = sum(frechet(Gaussian.of(part), reference) for part in kept) / 4
+        assert left_out[k] == pytest.approx(expected, rel=1e-9), k
+    assert mean == pytest.approx(
+        sum(frechet(Gaussian.of(features[part::4]), reference) for part in range(4)) / 4, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize(("n", "d", "decay"), [(128, 32, 0.5), (64, 96, 0.7)])
