@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from diffusion.evaluation import pairs
-from diffusion.evaluation.pairs import Picked, chunks, nearest_rows, squared_distances, tiles
+from diffusion.evaluation.pairs import Picked, chunks, nearest_rows, squared_distances, tiles, tiles_within
 
 
 def normals(n: int, d: int, seed: int) -> Tensor:
@@ -16,20 +16,15 @@ def normals(n: int, d: int, seed: int) -> Tensor:
 def test_nearest_rows_are_those_of_the_whole_matrix(monkeypatch, tile):
     monkeypatch.setattr(pairs, "TILE", tile)
     a, b = normals(19, 5, 0), normals(23, 5, 1)
-    among, chosen = normals(40, 5, 2), torch.arange(0, 40, 3)
-    cases = [
-        (a, b, False),
-        (a, a, True),
-        (Picked(among, chosen), b, False),
-        (Picked(among, chosen), Picked(among, chosen), True),
-    ]
-    for rows, columns, others in cases:
-        one, other = (x[torch.arange(len(x))].double() for x in (rows, columns))
+    picked = Picked(normals(40, 5, 2), torch.arange(0, 40, 3))
+    for rows, columns in ((a, b), (a, a), (a, None), (picked, b), (picked, None)):
+        others = columns is None
+        one, other = (x[torch.arange(len(x))].double() for x in (rows, rows if others else columns))
         apart = (one[:, None] - other).square().sum(dim=2)
         if others:
             apart.fill_diagonal_(torch.inf)
         expected = apart.sort(dim=1)
-        found, index = nearest_rows(rows, columns, 6, others=others)
+        found, index = nearest_rows(rows, columns, 6)
         assert torch.allclose(found, expected.values[:, :6], rtol=1e-10)
         assert torch.equal(index, expected.indices[:, :6])
 
@@ -38,13 +33,19 @@ def test_nearest_rows_are_those_of_the_whole_matrix(monkeypatch, tile):
 def test_tiles_cover_every_pair_once_and_in_float64(monkeypatch, tile):
     monkeypatch.setattr(pairs, "TILE", tile)
     a, b = normals(9, 3, 0), normals(10, 3, 1)
-    count = torch.zeros(9, 10, dtype=torch.int64)
+    count, met = torch.zeros(9, 10, dtype=torch.int64), torch.zeros(9, 9, dtype=torch.int64)
     apart = torch.zeros(9, 10).double()
     for rows, columns, own, other in tiles(a, b):
         count[rows, columns] += 1
         apart[rows, columns] = squared_distances(own, other)
     assert (count == 1).all()
     assert torch.allclose(apart, torch.cdist(a.double(), b.double()).square(), rtol=1e-9)
+    for rows, columns, own, other in tiles_within(a):
+        met[rows, columns] += 1
+        assert torch.equal(own, a[rows].double())
+        assert torch.equal(other, a[columns].double())
+    assert ((met | met.T) == 1).all()
+    assert met.sum() == (81 if tile > 9 else 4 * 4 * 3 + 4 * 1 * 2 + 1)  # of each two chunks one tile
     assert torch.equal(torch.cat([rows for _, rows in chunks(a, lambda x: 2 * x)]), 2 * a)
 
 

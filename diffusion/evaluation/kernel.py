@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.pairs import Features, chunks, tiles
+from diffusion.evaluation.pairs import Features, chunks, tiles, tiles_within
 from diffusion.evaluation.stats import BLOCKS, Distance
 
 
@@ -30,9 +30,8 @@ def mean_within(features: Features) -> float:
     if n < 2:
         raise ValueError(f"a kernel distance needs at least 2 pictures, there are {n}")
     sums = []
-    for rows, columns, a, b in tiles(features, features):
-        if rows.start >= columns.start:  # the others are the same pairs
-            sums.append(float(kernel(a, b).sum()) * (1 if rows == columns else 2))
+    for rows, columns, a, b in tiles_within(features):
+        sums.append(float(kernel(a, b).sum()) * (1 if rows == columns else 2))
     sums += [-float(_own(rows).sum()) for _, rows in chunks(features)]
     return math.fsum(sums) / (n * (n - 1))
 

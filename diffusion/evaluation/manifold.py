@@ -134,7 +134,7 @@ def _neighbours(features: Features, k: int) -> tuple[Tensor, Tensor]:
     n = len(features)
     if n <= k:
         raise ValueError(f"{n} pictures are too few for the {k} nearest others of each: at least {k + 1} are needed")
-    return nearest_rows(features, features, k, others=True)
+    return nearest_rows(features, None, k)
 
 
 def _radii_in_halves(reach: Tensor, nearest: Tensor, first: Tensor) -> Tensor:

@@ -50,6 +50,17 @@ def tiles(
             yield rows, columns, own, other
 
 
+def tiles_within(
+    a: Features, prepare: Callable[[Tensor], Tensor] = checked
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Likewise all pairs of rows of one set, each in one of its two orders only, but for those of a chunk with itself."""
+    for rows, own in chunks(a, prepare):
+        for start in range(0, rows.start, TILE):
+            columns = slice(start, start + TILE)
+            yield rows, columns, own, prepare(a[columns])
+        yield rows, rows, own, own
+
+
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """|a_i - b_j|^2 of a (N, D) and b (M, D) float64, (N, M); exactly 0 where there is nothing but round-off."""
     if a.shape[1] != b.shape[1]:
@@ -60,23 +71,24 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nearest_rows(
-    a: Features, b: Features, k: int, *, others: bool = False, prepare: Callable[[Tensor], Tensor] = checked
+    a: Features, b: Features | None, k: int, *, prepare: Callable[[Tensor], Tensor] = checked
 ) -> tuple[Tensor, Tensor]:
     """Squared distances of each row of a (N, D) to the k nearest of b (M, D), M at least k, ascending, and which these are,
-    each (N, k).  others: b is a, and no row is near itself."""
-    found: list[Tensor] = []
-    places: list[Tensor] = []
-    for rows, columns, own, other in tiles(a, b, prepare):
-        if columns.start == 0:
-            best, index = torch.empty(len(own), 0).double(), torch.empty(len(own), 0, dtype=torch.int64)
+    each (N, k).  b: None for the other rows of a."""
+    best = torch.full((len(a), k), torch.inf).double()
+    index = torch.zeros(len(a), k, dtype=torch.int64)
+
+    def meet(rows: slice, columns: slice, apart: Tensor) -> None:
+        number = torch.arange(columns.start, columns.stop).expand(len(apart), -1)
+        known, names = torch.cat([best[rows], apart], dim=1), torch.cat([index[rows], number], dim=1)
+        best[rows], order = known.topk(k, dim=1, largest=False)
+        index[rows] = names.gather(1, order)
+
+    for rows, columns, own, other in tiles_within(a, prepare) if b is None else tiles(a, b, prepare):
         apart = squared_distances(own, other)
-        if others and rows == columns:
+        if b is None and rows == columns:
             apart.fill_diagonal_(torch.inf)
-        number = torch.arange(columns.start, columns.stop).expand(len(own), -1)
-        best, index = torch.cat([best, apart], dim=1), torch.cat([index, number], dim=1)
-        best, order = best.topk(min(k, best.shape[1]), dim=1, largest=False)
-        index = index.gather(1, order)
-        if columns.stop == len(b):
-            found.append(best)
-            places.append(index)
-    return torch.cat(found), torch.cat(places)
+        meet(rows, columns, apart)
+        if b is None and rows != columns:
+            meet(columns, rows, apart.T)
+    return best, index
