@@ -65,6 +65,17 @@ def test_the_estimate_lies_within_and_all_near_is_all_copies():
     assert excess(0, 100, **facts) == 0
 
 
+def test_high_also_holds_where_no_other_picture_is_near():
+    """Clopper and Pearson's limit: a model whose own pictures are far off has as many near ones as it has copies."""
+    facts = {"rank": 10, "control": 200, "confidence": 0.95}
+    assert excess_interval(0, 128, **facts) == (0, pytest.approx(1 - 0.025 ** (1 / 128)))
+    low, high = excess_interval(10, 512, **facts)  # fewer than like the control, 25
+    assert (low, high) == (0, pytest.approx(0.0356, abs=2e-4))
+    random = np.random.default_rng(0)
+    near = random.binomial(512, 0.02, 2_000)
+    assert np.mean([excess_interval(int(k), 512, **facts)[1] >= 0.02 for k in near]) > 0.97
+
+
 def test_counts_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="5 of 4 values"):
         excess_interval(5, 4, rank=1, control=9, confidence=0.95)

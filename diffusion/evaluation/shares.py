@@ -24,7 +24,8 @@ def excess(below: int, n: int, *, rank: int, control: int) -> float:
 def excess_interval(below: int, n: int, *, rank: int, control: int, confidence: float) -> tuple[float, float]:
     """(low, high): where a share c lies with at least that confidence, half of the doubt on either side.
 
-    low is 0 for a sample that is like the control with a probability of at least (1 + confidence) / 2.
+    low is 0 for a sample that is like the control with a probability of at least (1 + confidence) / 2.  high holds for any
+    sample: a bad model's own pictures may be farther off than control ones, and those below then speak of copies alone.
     """
     if not 0 <= below <= n or not 1 <= rank <= control or n < 1:
         raise ValueError(f"{below} of {n} values below the value of rank {rank} of {control}: give 0 <= below <= n")
@@ -36,12 +37,11 @@ def excess_interval(below: int, n: int, *, rank: int, control: int, confidence: 
         return 1.0 if below == 0 else float(weights @ betainc(below, n - below + 1, c + (1 - c) * q))
 
     def at_most(c: float) -> float:
-        """P(count <= below): falls with c."""
-        return 1.0 if below == n else float(weights @ betainc(n - below, below + 1, (1 - c) * (1 - q)))
+        """The most that P(count <= below) can be: where no other value lies below.  Falls with c."""
+        return 1.0 if below == n else float(betainc(n - below, below + 1, np.array(1 - c)))
 
     low = 0.0 if at_least(0.0) > doubt else _crossing(lambda c: at_least(c) > doubt)
-    high = 0.0 if at_most(0.0) < doubt else _crossing(lambda c: at_most(c) < doubt)
-    return low, max(low, high)
+    return low, _crossing(lambda c: at_most(c) < doubt)
 
 
 def betainc(a: float, b: float, x: np.ndarray) -> np.ndarray:
