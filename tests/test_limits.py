@@ -92,8 +92,27 @@ def test_what_shows_less_than_the_champion_is_refused_though_its_distance_is_low
     assert refused_for(found) == ["recall"]
     assert found.reasons == ("recall 0.400 is below 0.9 of the champion's 0.500",)
     assert judged(neighbours=neighbours(0.3, 0.3)).passed  # the champion's was not measured
-    unlike = {"neighbours": neighbours(0.6, 0.5, samples=1_024)}
-    assert judged(neighbours=neighbours(0.3, 0.3), theirs=unlike).passed
+
+
+def test_who_measures_less_or_otherwise_than_the_champion_does_not_slip_past_a_limit():
+    champion = {"neighbours": neighbours(0.6, 0.5), "restoration": (restoration(20.0),)}
+    whole = {"neighbours": neighbours(0.6, 0.5), "restoration": (restoration(20.0),)}
+    assert judged(**whole, theirs=champion).passed
+    found = judged(theirs=champion)
+    assert refused_for(found) == ["coverage", "restoration"]
+    assert "raise evaluate.samples" in found.reasons[0]
+    assert "evaluate.restoration_pictures above 0" in found.reasons[1]
+    other = whole | {"neighbours": neighbours(0.7, 0.6, samples=1_024)}
+    found = judged(**other, theirs=champion)
+    assert refused_for(found) == ["coverage"]
+    assert "samples is 1024 here and 512 in the champion's report" in found.reasons[0]
+    fewer = restoration(25.0)
+    fewer = fewer.model_copy(update={"identity": fewer.identity.model_copy(update={"pictures": 4})})
+    found = judged(**whole | {"restoration": (fewer,)}, theirs=champion)
+    assert refused_for(found) == ["restoration, colorization"]
+    assert "pictures is 4 here and 16 in the champion's report" in found.reasons[0]
+    assert refused_for(judged(GATE.model_copy(update={"min_coverage": 0.5}))) == ["coverage"]
+    assert refused_for(judged(GATE.model_copy(update={"min_restoration_gain": 0.5}))) == ["restoration"]
 
 
 def test_a_student_may_show_less_than_its_teacher_by_what_its_distance_may_be_higher():
@@ -133,9 +152,12 @@ def test_a_task_of_restoration_may_not_become_worse_than_the_champions():
     assert found.reasons == (
         "inpainting: 28.9 dB against the champion's 30, lower by more than gate.max_restoration_loss=1",
     )
-    other_way = (restoration(10.0, steps=2),)
-    assert judged(restoration=other_way, theirs=champion).passed  # not of equal identity
-    assert judged(restoration=(restoration(None, None),), theirs=champion).passed  # too few pictures to tell
+    inpainting = restoration(30.0, case="inpainting")
+    assert judged(restoration=(restoration(21.0, steps=2), inpainting), theirs=champion).passed  # each as it is served
+    worse = judged(restoration=(restoration(10.0, steps=2), inpainting), theirs=champion)
+    assert refused_for(worse) == ["restoration, colorization"]
+    broken = judged(restoration=(restoration(None, None), inpainting), theirs=champion)
+    assert broken.reasons == ("colorization: its PSNR is not finite, and the champion's is",)
 
 
 def test_a_floor_of_restoration_is_what_it_gains_over_doing_without_a_model():

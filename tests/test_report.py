@@ -93,6 +93,8 @@ def test_metrics_are_the_finite_numbers():
         "frechet_high": 106.0,
         "frechet_floor": 81.2346,
         "held_out_loss_sigma_1": 0.25,
+        "held_out_loss_sigma_1_low": 0.230017,  # by Student's t of 63 degrees
+        "held_out_loss_sigma_1_high": 0.269983,
     }
     assert report(None, losses=()).metrics() == {}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.denoiser import Denoiser, linear
 from diffusion.evaluation.gathered import Gathered
-from diffusion.evaluation.stats import digits
+from diffusion.evaluation.stats import CONFIDENCE, digits, t_quantile
 from diffusion.guidance import Cond
 from diffusion.loss import denoising_loss, edm_weight
 from diffusion.random import Stream, normal
@@ -54,6 +54,14 @@ class HeldOutLoss(Frozen):
     standard_error: float | None  # over pictures
     zero: float | None  # of a network that answers 0, on the same pictures and noise
     pictures: int
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """(low, high) of `stats.CONFIDENCE`, by Student's t over pictures; None of fewer than 9."""
+        if self.loss is None or self.standard_error is None or self.pictures < 9:
+            return None
+        half = t_quantile((1 + CONFIDENCE) / 2, self.pictures - 1) * self.standard_error
+        return digits(max(0.0, self.loss - half)), digits(self.loss + half)
 
 
 def losses_of(gathered: Gathered) -> tuple[HeldOutLoss, ...]:

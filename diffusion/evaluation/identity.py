@@ -50,7 +50,7 @@ def sample_identity(gathered: Gathered, metric: Metric, *, samples: int, referen
 
 
 def differences(
-    here: Frozen, there: Frozen, *, ignored: str | None = None, whose: str = "the other's"
+    here: Frozen, there: Frozen, *, ignored: str | tuple[str, ...] | None = None, whose: str = "the other's"
 ) -> tuple[str, ...]:
     """What keeps numbers of these identities from being compared, one line for each differing field.  ignored: how the names
     of those begin that may differ.  whose: report the second one is from."""

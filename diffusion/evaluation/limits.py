@@ -9,11 +9,15 @@ from diffusion.evaluation.verdict import Check
 from diffusion.recipe import GateRecipe
 from diffusion.serving.latency import Latency
 
+# of the identity of a restoration: the truth is the same however a model comes near it, so each is taken as it is served
+_AS_SERVED = ("way", "sampler", "steps", "repeats", "sigma_")
+
 
 def limits_of(report: Report, champion: Report | None, gate: GateRecipe, latency: Latency | None) -> list[Check]:
-    """A check for each limit that is set and whose number was measured.
+    """A check for each limit that is set, or whose number the champion has.
 
-    What is held against the champion's numbers is so where these are of equal identity, and of another model.
+    One whose number was not measured of this model, or otherwise than the champion's, is not kept: a recipe that measures
+    less is no way around it.
     """
     if champion is not None and champion.bundle_digest == report.bundle_digest:
         champion = None
@@ -44,19 +48,23 @@ def _copies(report: Report, gate: GateRecipe) -> list[Check]:
 
 def _shown(report: Report, champion: Report | None, gate: GateRecipe) -> list[Check]:
     """Coverage and recall: a model that leaves something out has low ones, however good each picture is."""
-    found = report.neighbours
+    found, before = report.neighbours, champion and champion.neighbours
     if found is None:
-        return []
+        if gate.min_coverage is None and before is None:
+            return []
+        words = "coverage and recall were not measured: raise evaluate.samples"
+        return [Check(name="coverage", passed=False, words=words)]
     checks = []
     if gate.min_coverage is not None:
         limit = gate.min_coverage * found.coverage.real
         checks.append(_share("coverage", found.coverage, limit, f"{gate.min_coverage:g} of what real pictures score"))
-    before = champion and champion.neighbours
     if before is None:
         return checks
     taught = report.teacher == champion.bundle_digest
-    if differences(found.identity, before.identity, ignored=may_differ(report, champion)):
-        return checks
+    if unlike := differences(
+        found.identity, before.identity, ignored=may_differ(report, champion), whose="the champion's"
+    ):
+        return [*checks, Check(name="coverage", passed=False, words=_unlike("coverage and recall", unlike))]
     kept = 1 - max(gate.max_coverage_loss, gate.max_student_excess if taught else 0)
     for name in ("coverage", "recall"):
         theirs = before.measured[name].value
@@ -71,20 +79,36 @@ def _share(name: str, found: Measured, limit: float, of_what: str) -> Check:
 
 
 def _restored(report: Report, champion: Report | None, gate: GateRecipe) -> list[Check]:
-    theirs = {task.identity.case: task for task in champion.restoration} if champion else {}
+    if report.teacher or report.codec:
+        return []  # they draw, and restore nothing
+    least, ours = gate.min_restoration_gain, {task.identity.case: task for task in report.restoration}
     checks = []
-    for task in report.restoration:
-        least = gate.min_restoration_gain
-        if least is not None and task.gain is not None:
-            checks.append(_gain(task, least))
-        before = theirs.get(task.identity.case)
-        if before is not None and not differences(task.identity, before.identity):
+    if least is not None:
+        checks += [_gain(task, least) for task in ours.values()] or [_unmeasured("gate.min_restoration_gain is set")]
+    for before in champion.restoration if champion else ():
+        task = ours.get(before.identity.case)
+        if task is None:
+            checks.append(_unmeasured(f"the champion's {before.identity.case} was measured"))
+        else:
             checks += _as_well(task, before, gate.max_restoration_loss)
     return checks
 
 
+def _unmeasured(but: str) -> Check:
+    words = f"{but}, and this model's restoration was not: evaluate it with evaluate.restoration_pictures above 0"
+    return Check(name="restoration", passed=False, words=words)
+
+
+def _unlike(what: str, unlike: tuple[str, ...]) -> str:
+    return f"{what} cannot be held against the champion's ({'; '.join(unlike)}): evaluate both with one recipe"
+
+
 def _gain(task: Restoration, least: float) -> Check:
-    name, passed = f"restoration, {task.identity.case}", task.gain >= least
+    name = f"restoration, {task.identity.case}"
+    if task.gain is None:
+        words = f"{task.identity.case}: what it gains over {task.guess.name} is not finite"
+        return Check(name=name, passed=False, words=words, limit=least)
+    passed = task.gain >= least
     words = (
         f"{task.identity.case}: {task.gain:+.3g} dB to {task.guess.name}, {'at least' if passed else 'below'}"
         f" gate.min_restoration_gain={least:g}"
@@ -93,10 +117,16 @@ def _gain(task: Restoration, least: float) -> Check:
 
 
 def _as_well(task: Restoration, before: Restoration, loss: float) -> list[Check]:
-    if task.psnr is None or before.psnr is None:
+    name = f"restoration, {task.identity.case}"
+    if unlike := differences(task.identity, before.identity, ignored=_AS_SERVED, whose="the champion's"):
+        return [Check(name=name, passed=False, words=_unlike(task.identity.case, unlike))]
+    if before.psnr is None:
         return []
     limit = before.psnr - loss
-    name, passed = f"restoration, {task.identity.case}", task.psnr >= limit
+    if task.psnr is None:
+        words = f"{task.identity.case}: its PSNR is not finite, and the champion's is"
+        return [Check(name=name, passed=False, words=words, limit=limit)]
+    passed = task.psnr >= limit
     words = (
         f"{task.identity.case}: {task.psnr:.4g} dB against the champion's {before.psnr:.4g},"
         f" {'not ' if passed else ''}lower by more than gate.max_restoration_loss={loss:g}"

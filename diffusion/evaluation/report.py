@@ -96,7 +96,9 @@ class Report(Frozen):
             found |= {"kernel_low": self.kernel.low, "kernel_high": self.kernel.high}
         for name, each in (self.neighbours.measured if self.neighbours else {}).items():
             found |= {name: each.value, f"{name}_low": each.low, f"{name}_high": each.high, f"{name}_real": each.real}
-        found |= {f"held_out_loss_sigma_{level.sigma:g}": level.loss for level in self.held_out}
+        for level in self.held_out:
+            name = f"held_out_loss_sigma_{level.sigma:g}"
+            found |= {name: level.loss} | dict(zip((f"{name}_low", f"{name}_high"), level.interval or (), strict=False))
         if self.bound:
             found |= {"bound_bits": self.bound.value, "bound_bits_standard_error": self.bound.standard_error}
             found |= {"bound_bits_low": self.bound.low, "bound_bits_high": self.bound.high}

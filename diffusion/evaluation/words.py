@@ -6,6 +6,7 @@ from diffusion.evaluation.agreement import agreement_words
 from diffusion.evaluation.by_class import class_words
 from diffusion.evaluation.neighbours import neighbour_words
 from diffusion.evaluation.restoration_facts import restoration_words
+from diffusion.evaluation.stats import CONFIDENCE
 from diffusion.evaluation.words_memorization import memorization_words
 from diffusion.store.averages import Reconstruction
 
@@ -115,16 +116,17 @@ def _losses(report: "Report") -> list[str]:
     if not report.held_out:
         why = _STUDENT if report.teacher else "the dataset has no held-out pictures"
         return ["## Held-out loss", f"Not measured: {why}."]
-    rows = ["| sigma | loss | standard error | network that answers 0 |", "|---|---|---|---|"]
+    rows = [f"| sigma | loss | {CONFIDENCE:.0%} interval | network that answers 0 |", "|---|---|---|---|"]
     rows += [
-        f"| {level.sigma:g} | {_shown(level.loss)} | {_shown(level.standard_error, 2)} | {_shown(level.zero)} |"
+        f"| {level.sigma:g} | {_shown(level.loss)} | {' to '.join(f'{end:.4g}' for end in level.interval or ()) or '-'} |"
+        f" {_shown(level.zero)} |"
         for level in report.held_out
     ]
     notes = (
         f"Weighted denoising loss (EDM) on {'latents of ' if report.codec else ''}{report.held_out[0].pictures:,} pictures"
         f" that training never saw, with fixed"
         f" noise. The weight makes 1 the expected loss of a network that answers 0, where the pixels' mean square is"
-        f" sigma_data squared; the last column is that loss on these very pictures. The standard error is over pictures."
+        f" sigma_data squared; the last column is that loss on these very pictures. The interval is over pictures."
     )
     return ["## Held-out loss", "\n".join(rows), "![loss by noise level](loss.png)", notes]
 
