@@ -4,7 +4,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from diffusion.adapters.mlflow_champion import CHAMPION
-from diffusion.adapters.mlflow_gate import champion_version, settle, verdict_of
+from diffusion.adapters.mlflow_gate import champion_version, settle, stands, verdict_of
 from diffusion.adapters.mlflow_registry import resolve
 from diffusion.evaluation.verdict import Verdict, markdown
 from diffusion.recipe import Recipe, digest_of
@@ -35,7 +35,7 @@ def register_stage(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> Don
             found = resolve(mlflow, name, ref.version, site.store)  # its aliases may have moved since
         except ValueError:
             return None
-        return found if found.digest == ref.digest else None
+        return found if found.digest == ref.digest and stands(mlflow, found, recipe.gate) else None
 
     done = once("register", _key(recipe, evaluation, site), ModelRef, site, make, now=now)
     page = _markdown(done.ref, verdict_of(mlflow, name, done.ref.version))

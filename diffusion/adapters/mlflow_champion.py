@@ -62,9 +62,9 @@ def roll_back(client: "MlflowClient", name: str, to: str | None = None) -> Move:
     """
     with seat(client, name) as held:
         present, moves = _champion(client, name), journal(client, name)
-        if present is None:
+        if present is None and to is None:
             raise ValueError(
-                f"{name!r} has no champion to roll back from; `diffusion models {name}` lists its versions"
+                f"{name!r} has no champion to roll back from: name a version with --to; `diffusion models {name}` lists them"
             )
         target = to or _before(moves, present)
         if target is None:
@@ -75,7 +75,8 @@ def roll_back(client: "MlflowClient", name: str, to: str | None = None) -> Move:
         if target == present:
             raise ValueError(f"version {target} of {name!r} is the champion already")
         _check_served_before(client, name, target, moves)
-        _withdraw(client, name, present, target, moves)
+        if present is not None:  # else somebody has taken the alias away by hand
+            _withdraw(client, name, present, target, moves)
         return _move(client, name, held, present, target, "rollback")
 
 
@@ -120,8 +121,8 @@ def _check_served_before(client: "MlflowClient", name: str, version: str, moves:
         ) from None
     if version not in {move.target for move in moves} and tags.get("verdict") != "passed":
         raise ValueError(
-            f"version {version} of {name!r} was never champion, and the gate has not let it pass: register it with another"
-            f" gate instead, as `diffusion register --set gate.confidence=X`"
+            f"version {version} of {name!r} was never champion, and the gate has not let it pass: `diffusion models {name}`"
+            f" says why; to let it pass, register it with that limit set otherwise, as `diffusion register --set gate.KEY=X`"
         )
 
 

@@ -13,7 +13,7 @@ from diffusion.evaluation.gate import verdict
 from diffusion.evaluation.report import FILE as REPORT_NAME
 from diffusion.evaluation.report import Report, load_report
 from diffusion.evaluation.verdict import Verdict
-from diffusion.recipe import Recipe
+from diffusion.recipe import GateRecipe, Recipe, digest_of
 from diffusion.serving.engine import Engine
 from diffusion.serving.latency import measure
 from diffusion.store.bundle import load_bundle
@@ -91,6 +91,19 @@ def verdict_of(tracking: Tracking, name: str, version: str) -> Verdict | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         return Verdict.model_validate_json(Path(client.download_artifacts(run_id, VERDICT_NAME, folder)).read_bytes())
+
+
+def stands(tracking: Tracking, model: ModelRef, gate: GateRecipe) -> bool:
+    """Whether the last verdict on a registered model is the one that it would have now: by this gate, and of a champion that
+    is so still, or of a model refused beside the champion that there is."""
+    judged = verdict_of(tracking, model.name, model.version)
+    if judged is None or judged.gate != digest_of(gate):
+        return False
+    champion = champion_version(tracking, model.name)
+    if judged.passed:
+        return champion == model.version
+    withdrawn = WITHDRAWN in connect(tracking).get_model_version(model.name, model.version).tags
+    return champion == judged.against and withdrawn == any(check.name == WITHDRAWN for check in judged.checks)
 
 
 def _champion(tracking: Tracking, name: str, version: str, challenger: Report) -> Report:

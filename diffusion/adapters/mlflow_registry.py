@@ -51,7 +51,7 @@ def register(
         "evaluation_run": evaluation_run,
         "report_digest": evaluation.digest,
         "verdict": "passed" if verdict.passed else "refused",
-        "reasons": json.dumps([reason[:_MAX_REASON] for reason in verdict.reasons[:_MAX_REASONS]], ensure_ascii=False),
+        "reasons": json.dumps(_shortened(verdict.reasons), ensure_ascii=False),
     }
     written = write(client, evaluation, evaluation_run, spec, verdict, name, licence)
     log_judgement(client, evaluation_run, verdict, written)
@@ -73,6 +73,12 @@ def register(
     if verdict.passed:
         promote(client, name, str(found.version), verdict.against)
     return _model_ref(client, name, str(found.version), Path(evaluation.bundle_uri), spec)
+
+
+def _shortened(reasons: tuple[str, ...]) -> list[str]:
+    kept = [reason[:_MAX_REASON] for reason in reasons[:_MAX_REASONS]]
+    more = len(reasons) - len(kept)
+    return [*kept, f"and {more} more, in verdict.md of the evaluation's run"] if more else kept
 
 
 def resolve(tracking: Tracking, name: str, which: str, store_root: Path) -> ModelRef:
@@ -143,7 +149,12 @@ def _version_number(client: "MlflowClient", name: str, which: str) -> str:
     if which in versions:
         return which
     present = ", ".join(f"{alias} (version {version})" for alias, version in sorted(aliases.items())) or "none"
-    hint = " No version has passed the gate yet: its reasons are in the report." if which == CHAMPION else ""
+    hint = ""
+    if which == CHAMPION:
+        hint = (
+            f" `diffusion models {name}` says how the gate judged each; one that it let pass becomes champion again by"
+            f" `diffusion rollback {name} --to VERSION`."
+        )
     raise ValueError(
         f"model {name!r} has no alias or version {which!r}; its aliases are: {present};"
         f" its versions: {', '.join(sorted(versions, key=int))}.{hint}"

@@ -6,7 +6,7 @@ from diffusion.evaluation.limits import limits_of, may_differ
 from diffusion.evaluation.report import Report
 from diffusion.evaluation.stats import jackknife_error, t_quantile
 from diffusion.evaluation.verdict import Check, Verdict
-from diffusion.recipe import GateRecipe
+from diffusion.recipe import GateRecipe, digest_of
 from diffusion.serving.latency import Latency
 
 
@@ -41,7 +41,7 @@ def verdict(
     if withdrawn is not None:
         words = f"`diffusion rollback` withdrew it {withdrawn}, and with --to it brings it back"
         checks.append(Check(name="withdrawn", passed=False, words=words))
-    return Verdict(checks=tuple(checks), against=against)
+    return Verdict(checks=tuple(checks), against=against, gate=digest_of(gate))
 
 
 def _beside(challenger: Report, champion: Report | None, gate: GateRecipe) -> list[Check]:

@@ -20,6 +20,7 @@ class Verdict(Frozen):
 
     checks: tuple[Check, ...] = Field(min_length=1)
     against: str | None = Field(None, description="Version of the champion; none: there was no champion")
+    gate: str | None = Field(None, description="Digest of the gate's recipe")
 
     @property
     def passed(self) -> bool:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from diffusion.adapters import mlflow_seat
 from diffusion.adapters.mlflow_champion import WITHDRAWN, Overtaken, journal, promote, roll_back
-from diffusion.adapters.mlflow_gate import report_of, settle, verdict_of
+from diffusion.adapters.mlflow_gate import report_of, settle, stands, verdict_of
 from diffusion.adapters.mlflow_registry import register
 from diffusion.adapters.mlflow_seat import PREFIX, SeatTaken, seat
 from diffusion.evaluation.verdict import Check, Verdict
@@ -246,6 +246,29 @@ def test_a_version_that_was_withdrawn_is_not_promoted_again_by_registering_it(cl
     roll_back(client, name, "2")
     settle(tracking, second, recipe)
     assert champion_of(client, name) == "2"
+
+
+def test_a_verdict_stands_until_the_gate_the_champion_or_a_withdrawal_would_change_it(
+    client, tracking, home, run, tiny_recipe
+):
+    """What is remembered of a registration is not taken for its verdict: that depends on who is champion."""
+    recipe, store = tiny_recipe.model_copy(update={"name": "stands"}), home / "store"
+    strict = recipe.gate.model_copy(update={"max_frechet": 1.0})
+    first = settle(tracking, evaluated(store, run, sampling(50), 12.0), recipe)
+    assert stands(tracking, first, recipe.gate)
+    assert not stands(tracking, first, strict)
+    worse = settle(tracking, evaluated(store, run, sampling(51), 13.0), recipe)
+    assert stands(tracking, worse, recipe.gate)
+    second = settle(tracking, evaluated(store, run, sampling(52), 11.0), recipe)
+    assert [stands(tracking, ref, recipe.gate) for ref in (first, worse, second)] == [False, False, True]
+    roll_back(client, "stands")
+    assert [stands(tracking, ref, recipe.gate) for ref in (first, worse, second)] == [True, True, False]
+    client.delete_registered_model_alias("stands", "champion")
+    assert not stands(tracking, first, recipe.gate)
+    with pytest.raises(ValueError, match="name a version with --to"):
+        roll_back(client, "stands")
+    assert roll_back(client, "stands", "1").source is None
+    assert stands(tracking, first, recipe.gate)
 
 
 # For people
