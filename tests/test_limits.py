@@ -44,6 +44,7 @@ def memorization(share: float, low: float) -> Memorization:
         low=low,
         high=share + 0.03,
         near=near,
+        counted=near,
         expected=25.0,
         threshold=0.5,
         pairs=(),

@@ -63,6 +63,7 @@ class Copies:
     threshold: float  # a score below this is near
     rank: int  # the threshold is the score of the held-out picture of this rank, 1 the nearest
     near: int  # drawn pictures below it
+    counted: int  # of them: no more at one training picture than a model that repeats all of them would bring there
     share: float  # of copies, in excess of what held-out pictures give
     low: float
     high: float
@@ -106,11 +107,14 @@ def neighbour(rows: Tensor, among: Tensor, prepare: Callable[[Tensor], Tensor] =
     return Neighbour(index.numpy(), distance.numpy(), relative.numpy())
 
 
-def copies(drawn: Nearest, held_out: Nearest, *, confidence: float = CONFIDENCE) -> Copies:
-    """The share of the drawn pictures that are copies of training pictures, and its interval.
+def copies(drawn: Nearest, held_out: Nearest, *, training: int, confidence: float = CONFIDENCE) -> Copies:
+    """The share of the drawn pictures that are copies of training pictures, and its interval.  training: how many of these
+    there are.
 
     Takes drawn and held-out pictures for independent samples.  Of a model whose pictures are distributed as the held-out
-    ones low is above 0 with a probability of (1 - confidence) / 2 at most.
+    ones low is above 0 with a probability of (1 - confidence) / 2 at most.  Near pictures at one training picture count for
+    low as often as all training pictures could be repeated, ceil(N / training) times: a plain one, a square on white, is
+    near to every blur that a bad model draws.  high counts them all.
     """
     scales = tuple(
         max(float(np.median(distances)), np.finfo(np.float64).tiny)
@@ -121,9 +125,12 @@ def copies(drawn: Nearest, held_out: Nearest, *, confidence: float = CONFIDENCE)
     rank = max(1, round(QUANTILE * len(control)))
     threshold = float(np.sort(control)[rank - 1])
     near = int((score < threshold).sum())
-    counted = {"below": near, "n": len(score), "rank": rank, "control": len(control)}
-    low, high = excess_interval(**counted, confidence=confidence)
-    return Copies(score, index, threshold, rank, near, excess(**counted), low, high, confidence)
+    at_each = np.bincount(index[score < threshold])
+    counted = int(at_each.clip(max=-(-len(score) // training)).sum())
+    facts = {"n": len(score), "rank": rank, "control": len(control)}
+    low, _ = excess_interval(counted, **facts, confidence=confidence)
+    _, high = excess_interval(near, **facts, confidence=confidence)
+    return Copies(score, index, threshold, rank, near, counted, excess(counted, **facts), low, high, confidence)
 
 
 def _scored(found: Nearest, scales: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:

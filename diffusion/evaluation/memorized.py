@@ -54,6 +54,7 @@ class Memorization(Frozen):
     low: float
     high: float
     near: int  # drawn pictures nearer than the threshold
+    counted: int  # of them, for share and low: see `memorization.copies`
     expected: float  # of a model that repeats nothing, in the mean
     threshold: float  # a score
     pairs: tuple[Pair, ...]  # the nearest first
@@ -70,7 +71,7 @@ def memorization_of(gathered: Gathered) -> Memorization | None:
     training = Looks(gathered.real, gathered.real_small)
     small = torch.cat([shrink(some) for some in gathered.thumbnails.split(TILE)])
     drawn = nearest(Looks(gathered.drawn, small), training)
-    found = copies(drawn, nearest(gathered.control, training))
+    found = copies(drawn, nearest(gathered.control, training), training=len(gathered.real))
     control = len(gathered.control_labels)
     sample = sample_identity(
         gathered, "memorization/1", samples=len(gathered.drawn), reference_pictures=len(gathered.real)
@@ -82,6 +83,7 @@ def memorization_of(gathered: Gathered) -> Memorization | None:
         low=digits(found.low),
         high=digits(found.high),
         near=found.near,
+        counted=found.counted,
         expected=digits(len(found.score) * found.rank / (control + 1)),
         threshold=digits(found.threshold),
         pairs=_pairs(gathered, found),

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from diffusion.evaluation.memorized import Memorization
     from diffusion.evaluation.report import Report
 
 
@@ -18,14 +19,15 @@ def memorization_words(report: "Report") -> list[str]:
         "|---|---|---|",
         f"| **this model** | **{found.share:.2%}** | {found.confidence:.0%} interval {found.low:.2%} to {found.high:.2%};"
         f" {found.near:,} of {sample.samples:,} drawn pictures are near a training picture, {found.expected:.3g} expected"
-        f" of a model that repeats none |",
+        f" of a model that repeats none{_counted(found)} |",
     ]
     notes = (
         f"Near is what only {facts.quantile:.0%} of {facts.held_out_pictures:,} held-out pictures, which nobody can have"
         f" repeated, are: a nearest training picture much nearer than the {facts.neighbours} nearest are in the mean, in"
         f" features of {sample.extractor.name} or in the pixels of copies of {facts.pixels} x {facts.pixels}, mirrored ones"
         f" too. Copies are what there are more of such pictures than held-out ones would give. The interval counts both as"
-        f" samples: of models that repeat nothing {(1 - found.confidence) / 2:.1%} at most have one above 0. Searched were"
+        f" samples: of models that repeat nothing {(1 - found.confidence) / 2:.1%} at most have one above 0; its upper end"
+        f" takes all near pictures for copies. Searched were"
         f" {sample.reference_pictures:,} training pictures. Few copies, and pictures cut out, moved or put together of"
         f" several, may stay unseen."
     )
@@ -51,3 +53,9 @@ def memorization_words(report: "Report") -> list[str]:
             ),
         ]
     return parts
+
+
+def _counted(found: "Memorization") -> str:
+    if found.counted == found.near:
+        return ""
+    return f"; {found.counted:,} count, since the others are near to the same few training pictures"

@@ -148,7 +148,9 @@ def measured(at: Round, rows: np.ndarray, model: str, dimensions: int) -> Report
     features = at.pictures.features[rows]
     distance = frechet_to(at.reference, features)
     found = neighbourhood(features, at.real)
-    copied = copies(nearest(Looks(features, at.pictures.small[rows]), at.looks), at.control)
+    copied = copies(
+        nearest(Looks(features, at.pictures.small[rows]), at.looks), at.control, training=len(at.looks.features)
+    )
     identity = _identity(at, len(rows), dimensions)
     return Report(
         bundle_digest=digest_of({"model": model, "round": at.number}),

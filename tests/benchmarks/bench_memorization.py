@@ -76,7 +76,7 @@ def rounds(count: int, own: Looks, changed: Looks, share: float, draw: int) -> t
         known = _of(own, training)
         parts = _of(own, honest[copied:]), _of(changed, training[:copied])
         drawn = Looks(*(torch.cat(pair) for pair in zip(*((part.features, part.small) for part in parts), strict=True)))
-        result = copies(nearest(drawn, known), nearest(_of(own, control), known))
+        result = copies(nearest(drawn, known), nearest(_of(own, control), known), training=len(known.features))
         accused += result.low > 0
         found.append(result.share)
         held += result.low <= copied / draw <= result.high
