@@ -48,8 +48,9 @@ def test_every_number_has_its_interval_and_all_have_their_identity():
     found = REPORT.frechet
     assert f"| frechet | {found.value:.4g} | {found.low:.4g} to {found.high:.4g} |" in metrics
     shown = {line.split(" | ")[0].removeprefix("| ") for line in metrics.splitlines()}
-    beside = {"frechet_low", "frechet_high", "frechet_standard_error"}
+    beside = {name for name in REPORT.metrics() if name.endswith(("_low", "_high", "_standard_error"))}
     assert set(REPORT.metrics()) - shown == beside
+    assert {"frechet_low", "held_out_loss_sigma_1_high"} <= beside
     identity = section(made(), "Identity of the numbers")
     for value in ("efficientnet-lite0", REPORT.bundle_digest, found.identity.dataset_digest, "dpmpp_2m"):
         assert value in identity
