@@ -38,6 +38,10 @@ def models_(
                 continue
             for listed in versions:
                 say(f"  version {listed.version}, bundle {listed.bundle_digest[:16]}: {listed.verdict}")
+                say(f"    by {listed.measure}")
+                for key, head in _COLUMNS.items():
+                    if key in listed.metrics:
+                        say(f"    {head} {_with_interval(listed.metrics, key)}")
                 for reason in listed.reasons:
                     say(f"    {reason}")
             for move in moves_of(tracking, each):
@@ -74,10 +78,17 @@ def _table(name: str, versions: "list[Listed]") -> None:
     say(title=name)
     heads = "".join(f"{head:>10}" for head in _COLUMNS.values())
     say(f"  {'version':<8} {'aliases':<22} {'gate':<10}{heads}  made")
+    if len({listed.measure for listed in versions if listed.measure}) > 1:
+        say("  (measured in different ways, and so not to be compared: see each)")
     for listed in versions:
         numbers = "".join(f"{_shown(listed.metrics.get(key)):>10}" for key in _COLUMNS)
         aliases = ", ".join(listed.aliases)
         say(f"  {listed.version:<8} {aliases:<22} {listed.verdict:<10}{numbers}  {listed.made}")
+
+
+def _with_interval(metrics: dict[str, float], key: str) -> str:
+    low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
+    return _shown(metrics[key]) + ("" if low is None or high is None else f" ({_shown(low)} to {_shown(high)})")
 
 
 def _shown(value: float | None) -> str:

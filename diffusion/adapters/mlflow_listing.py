@@ -21,6 +21,7 @@ class Listed(Frozen):
     verdict: str
     reasons: tuple[str, ...]
     metrics: dict[str, float]  # of its report, by name
+    measure: str  # what they are of, in a few words: numbers of another one are not compared
     bundle_digest: str
     made: str  # UTC, ISO 8601
 
@@ -59,19 +60,29 @@ def _known(tracking: Tracking, name: str) -> tuple["MlflowClient", dict[str, str
 def _listed(client: "MlflowClient", version, aliases: dict[str, str]) -> Listed:
     from mlflow.exceptions import MlflowException
 
-    tags, metrics = version.tags, {}
+    tags, metrics, measure = version.tags, {}, ""
     if run_id := tags.get("evaluation_run"):
         try:
-            metrics = dict(client.get_run(run_id).data.metrics)
+            run = client.get_run(run_id).data
+            metrics, measure = dict(run.metrics), _measure(run.params, run.tags)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # it was deleted: the version is still one
                 raise
+    reasons = json.loads(tags.get("reasons", "[]"))
+    if WITHDRAWN in tags:
+        reasons = [f"`diffusion rollback` withdrew it {tags[WITHDRAWN]}; with --to it comes back", *reasons]
     return Listed(
         version=str(version.version),
         aliases=tuple(sorted(alias for alias, number in aliases.items() if number == str(version.version))),
         verdict="withdrawn" if WITHDRAWN in tags else tags.get("verdict", ""),
-        reasons=tuple(json.loads(tags.get("reasons", "[]"))),
+        reasons=tuple(reasons),
         metrics={key: value for key, value in metrics.items() if value == value},
+        measure=measure,
         bundle_digest=tags.get("bundle_digest", ""),
         made=datetime.fromtimestamp(version.creation_timestamp / 1_000, UTC).isoformat(timespec="seconds"),
     )
+
+
+def _measure(params: dict[str, str], tags: dict[str, str]) -> str:
+    of = f"{params.get('extractor', '?')} at {params.get('extractor_resolution', '?')} px"
+    return f"{params.get('samples', '?')} samples, {of}, data {tags.get('dataset_digest', '?')[:8]}"

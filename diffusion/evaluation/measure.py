@@ -75,10 +75,10 @@ def evaluate(
     wanted = {"train": compared, "holdout": plan.evenly(data.holdout, real)}
     known = {split: recall_looks(store_root, setup, split, len(some)) for split, some in wanted.items() if some}
     todo = {split: wanted[split] for split, looks in known.items() if looks is None}
-    # of latents it would say nothing of pictures
     # a student's answers are where its teacher's steps lead, not what is denoised: no loss or bound is of them
     holdout = 0 if spec.lesson else data.holdout
-    tasks = plan.tasks(drawn, recipe, real=todo, holdout=holdout, bound=spec.codec is None, cases=cases_for(spec))
+    pixels = spec.codec is None  # a bound on latents would say nothing of pictures
+    tasks = plan.tasks(drawn, recipe, real=todo, holdout=holdout, bound=pixels, cases=cases_for(spec))
     results, rows = _collect(each(setup, tasks), tasks, progress, store_root / "features")
     for split in todo:
         known[split] = Looks(rows["real", split]["features"], rows["real", split]["small"])

@@ -77,6 +77,11 @@ def shrink(pictures: Tensor, side: int = SIDE) -> Tensor:
     return small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def small_copy(pictures: Tensor) -> Tensor:
+    """uint8 (B, H, W, 3) -> (B, SIDE, SIDE, 3), by way of the thumbnail: of a drawn picture no more is kept."""
+    return shrink(shrink(pictures, THUMBNAIL))
+
+
 def standardized(pictures: Tensor) -> Tensor:
     """uint8 (N, H, W, 3) -> (N, 3 H W) float64 without mean and of norm 1: the distance of two is sqrt(2 - 2 correlation),
     whatever their brightness and contrast.  About 0 where a picture is of one grey."""

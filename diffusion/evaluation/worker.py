@@ -18,7 +18,7 @@ from diffusion.evaluation.bound import held_out_bound
 from diffusion.evaluation.features import Extractor, extractor
 from diffusion.evaluation.gathered import Result, Setup
 from diffusion.evaluation.held_out import held_out_loss
-from diffusion.evaluation.memorization import THUMBNAIL, shrink
+from diffusion.evaluation.memorization import THUMBNAIL, shrink, small_copy
 from diffusion.evaluation.plan import Draw, Task, evenly
 from diffusion.evaluation.restoration import SHOWN, case_of, fidelity, restored
 from diffusion.guidance import Cond
@@ -130,7 +130,7 @@ class Worker:
         reader = self._reader(split)
         groups = ((places, reader.gather(pictures[places]).images) for places in reader.by_size(pictures))
         return _in_order(
-            (places, {"features": self._features(images), "small": shrink(torch.from_numpy(images)).numpy()})
+            (places, {"features": self._features(images), "small": small_copy(torch.from_numpy(images)).numpy()})
             for places, images in groups
         )
 
