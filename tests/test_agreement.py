@@ -10,6 +10,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from diffusion.evaluation.agreement import cosines
+from diffusion.evaluation.features import extractor, identity_of
 from diffusion.evaluation.measure import evaluate
 from diffusion.evaluation.report import load_report
 from diffusion.evaluation.resize import bicubic
@@ -66,6 +67,23 @@ def test_cosines_are_those_of_transformers(folder):
             assert found[i, column] == pytest.approx(float(expected), abs=1e-5)
     alike = cosines(joint_encoder(), drawn[:1], real[:1], captions[:1])
     assert np.isnan(alike).tolist() == [[False, False, True]]  # there is no other caption
+
+
+@torch.no_grad()
+def test_its_half_that_sees_is_an_extractor_of_the_embeddings_that_transformers_gives(folder):
+    pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 24, 3), dtype=np.uint8))
+    extract = extractor("clip", resolution=24)
+    x = bicubic(pictures.permute(0, 3, 1, 2).float(), 24) / 255
+    pixels = (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    expected = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+    torch.testing.assert_close(extract(pictures), expected, rtol=1e-4, atol=1e-5)
+    assert extract.identity == identity_of("clip", resolution=24, weights=folder)
+    assert extract.identity.digest == joint_identity().digest
+    with pytest.raises(
+        ValueError, match=r"reads pictures of side 24, not 96: `--set evaluate\.extractor_resolution=24`"
+    ):
+        extractor("clip", resolution=96)
 
 
 def test_a_report_holds_drawn_against_real_pictures_of_the_same_captions(emoji_folder, tiny_recipe, tmp_path, folder):

@@ -155,5 +155,7 @@ def test_a_network_without_pooling_is_refused(tmp_path):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="choose one of efficientnet-lite0, inception-v3, inception-v3-tf, dinov2"):
+    with pytest.raises(
+        ValueError, match="choose one of efficientnet-lite0, inception-v3, inception-v3-tf, dinov2, clip"
+    ):
         find_weights("resnet50")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from diffusion.evaluation.inception import inception
 from diffusion.evaluation.resize import BICUBIC, RESIZES, TENSORFLOW
 from diffusion.recipe import Frozen
+from diffusion.store.joint_encoders import find_folder, joint_encoder, joint_identity
 from diffusion.store.publish import sha256_file
 
 PRECISION = "float32"  # bfloat16 was 1.5x faster and moved the distance between real halves by 0.5 %: not worth it
@@ -212,6 +213,12 @@ def from_site(name: str, *, resolution: int, weights: Path, device: str = "cpu")
     return Extractor(identity, _Script(module, contract).to(device), device)
 
 
+def from_folder(*, resolution: int, weights: Path, device: str = "cpu") -> Extractor:
+    """CLIP's embeddings of pictures, before they are given norm 1, from the folder of `store.joint_encoders`."""
+    identity = identity_of("clip", resolution=resolution, weights=weights)
+    return Extractor(identity, joint_encoder(device, weights).network, device)
+
+
 def _weights(path: Path) -> dict[str, Tensor] | None:
     """Tensors by name, or None where the file holds something else.  No pickle but of tensors is read."""
     with suppress(safetensors.SafetensorError):
@@ -225,17 +232,27 @@ def _weights(path: Path) -> dict[str, Tensor] | None:
 
 def extractor(name: str, *, resolution: int, weights: Path | None = None, device: str = "cpu") -> Extractor:
     """The extractor of that name, one of "efficientnet-lite0", which comes with the installation, "inception-v3",
-    resized as clean-fid does it, "inception-v3-tf", as torch-fidelity does, and "dinov2", which a site
-    provides.  weights: a local file; without it, see `find_weights`.
+    resized as clean-fid does it, "inception-v3-tf", as torch-fidelity does, "dinov2" and "clip", which a site
+    provides.  weights: a local file, of CLIP a folder; without it, see `find_weights`.
     """
     weights = weights or find_weights(name)
     if name == "efficientnet-lite0":
         return efficientnet_lite0(resolution=resolution, weights=weights, device=device)
+    if name == "clip":
+        return from_folder(resolution=resolution, weights=weights, device=device)
     return from_site(name, resolution=resolution, weights=weights, device=device)
 
 
 def identity_of(name: str, *, resolution: int, weights: Path) -> ExtractorIdentity:
     """The identity of `extractor` with the same arguments, its network not built.  Raises ValueError where it cannot be."""
+    if name == "clip":
+        found = joint_identity(weights)
+        if found.resolution != resolution:
+            raise ValueError(
+                f"the clip in {weights} reads pictures of side {found.resolution}, not {resolution}:"
+                f" `--set evaluate.extractor_resolution={found.resolution}`"
+            )
+        return ExtractorIdentity(name=name, digest=found.digest, resolution=resolution)
     contract, digest = CONTRACTS.get(name), _digest(weights)
     if contract and not contract.accepts(resolution):
         raise ValueError(
@@ -253,12 +270,17 @@ def identity_of(name: str, *, resolution: int, weights: Path) -> ExtractorIdenti
 
 def find_weights(name: str) -> Path:
     """The local weights file of an extractor: the installed package's, or the one that the site's environment variable
-    DIFFUSION_EXTRACTOR_INCEPTION_V3 or DIFFUSION_EXTRACTOR_DINOV2 names.  Raises ValueError saying which is missing.
+    DIFFUSION_EXTRACTOR_INCEPTION_V3 or DIFFUSION_EXTRACTOR_DINOV2 names; of "clip" the folder that DIFFUSION_JOINT_CLIP
+    names.  Raises ValueError saying which is missing.
     """
     if name == "efficientnet-lite0":
         return _packaged()
+    if name == "clip":
+        return find_folder()
     if name not in CONTRACTS:
-        raise ValueError(f"extractor {name!r} is unknown: choose one of efficientnet-lite0, {', '.join(CONTRACTS)}")
+        raise ValueError(
+            f"extractor {name!r} is unknown: choose one of efficientnet-lite0, {', '.join(CONTRACTS)}, clip"
+        )
     contract = CONTRACTS[name]
     path = os.environ.get(contract.variable)
     if not path:

@@ -40,7 +40,7 @@ class EvaluateRecipe(Frozen):
         exclude_if=unset,
         description="Relative width of the worse model's average; none: that of ema",
     )
-    extractor: Literal["efficientnet-lite0", "inception-v3", "inception-v3-tf", "dinov2"] = "efficientnet-lite0"
+    extractor: Literal["efficientnet-lite0", "inception-v3", "inception-v3-tf", "dinov2", "clip"] = "efficientnet-lite0"
     extractor_resolution: int = Field(96, ge=32, le=518, description="Side to which pictures are resized for it")
     loss_levels: tuple[float, ...] = Field(
         (0.1, 0.3, 1.0, 3.0, 10.0), min_length=1, description="sigma of the held-out losses"

@@ -45,9 +45,9 @@ class JointEncoder:
         return torch.nn.functional.normalize(torch.stack([self.read(caption) for caption in captions]), dim=1).cpu()
 
 
-def joint_encoder(device: str = "cpu") -> JointEncoder:
-    """The CLIP of the folder that DIFFUSION_JOINT_CLIP names.  Raises ValueError saying what is missing."""
-    folder = find_folder()
+def joint_encoder(device: str = "cpu", folder: Path | None = None) -> JointEncoder:
+    """The CLIP of a folder, by default that of DIFFUSION_JOINT_CLIP.  Raises ValueError saying what is missing."""
+    folder = folder or find_folder()
     identity = joint_identity(folder)
     import transformers
 
