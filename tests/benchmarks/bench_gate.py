@@ -201,7 +201,9 @@ def _neighbours(found, identity: SampleIdentity) -> Neighbours:
 def _memorization(found: Copies, identity: SampleIdentity) -> Memorization:
     sample = identity.model_copy(update={"metric": "memorization/1"})
     counted = MemorizationIdentity(sample=sample, held_out_pictures=HELD_OUT)
-    values = {name: getattr(found, name) for name in ("share", "confidence", "low", "high", "near", "threshold")}
+    values = {
+        name: getattr(found, name) for name in ("share", "confidence", "low", "high", "near", "counted", "threshold")
+    }
     return Memorization(identity=counted, expected=0.0, pairs=(), **values)
 
 

@@ -295,11 +295,13 @@ def test_the_commands_list_the_versions_and_roll_back(diffusion, client, trackin
         settle(tracking, evaluated(home / "store", run, sampling(50 + i), distance), recipe)
     said = diffusion("models", "listed")
     rows = [" ".join(line.split()) for line in said.splitlines()]
+    side, digest = recipe.evaluate.extractor_resolution, run.dataset.digest[:8]
     assert rows[0] == "listed"
     assert rows[2].startswith("3 challenger refused 13 ")
     assert rows[3].startswith("2 champion passed 11 ")
     assert rows[4].startswith("1 passed 12 ")
     assert any(row.startswith("Frechet distance 13 against the champion's 11") for row in rows)
+    assert f"by {recipe.evaluate.samples} samples, efficientnet-lite0 at {side} px, data {digest}" in rows
     assert rows[-1].endswith("champion from version 1 to version 2, by gate")
     said = diffusion("rollback", "listed")
     assert "listed: the champion is version 1, and not version 2 any more" in said
@@ -308,6 +310,7 @@ def test_the_commands_list_the_versions_and_roll_back(diffusion, client, trackin
     listed = rows[rows.index("listed") :]
     assert listed[3].startswith("2 withdrawn 11 ")
     assert listed[4].startswith("1 champion passed 12 ")
+    assert "`diffusion rollback` withdrew it for version 1; with --to it comes back" in diffusion("models", "listed")
     diffusion("rollback", "listed", "--to", "2")
     assert champion_of(client, "listed") == "2"
     for command in ("models", "rollback"):

@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from diffusion.adapters.ray_data import shard_dataset
 from diffusion.data import ingest, manifest, quarantine
 from diffusion.store.retry import Patience
 from diffusion.store.storage import Storage, open_storage
@@ -15,6 +16,8 @@ from tests.faulty_proxy import FaultyProxy
 from tests.published import identity
 from tests.s3_server import S3Server
 from tests.test_ingest import RECIPE, in_small_chunks, side_files, spoilt_folder  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
 
 
 def uploaded(folder: Path, storage: Storage) -> Storage:
@@ -111,11 +114,25 @@ def test_two_machines_that_do_the_same_work_leave_each_other_alone(s3: S3Server,
     is_the_same(plain, root, refs[0].digest, tmp_path / "copy")
 
 
-@pytest.mark.usefixtures("ray_local")
-def test_workers_read_and_write_the_bucket(s3: S3Server, spoilt_folder, plain, tmp_path):  # noqa: F811
+ON_RAY = """
+import sys
+from pathlib import Path
+from diffusion.adapters.ray_cluster import local_ray
+from diffusion.adapters.ray_data import shard_dataset
+from diffusion.recipe import ShardRecipe
+source, recipe, root, work, home = sys.argv[1:]
+with local_ray(Path(home), cpus=2):
+    print(shard_dataset(source, ShardRecipe.model_validate_json(recipe), root, Path(work)).digest)
+"""
+
+
+def test_workers_read_and_write_the_bucket(s3: S3Server, spoilt_folder, plain, tmp_path, short_tmp):  # noqa: F811
+    """On a Ray of its own: workers have the environment that Ray was started in, and another test's lacks the bucket's."""
     source, root = uploaded(spoilt_folder, open_storage(f"{s3.bucket()}/pictures")), open_storage(f"{s3.bucket()}/data")
-    ref = shard_dataset(source.uri, RECIPE, root, tmp_path / "work")
-    is_the_same(plain, root, ref.digest, tmp_path / "copy")
+    places = (source.uri, RECIPE.model_dump_json(), root.uri, str(tmp_path / "work"), str(short_tmp / "ray-s3"))
+    said = subprocess.run([sys.executable, "-c", ON_RAY, *places], capture_output=True, text=True, cwd=ROOT)
+    assert said.returncode == 0, said.stderr
+    is_the_same(plain, root, said.stdout.split()[-1], tmp_path / "copy")
 
 
 def test_a_bucket_needs_a_folder_for_the_work(s3: S3Server, spoilt_folder):  # noqa: F811
