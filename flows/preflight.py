@@ -52,7 +52,7 @@ def check(
 
 def check_drawing(recipe: Recipe) -> None:
     """Every way of drawing that the recipe asks for is possible: averages, noise levels; and it can be measured."""
-    from diffusion.evaluation.features import find_weights  # they load torch
+    from diffusion.evaluation.extractors.features import find_weights  # they load torch
     from diffusion.spacing import sampling_sigmas
     from diffusion.store.averages import check_averages, wanted_by
 

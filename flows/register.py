@@ -6,7 +6,7 @@ from prefect.artifacts import create_markdown_artifact
 from diffusion.adapters.mlflow_champion import CHAMPION
 from diffusion.adapters.mlflow_gate import champion_version, settle, stands, verdict_of
 from diffusion.adapters.mlflow_registry import resolve
-from diffusion.evaluation.verdict import Verdict, markdown
+from diffusion.evaluation.gate.verdict import Verdict, markdown
 from diffusion.recipe import Recipe, digest_of
 from diffusion.store.refs import EvaluationRef, ModelRef
 from diffusion.store.works import work_key

@@ -11,7 +11,7 @@ import urllib3.connectionpool
 
 from diffusion.adapters import mlflow_registry
 from diffusion.adapters.mlflow_runs import Tracking
-from diffusion.evaluation.gate import Verdict
+from diffusion.evaluation.gate.gate import Verdict
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.refs import EvaluationRef
 

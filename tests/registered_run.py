@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.evaluation.distance import Frechet
-from diffusion.evaluation.features import ExtractorIdentity
-from diffusion.evaluation.held_out import HeldOutLoss
+from diffusion.evaluation.extractors.features import ExtractorIdentity
+from diffusion.evaluation.facts.distance import Frechet
+from diffusion.evaluation.facts.held_out import HeldOutLoss
+from diffusion.evaluation.gate.verdict import Check, Verdict
 from diffusion.evaluation.identity import SampleIdentity
-from diffusion.evaluation.report import Environment, Report, class_grid, publish_report
-from diffusion.evaluation.verdict import Check, Verdict
+from diffusion.evaluation.report.report import Environment, Report, class_grid, publish_report
 from diffusion.recipe import SamplingRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import receipt_of, stamp

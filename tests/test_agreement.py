@@ -9,11 +9,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from diffusion.evaluation.agreement import cosines
-from diffusion.evaluation.features import extractor, identity_of
+from diffusion.evaluation.extractors.features import extractor, identity_of
+from diffusion.evaluation.extractors.resize import bicubic
+from diffusion.evaluation.facts.agreement import cosines
 from diffusion.evaluation.measure import evaluate
-from diffusion.evaluation.report import load_report
-from diffusion.evaluation.resize import bicubic
+from diffusion.evaluation.report.report import load_report
 from diffusion.store.joint_encoders import joint_encoder, joint_identity
 from tests.evaluated_run import make_run
 from tests.words import reading

@@ -8,10 +8,10 @@ import torch
 
 from diffusion.data.images import to_model
 from diffusion.denoiser import linear
-from diffusion.evaluation.bound import HeldOutBound, chain_of, held_out_bound, steps_of, variances_of
-from diffusion.evaluation.plot import bound_plot
-from diffusion.evaluation.report import Report
-from diffusion.evaluation.words import markdown
+from diffusion.evaluation.facts.bound import HeldOutBound, chain_of, held_out_bound, steps_of, variances_of
+from diffusion.evaluation.report.plot import bound_plot
+from diffusion.evaluation.report.report import Report
+from diffusion.evaluation.report.words import markdown
 from diffusion.process import decoder_nll, estimated_bound, variational_bound
 from diffusion.random import Stream, normal
 from diffusion.recipe import EvaluateRecipe, canonical_json

@@ -13,10 +13,10 @@ from diffusion.data import ingest
 from diffusion.data.images import grid, to_model
 from diffusion.data.reader import ShardReader
 from diffusion.evaluation import worker
-from diffusion.evaluation.held_out import held_out_loss
+from diffusion.evaluation.facts.held_out import held_out_loss
 from diffusion.evaluation.measure import evaluate, in_process
 from diffusion.evaluation.plan import draws, evenly
-from diffusion.evaluation.report import load_report
+from diffusion.evaluation.report.report import load_report
 from diffusion.presets import PRESETS
 from diffusion.recipe import Recipe
 from diffusion.serving.engine import Engine

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.evaluation.by_class import LEAST, LEAST_HELD_OUT, by_class_of, class_words
-from diffusion.evaluation.features import ExtractorIdentity
+from diffusion.evaluation.extractors.features import ExtractorIdentity
+from diffusion.evaluation.facts.by_class import LEAST, LEAST_HELD_OUT, by_class_of, class_words
 from diffusion.evaluation.gathered import Gathered, Result, Setup
 from diffusion.evaluation.plan import Task
 from diffusion.recipe import EvaluateRecipe

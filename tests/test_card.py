@@ -4,8 +4,8 @@ import pytest
 
 from diffusion.data.manifest import Manifest, Processing, ShardEntry
 from diffusion.evaluation.card import DataFacts, Training, card, summary
-from diffusion.evaluation.gate import verdict
-from diffusion.evaluation.verdict import Check, Verdict
+from diffusion.evaluation.gate.gate import verdict
+from diffusion.evaluation.gate.verdict import Check, Verdict
 from diffusion.recipe import GateRecipe
 from diffusion.store.refs import DatasetRef
 from tests.random_bundle import random_spec

@@ -16,9 +16,9 @@ from diffusion.analytic import GaussianMixture
 from diffusion.denoiser import Denoiser
 from diffusion.density import density_of
 from diffusion.distill import answer_of, asked, segments, student_levels, taught
-from diffusion.evaluation.gate import verdict
+from diffusion.evaluation.gate.gate import verdict
 from diffusion.evaluation.measure import evaluate
-from diffusion.evaluation.report import load_report
+from diffusion.evaluation.report.report import load_report
 from diffusion.flops import training_flops, unet_flops
 from diffusion.guidance import classifier_free
 from diffusion.recipe import DistillRecipe, Lesson, Recipe, SamplingRecipe, TrainRecipe, student_of

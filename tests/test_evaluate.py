@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from diffusion.data.reader import ShardReader
 from diffusion.denoiser import EDM
 from diffusion.evaluation import reference
-from diffusion.evaluation.features import ExtractorIdentity
-from diffusion.evaluation.gate import verdict
-from diffusion.evaluation.held_out import held_out_loss
+from diffusion.evaluation.extractors.features import ExtractorIdentity
+from diffusion.evaluation.facts.held_out import held_out_loss
+from diffusion.evaluation.gate.gate import verdict
 from diffusion.evaluation.identity import differences
 from diffusion.evaluation.measure import evaluate, in_process
 from diffusion.evaluation.plan import draws, evenly, tasks
-from diffusion.evaluation.report import load_report
+from diffusion.evaluation.report.report import load_report
 from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe, GateRecipe
 from diffusion.serving.engine import Engine

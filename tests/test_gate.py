@@ -5,13 +5,13 @@ import math
 import pytest
 import scipy.stats
 
-from diffusion.evaluation.distance import Frechet
-from diffusion.evaluation.features import ExtractorIdentity
-from diffusion.evaluation.gate import verdict
-from diffusion.evaluation.held_out import HeldOutLoss
+from diffusion.evaluation.extractors.features import ExtractorIdentity
+from diffusion.evaluation.facts.distance import Frechet
+from diffusion.evaluation.facts.held_out import HeldOutLoss
+from diffusion.evaluation.gate.gate import verdict
+from diffusion.evaluation.gate.verdict import Verdict, markdown
 from diffusion.evaluation.identity import SampleIdentity, check_alike, differences
-from diffusion.evaluation.report import Environment, Report
-from diffusion.evaluation.verdict import Verdict, markdown
+from diffusion.evaluation.report.report import Environment, Report
 from diffusion.recipe import GateRecipe, SamplingRecipe
 from tests.jackknifed import left_out
 

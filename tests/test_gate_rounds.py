@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.evaluation.gate import verdict
+from diffusion.evaluation.gate.gate import verdict
 from diffusion.recipe import GateRecipe
 from tests.benchmarks import bench_gate
 from tests.benchmarks.bench_gate import Kind, Pictures, divided, drawn, measured

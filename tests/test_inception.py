@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion.evaluation.features import extractor
-from diffusion.evaluation.inception import DIMENSIONS, Inception, inception
-from diffusion.evaluation.resize import BICUBIC, TENSORFLOW, tensorflow1
+from diffusion.evaluation.extractors.features import extractor
+from diffusion.evaluation.extractors.inception import DIMENSIONS, Inception, inception
+from diffusion.evaluation.extractors.resize import BICUBIC, TENSORFLOW, tensorflow1
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

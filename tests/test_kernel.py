@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.evaluation import kernel as module
-from diffusion.evaluation import pairs
-from diffusion.evaluation.kernel import kernel_distance, mean_within
+from diffusion.evaluation.metrics import kernel as module
+from diffusion.evaluation.metrics import pairs
+from diffusion.evaluation.metrics.kernel import kernel_distance, mean_within
 from tests.metrics_by_hand import kernel_by_hand
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,11 +15,11 @@ from diffusion.data.precompute import precompute
 from diffusion.data.precomputed import computation_of
 from diffusion.data.reader import ShardReader
 from diffusion.edit import sdedit
-from diffusion.evaluation.gate import verdict
-from diffusion.evaluation.held_out import held_out_loss
+from diffusion.evaluation.facts.held_out import held_out_loss
+from diffusion.evaluation.gate.gate import verdict
 from diffusion.evaluation.measure import evaluate
 from diffusion.evaluation.plan import evenly
-from diffusion.evaluation.report import load_report
+from diffusion.evaluation.report.report import load_report
 from diffusion.guidance import conditioned
 from diffusion.random import Stream, normal
 from diffusion.recipe import EvaluateRecipe, Recipe, ShardRecipe

@@ -17,6 +17,14 @@ LAYERS = (  # a package may import its own row and those below it
     ("diffusion.data", "diffusion.store"),
     ("diffusion",),
 )
+ROOMS = {  # of diffusion.evaluation: what each may import of it; its own files stand in no room, and any may import them
+    "metrics": set(),
+    "extractors": set(),
+    "facts": {"metrics", "extractors"},
+    "report": {"metrics", "facts"},
+    "sweep": {"metrics", "extractors", "report"},
+    "gate": {"metrics", "facts", "report"},
+}
 EDGES = {"ray", "mlflow", "fastapi", "starlette", "uvicorn", "prefect", "typer", "rich", "sqlalchemy"}
 MATHEMATICS = {"torch", "numpy", "diffusion"}
 FILES = sorted(path.relative_to(ROOT) for package in ("diffusion", "flows") for path in ROOT.glob(f"{package}/**/*.py"))
@@ -58,6 +66,18 @@ def test_imports_point_downwards(path: Path) -> None:
     layer = layer_of(module_of(path))
     ours = [module for module in imported(path) if module.split(".")[0] in ("diffusion", "flows")]
     assert [module for module in ours if layer_of(module) < layer] == []
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.parent.parent == Path("diffusion/evaluation")], ids=str
+)
+def test_rooms_of_evaluation(path: Path) -> None:
+    """The metrics know nothing of the rest, nor do the extractors; facts know no report, and no room knows the gate."""
+    room = path.parent.name
+    others = [module.split(".")[2] for module in imported(path) if module.startswith("diffusion.evaluation.")]
+    assert {other for other in others if other in ROOMS} <= ROOMS[room] | {room}
+    if not ROOMS[room]:
+        assert set(others) <= {room}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -1,12 +1,12 @@
 """The gate's limits: what a model shows, repeats, restores and takes, whatever its Frechet distance."""
 
-from diffusion.evaluation.gate import verdict
+from diffusion.evaluation.facts.memorized import Memorization, MemorizationIdentity
+from diffusion.evaluation.facts.neighbours import Measured, Neighbours
+from diffusion.evaluation.facts.restoration import Guess, Restoration, RestorationIdentity
+from diffusion.evaluation.gate.gate import verdict
+from diffusion.evaluation.gate.verdict import Verdict
 from diffusion.evaluation.identity import SampleIdentity
-from diffusion.evaluation.memorized import Memorization, MemorizationIdentity
-from diffusion.evaluation.neighbours import Measured, Neighbours
-from diffusion.evaluation.report import Report
-from diffusion.evaluation.restoration_facts import Guess, Restoration, RestorationIdentity
-from diffusion.evaluation.verdict import Verdict
+from diffusion.evaluation.report.report import Report
 from diffusion.recipe import GateRecipe, SamplingRecipe
 from diffusion.serving.latency import Latency
 from tests.test_gate import IDENTITY, report

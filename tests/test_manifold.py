@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.evaluation import manifold, pairs
-from diffusion.evaluation.manifold import Estimate, Neighbourhood, Real, halves, neighbourhood
-from diffusion.evaluation.pairs import squared_distances
+from diffusion.evaluation.metrics import manifold, pairs
+from diffusion.evaluation.metrics.manifold import Estimate, Neighbourhood, Real, halves, neighbourhood
+from diffusion.evaluation.metrics.pairs import squared_distances
 from tests.metrics_by_hand import neighbourhood_by_hand
 
 pytestmark = pytest.mark.usefixtures("one_thread")

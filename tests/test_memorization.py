@@ -9,7 +9,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from diffusion.evaluation.memorization import NEIGHBOURS, Looks, copies, nearest, neighbour, shrink, standardized
+from diffusion.evaluation.metrics.memorization import (
+    NEIGHBOURS,
+    Looks,
+    copies,
+    nearest,
+    neighbour,
+    shrink,
+    standardized,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _BASIS = torch.randn(3 * 16 * 16, 24, generator=torch.Generator().manual_seed(9))

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffusion.evaluation import neighbours
-from diffusion.evaluation.neighbours import kernel_of, neighbour_words, neighbours_of
+from diffusion.evaluation.facts import neighbours
+from diffusion.evaluation.facts.neighbours import kernel_of, neighbour_words, neighbours_of
 from diffusion.evaluation.plan import evenly
 from diffusion.recipe import EvaluateRecipe
 from tests.metrics_by_hand import kernel_by_hand, neighbourhood_by_hand

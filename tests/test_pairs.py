@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.evaluation import pairs
-from diffusion.evaluation.pairs import Picked, chunks, nearest_rows, squared_distances, tiles, tiles_within
+from diffusion.evaluation.metrics import pairs
+from diffusion.evaluation.metrics.pairs import Picked, chunks, nearest_rows, squared_distances, tiles, tiles_within
 
 
 def normals(n: int, d: int, seed: int) -> Tensor:

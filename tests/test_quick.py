@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.evaluation.quick import look, quick
-from diffusion.evaluation.report import load_report
+from diffusion.evaluation.report.report import load_report
 from diffusion.recipe import EvaluateRecipe, TrainRecipe
 from tests.evaluated_run import make_run
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.evaluation.distance import FloorFacts, Frechet
-from diffusion.evaluation.held_out import HeldOutLoss
-from diffusion.evaluation.plot import loss_plot
-from diffusion.evaluation.report import class_grid, load_report, publish_report
-from diffusion.evaluation.stats import Distance, Floor, digits
-from diffusion.evaluation.words import markdown
+from diffusion.evaluation.facts.distance import FloorFacts, Frechet
+from diffusion.evaluation.facts.held_out import HeldOutLoss
+from diffusion.evaluation.metrics.stats import Distance, Floor, digits
+from diffusion.evaluation.report.plot import loss_plot
+from diffusion.evaluation.report.report import class_grid, load_report, publish_report
+from diffusion.evaluation.report.words import markdown
 from diffusion.recipe import digest_of
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import DatasetRef, RunRef

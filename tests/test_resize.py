@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.evaluation.resize import bicubic, tensorflow1
+from diffusion.evaluation.extractors.resize import bicubic, tensorflow1
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

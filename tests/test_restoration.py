@@ -10,11 +10,11 @@ from PIL import Image
 
 from diffusion.data.images import to_model, to_uint8
 from diffusion.data.reader import ShardReader
+from diffusion.evaluation.facts.restoration import Restoration, of_mean, of_median, restoration_of
 from diffusion.evaluation.measure import evaluate
 from diffusion.evaluation.plan import evenly
-from diffusion.evaluation.report import load_report
+from diffusion.evaluation.report.report import load_report
 from diffusion.evaluation.restoration import EXACT, case_of, cases_for, fidelity, restored
-from diffusion.evaluation.restoration_facts import Restoration, of_mean, of_median, restoration_of
 from diffusion.operators import BlockMean
 from diffusion.recipe import EvaluateRecipe
 from diffusion.sampler import run

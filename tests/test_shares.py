@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.evaluation.shares import betainc, excess, excess_interval
+from diffusion.evaluation.metrics.shares import betainc, excess, excess_interval
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 64))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion.evaluation.stats import (
+from diffusion.evaluation.metrics.stats import (
     ByFeatures,
     FeatureStats,
     Gaussian,

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from diffusion.evaluation.measure import evaluate
-from diffusion.evaluation.sweep import in_process, sweep
-from diffusion.evaluation.sweep_report import load_seconds, load_sweep, table
+from diffusion.evaluation.sweep.report import load_seconds, load_sweep, table
+from diffusion.evaluation.sweep.sweep import in_process, sweep
 from diffusion.lineage.looks_at_store import looks_at_store
 from diffusion.lineage.verify import verify
 from diffusion.recipe import Setting, SweepRecipe, checkpoints_of, tuned

@@ -12,7 +12,7 @@ from diffusion.data.images import decode_png
 from diffusion.data.mix import mix
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading_order import order_of
-from diffusion.evaluation.features import efficientnet_lite0
+from diffusion.evaluation.extractors.features import efficientnet_lite0
 from diffusion.evaluation.reference import ReferenceIdentity, path_of
 from diffusion.lineage import chain
 from diffusion.lineage.chain import Data, Missing, find_data, find_run, key_of, missing_shards, seen_by

@@ -9,9 +9,9 @@ from diffusion.adapters.mlflow_runs import training_run
 from diffusion.data.manifest import root_of
 from diffusion.data.sources.opening import EMBEDDED, EMBEDDED_LICENCE, uri_of
 from diffusion.evaluation.card import FILE, DataFacts, Training, card, summary
-from diffusion.evaluation.report import load_report
-from diffusion.evaluation.verdict import Verdict
-from diffusion.evaluation.verdict import markdown as verdict_page
+from diffusion.evaluation.gate.verdict import Verdict
+from diffusion.evaluation.gate.verdict import markdown as verdict_page
+from diffusion.evaluation.report.report import load_report
 from diffusion.lineage.chain import Missing, find_data
 from diffusion.store.bundle import BundleSpec
 from diffusion.store.refs import DatasetRef, EvaluationRef

@@ -9,10 +9,10 @@ from diffusion.adapters.mlflow_card import VERDICT_NAME
 from diffusion.adapters.mlflow_champion import CHAMPION, WITHDRAWN, Overtaken
 from diffusion.adapters.mlflow_registry import aliases_of, register, version_of
 from diffusion.adapters.mlflow_runs import Tracking, connect
-from diffusion.evaluation.gate import verdict
-from diffusion.evaluation.report import FILE as REPORT_NAME
-from diffusion.evaluation.report import Report, load_report
-from diffusion.evaluation.verdict import Verdict
+from diffusion.evaluation.gate.gate import verdict
+from diffusion.evaluation.gate.verdict import Verdict
+from diffusion.evaluation.report.report import FILE as REPORT_NAME
+from diffusion.evaluation.report.report import Report, load_report
 from diffusion.recipe import GateRecipe, Recipe, digest_of
 from diffusion.serving.engine import Engine
 from diffusion.serving.latency import measure

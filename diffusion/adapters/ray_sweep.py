@@ -11,8 +11,8 @@ from diffusion.data.reading import Reading
 from diffusion.evaluation.gathered import Result, Setup
 from diffusion.evaluation.measure import Progress
 from diffusion.evaluation.plan import Task
-from diffusion.evaluation.sweep import sweep
-from diffusion.evaluation.sweep_parts import SweepWorker
+from diffusion.evaluation.sweep.parts import SweepWorker
+from diffusion.evaluation.sweep.sweep import sweep
 from diffusion.recipe import EvaluateRecipe, SweepRecipe
 from diffusion.store.refs import RunRef, SweepRef
 
@@ -28,7 +28,7 @@ def sweep_run(
     reading: Reading = Reading(),
     progress: Progress | None = None,
 ) -> SweepRef:
-    """`evaluation.sweep.sweep` on the running Ray, with `actors` actors of one thread or one GPU each."""
+    """`evaluation.sweep.sweep.sweep` on the running Ray, with `actors` actors of one thread or one GPU each."""
     if actors < 1:
         raise ValueError(f"actors={actors}: at least one must draw")
     device = "cuda" if use_gpu else "cpu"

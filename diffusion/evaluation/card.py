@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from diffusion.data.manifest import Manifest
-from diffusion.evaluation.report import Report
-from diffusion.evaluation.verdict import Verdict
-from diffusion.evaluation.verdict import markdown as verdict_page
-from diffusion.evaluation.words import identity
+from diffusion.evaluation.gate.verdict import Verdict
+from diffusion.evaluation.gate.verdict import markdown as verdict_page
+from diffusion.evaluation.report.report import Report
+from diffusion.evaluation.report.words import identity
 from diffusion.store.bundle import BundleSpec
 from diffusion.store.refs import DatasetRef
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from diffusion.data.manifest import Manifest
 from diffusion.data.reading import Reading
-from diffusion.evaluation.features import ExtractorIdentity
-from diffusion.evaluation.memorization import Looks
+from diffusion.evaluation.extractors.features import ExtractorIdentity
+from diffusion.evaluation.metrics.memorization import Looks
 from diffusion.evaluation.plan import Draw, Task
 from diffusion.recipe import EvaluateRecipe, Frozen
 from diffusion.store.bundle import BundleSpec

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from diffusion.evaluation.features import ExtractorIdentity
+from diffusion.evaluation.extractors.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Gathered
 from diffusion.recipe import Frozen, SamplingRecipe, unset
 

@@ -13,21 +13,21 @@ from diffusion.data import manifest
 from diffusion.data.reader import ShardReader
 from diffusion.data.reading import Reading
 from diffusion.evaluation import plan
-from diffusion.evaluation.agreement import agreement_of
-from diffusion.evaluation.bound import bound_of
-from diffusion.evaluation.by_class import by_class_of
-from diffusion.evaluation.distance import floor_of, frechet_of
-from diffusion.evaluation.features import find_weights, identity_of
+from diffusion.evaluation.extractors.features import find_weights, identity_of
+from diffusion.evaluation.facts.agreement import agreement_of
+from diffusion.evaluation.facts.bound import bound_of
+from diffusion.evaluation.facts.by_class import by_class_of
+from diffusion.evaluation.facts.distance import floor_of, frechet_of
+from diffusion.evaluation.facts.held_out import losses_of
+from diffusion.evaluation.facts.memorized import memorization_of, nearest_picture
+from diffusion.evaluation.facts.neighbours import kernel_of, neighbours_of
+from diffusion.evaluation.facts.restoration import restoration_of, restoration_picture
 from diffusion.evaluation.gathered import Gathered, Result, Setup
-from diffusion.evaluation.held_out import losses_of
-from diffusion.evaluation.memorization import Looks
-from diffusion.evaluation.memorized import memorization_of, nearest_picture
-from diffusion.evaluation.neighbours import kernel_of, neighbours_of
+from diffusion.evaluation.metrics.memorization import Looks
 from diffusion.evaluation.plan import Task
 from diffusion.evaluation.reference import LIMIT, recall_looks, remember_looks
-from diffusion.evaluation.report import Environment, Report, class_grid, publish_report
+from diffusion.evaluation.report.report import Environment, Report, class_grid, publish_report
 from diffusion.evaluation.restoration import cases_for
-from diffusion.evaluation.restoration_facts import restoration_of, restoration_picture
 from diffusion.evaluation.rows import Rows
 from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe

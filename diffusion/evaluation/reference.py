@@ -9,9 +9,9 @@ import safetensors
 import torch
 
 from diffusion.data.manifest import Split
-from diffusion.evaluation.features import ExtractorIdentity
+from diffusion.evaluation.extractors.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Setup
-from diffusion.evaluation.memorization import SIDE, Looks
+from diffusion.evaluation.metrics.memorization import SIDE, Looks
 from diffusion.recipe import Frozen, canonical_json, digest_of
 from diffusion.store.publish import replacing
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffusion.data.images import to_uint8
 from diffusion.data.pictures.buckets import Size
 from diffusion.degradation import FACTORS, beside
-from diffusion.evaluation.fidelity import psnr, ssim
+from diffusion.evaluation.metrics.fidelity import psnr, ssim
 from diffusion.guidance import MODEL, Cond, conditioned
 from diffusion.operators import BlockMean, Grey, LinearOperator, Mask
 from diffusion.random import Stream, normal

@@ -13,12 +13,12 @@ from diffusion.data import manifest
 from diffusion.data.images import to_model, to_uint8
 from diffusion.data.pictures.buckets import shown as size_shown
 from diffusion.data.reader import ShardReader
-from diffusion.evaluation.agreement import cosines
-from diffusion.evaluation.bound import held_out_bound
-from diffusion.evaluation.features import Extractor, extractor
+from diffusion.evaluation.extractors.features import Extractor, extractor
+from diffusion.evaluation.facts.agreement import cosines
+from diffusion.evaluation.facts.bound import held_out_bound
+from diffusion.evaluation.facts.held_out import held_out_loss
 from diffusion.evaluation.gathered import Result, Setup
-from diffusion.evaluation.held_out import held_out_loss
-from diffusion.evaluation.memorization import THUMBNAIL, shrink, small_copy
+from diffusion.evaluation.metrics.memorization import THUMBNAIL, shrink, small_copy
 from diffusion.evaluation.plan import Draw, Task, evenly
 from diffusion.evaluation.restoration import SHOWN, case_of, fidelity, restored
 from diffusion.guidance import Cond

@@ -12,7 +12,7 @@ import torch
 from diffusion.data.images import encode_png, grid
 from diffusion.data.reader import ShardReader
 from diffusion.evaluation import plan, reference
-from diffusion.evaluation.features import Extractor, extractor, find_weights
+from diffusion.evaluation.extractors.features import Extractor, extractor, find_weights
 from diffusion.evaluation.reference import LIMIT, ReferenceIdentity
 from diffusion.recipe import EvaluateRecipe
 from diffusion.threads import one_thread

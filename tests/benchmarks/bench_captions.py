@@ -19,8 +19,8 @@ from torch import Tensor
 from diffusion.adapters.mlflow_registry import resolve
 from diffusion.data.images import encode_png, grid, to_model
 from diffusion.data.reader import ShardReader
-from diffusion.evaluation.features import extractor
-from diffusion.evaluation.held_out import held_out_loss
+from diffusion.evaluation.extractors.features import extractor
+from diffusion.evaluation.facts.held_out import held_out_loss
 from diffusion.evaluation.plan import evenly
 from diffusion.recipe import EvaluateRecipe
 from diffusion.serving.engine import Engine

@@ -19,8 +19,8 @@ from diffusion.adapters.mlflow_registry import resolve
 from diffusion.data.images import encode_png, grid, to_model, to_uint8
 from diffusion.data.reader import ShardReader
 from diffusion.edit import by_condition, levels_of, low_pass, sdedit
-from diffusion.evaluation.features import extractor
-from diffusion.evaluation.fidelity import ssim
+from diffusion.evaluation.extractors.features import extractor
+from diffusion.evaluation.metrics.fidelity import ssim
 from diffusion.evaluation.plan import evenly
 from diffusion.guidance import classifier_free, conditioned
 from diffusion.random import Stream, normal

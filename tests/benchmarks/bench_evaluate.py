@@ -31,7 +31,7 @@ import torch
 
 from diffusion.data.images import encode_png, fit, load
 from diffusion.denoiser import Denoiser
-from diffusion.evaluation.features import Extractor
+from diffusion.evaluation.extractors.features import Extractor
 from diffusion.evaluation.measure import evaluate
 from diffusion.presets import PRESETS, demo
 from diffusion.recipe import EvaluateRecipe, Recipe, SamplingRecipe, ShardRecipe, UNetRecipe

@@ -28,18 +28,18 @@ from torch import Tensor
 
 from diffusion.data.images import decode
 from diffusion.data.sources import open_source, read_item
-from diffusion.evaluation.distance import Frechet
-from diffusion.evaluation.features import extractor
-from diffusion.evaluation.gate import verdict
-from diffusion.evaluation.held_out import HeldOutLoss
+from diffusion.evaluation.extractors.features import extractor
+from diffusion.evaluation.facts.distance import Frechet
+from diffusion.evaluation.facts.held_out import HeldOutLoss
+from diffusion.evaluation.facts.memorized import Memorization, MemorizationIdentity
+from diffusion.evaluation.facts.neighbours import Measured, Neighbours
+from diffusion.evaluation.gate.gate import verdict
 from diffusion.evaluation.identity import SampleIdentity
-from diffusion.evaluation.manifold import Estimate, Real, neighbourhood
-from diffusion.evaluation.memorization import Copies, Looks, Nearest, copies, nearest, shrink
-from diffusion.evaluation.memorized import Memorization, MemorizationIdentity
-from diffusion.evaluation.neighbours import Measured, Neighbours
-from diffusion.evaluation.report import Environment, Report
-from diffusion.evaluation.shares import betainc
-from diffusion.evaluation.stats import CONFIDENCE, Gaussian, allocate, frechet_to
+from diffusion.evaluation.metrics.manifold import Estimate, Real, neighbourhood
+from diffusion.evaluation.metrics.memorization import Copies, Looks, Nearest, copies, nearest, shrink
+from diffusion.evaluation.metrics.shares import betainc
+from diffusion.evaluation.metrics.stats import CONFIDENCE, Gaussian, allocate, frechet_to
+from diffusion.evaluation.report.report import Environment, Report
 from diffusion.recipe import GateRecipe, SamplingRecipe, digest_of
 from diffusion.threads import one_thread
 

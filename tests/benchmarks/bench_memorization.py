@@ -20,8 +20,8 @@ from torch import Tensor
 
 import diffusion.data
 from diffusion.data.images import decode
-from diffusion.evaluation.features import extractor
-from diffusion.evaluation.memorization import Looks, copies, nearest, shrink
+from diffusion.evaluation.extractors.features import extractor
+from diffusion.evaluation.metrics.memorization import Looks, copies, nearest, shrink
 from diffusion.threads import one_thread
 
 ARCHIVE = Path(diffusion.data.__file__).parent / "embedded" / "noto-emoji-64.zip"

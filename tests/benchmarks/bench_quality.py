@@ -43,10 +43,10 @@ from diffusion.data.reading_order import order_of
 from diffusion.data.stream import batches
 from diffusion.denoiser import denoiser_of
 from diffusion.evaluation import plan
-from diffusion.evaluation.features import extractor
+from diffusion.evaluation.extractors.features import extractor
+from diffusion.evaluation.metrics.stats import Gaussian, allocate, floor, frechet_to
 from diffusion.evaluation.reference import LIMIT, ReferenceIdentity, recall, remember
-from diffusion.evaluation.report import class_grid
-from diffusion.evaluation.stats import Gaussian, allocate, floor, frechet_to
+from diffusion.evaluation.report.report import class_grid
 from diffusion.presets import demo, fashion_mnist
 from diffusion.recipe import Recipe, ShardRecipe, TrainRecipe, canonical_json, digest_of
 from diffusion.sampler import evaluations

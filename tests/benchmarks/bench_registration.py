@@ -17,7 +17,7 @@ from pathlib import Path
 from diffusion.adapters.mlflow_gate import champion_report
 from diffusion.adapters.mlflow_registry import register, resolve
 from diffusion.adapters.mlflow_runs import Tracking, connect, recorded
-from diffusion.evaluation.report import load_report
+from diffusion.evaluation.report.report import load_report
 from diffusion.presets import PRESETS
 from diffusion.recipe import Recipe
 from diffusion.store.refs import EvaluationRef, RunRef

@@ -21,8 +21,8 @@ from diffusion.adapters.mlflow_registry import resolve
 from diffusion.data.images import encode_png, grid, to_model, to_uint8
 from diffusion.data.reader import ShardReader
 from diffusion.degradation import beside
-from diffusion.evaluation.features import extractor
-from diffusion.evaluation.fidelity import psnr, ssim
+from diffusion.evaluation.extractors.features import extractor
+from diffusion.evaluation.metrics.fidelity import psnr, ssim
 from diffusion.evaluation.restoration import Case, case_of, cases_for
 from diffusion.guidance import conditioned
 from diffusion.operators import BlockMean, Composition, Grey, LinearOperator

@@ -20,10 +20,10 @@ import torch
 
 from diffusion.data import manifest
 from diffusion.evaluation import plan
-from diffusion.evaluation.features import find_weights, identity_of
+from diffusion.evaluation.extractors.features import find_weights, identity_of
 from diffusion.evaluation.gathered import Setup
+from diffusion.evaluation.metrics.stats import Gaussian, frechet_to
 from diffusion.evaluation.reference import LIMIT, ReferenceIdentity, recall
-from diffusion.evaluation.stats import Gaussian, frechet_to
 from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe, SamplingRecipe, canonical_json
 from diffusion.sampler import evaluations

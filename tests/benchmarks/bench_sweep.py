@@ -12,8 +12,8 @@ import math
 
 import torch
 
-from diffusion.evaluation.stats import Distance, Gaussian, frechet_to
-from diffusion.evaluation.sweep_choice import Candidate, beaten, choice, rounds
+from diffusion.evaluation.metrics.stats import Distance, Gaussian, frechet_to
+from diffusion.evaluation.sweep.choice import Candidate, beaten, choice, rounds
 from diffusion.recipe import SweepRecipe
 
 SWEEP = SweepRecipe(steps=(6, 8, 12, 24), guidance=(1.5, 2.5), samples=512, first_samples=128)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.data.ingest import shard_dataset
 from diffusion.data.reader import ShardReader
-from diffusion.evaluation.features import extractor
+from diffusion.evaluation.extractors.features import extractor
 from diffusion.recipe import ShardRecipe
 
 

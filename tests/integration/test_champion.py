@@ -15,7 +15,7 @@ from diffusion.adapters.mlflow_champion import WITHDRAWN, Overtaken, journal, pr
 from diffusion.adapters.mlflow_gate import report_of, settle, stands, verdict_of
 from diffusion.adapters.mlflow_registry import register
 from diffusion.adapters.mlflow_seat import PREFIX, SeatTaken, seat
-from diffusion.evaluation.verdict import Check, Verdict
+from diffusion.evaluation.gate.verdict import Check, Verdict
 from flows.cli import app
 from flows.site import Site
 from tests.registered_run import evaluated, sampling

@@ -9,8 +9,8 @@ import pytest
 
 from diffusion.adapters.mlflow_runs import Tracking, connect
 from diffusion.adapters.ray_sweep import sweep_run
-from diffusion.evaluation.sweep import sweep
-from diffusion.evaluation.sweep_report import load_sweep
+from diffusion.evaluation.sweep.report import load_sweep
+from diffusion.evaluation.sweep.sweep import sweep
 from diffusion.recipe import Recipe, SweepRecipe
 from diffusion.store.works import remember
 from flows.finished import train_key

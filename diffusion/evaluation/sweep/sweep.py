@@ -16,14 +16,14 @@ from diffusion.data.reading import Reading
 from diffusion.evaluation import plan
 from diffusion.evaluation.gathered import Result, Setup
 from diffusion.evaluation.measure import Progress, setup_of
-from diffusion.evaluation.memorization import Looks
+from diffusion.evaluation.metrics.memorization import Looks
+from diffusion.evaluation.metrics.stats import Gaussian, frechet_to
 from diffusion.evaluation.plan import Draw, Task
 from diffusion.evaluation.reference import LIMIT, recall, reference_for, remember_looks
-from diffusion.evaluation.report import Environment
-from diffusion.evaluation.stats import Gaussian, frechet_to
-from diffusion.evaluation.sweep_choice import Candidate, beaten, choice, evaluations_of, front, rounds
-from diffusion.evaluation.sweep_parts import Parts, SweepWorker
-from diffusion.evaluation.sweep_report import Sweep, Tried, publish_sweep
+from diffusion.evaluation.report.report import Environment
+from diffusion.evaluation.sweep.choice import Candidate, beaten, choice, evaluations_of, front, rounds
+from diffusion.evaluation.sweep.parts import Parts, SweepWorker
+from diffusion.evaluation.sweep.report import Sweep, Tried, publish_sweep
 from diffusion.recipe import EvaluateRecipe, Setting, SweepRecipe, digest_of, grid, tuned
 from diffusion.store.averages import at
 from diffusion.store.bundle import verify_bundle

@@ -2,16 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from diffusion.evaluation.agreement import agreement_words
-from diffusion.evaluation.by_class import class_words
-from diffusion.evaluation.neighbours import neighbour_words
-from diffusion.evaluation.restoration_facts import restoration_words
-from diffusion.evaluation.stats import CONFIDENCE
-from diffusion.evaluation.words_memorization import memorization_words
+from diffusion.evaluation.facts.agreement import agreement_words
+from diffusion.evaluation.facts.by_class import class_words
+from diffusion.evaluation.facts.neighbours import neighbour_words
+from diffusion.evaluation.facts.restoration import restoration_words
+from diffusion.evaluation.metrics.stats import CONFIDENCE
+from diffusion.evaluation.report.words_memorization import memorization_words
 from diffusion.store.averages import Reconstruction
 
 if TYPE_CHECKING:
-    from diffusion.evaluation.report import Report
+    from diffusion.evaluation.report.report import Report
 
 _STUDENT = "the model is a student, which answers where its teacher's steps lead and not what is denoised"
 

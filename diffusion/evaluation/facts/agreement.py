@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.features import Extractor, ExtractorIdentity
+from diffusion.evaluation.extractors.features import Extractor, ExtractorIdentity
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
-from diffusion.evaluation.stats import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.stats import CONFIDENCE, digits, t_quantile
 from diffusion.recipe import Frozen
 from diffusion.store.joint_encoders import JointEncoder, JointIdentity
 
 if TYPE_CHECKING:
-    from diffusion.evaluation.report import Report
+    from diffusion.evaluation.report.report import Report
 
 
 class Agreement(Frozen):

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from diffusion.evaluation.bound import HeldOutBound
-    from diffusion.evaluation.held_out import HeldOutLoss
+    from diffusion.evaluation.facts.bound import HeldOutBound
+    from diffusion.evaluation.facts.held_out import HeldOutLoss
 
 SIZE = (640, 360)
 LEFT, TOP, RIGHT, BOTTOM = 70, 44, 20, 50  # margins

@@ -7,16 +7,16 @@ import numpy as np
 from pydantic import Field
 
 from diffusion.data.images import grid
-from diffusion.evaluation.features import ExtractorIdentity
+from diffusion.evaluation.extractors.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Gathered
+from diffusion.evaluation.metrics.stats import CONFIDENCE, digits, t_quantile
 from diffusion.evaluation.restoration import EXACT, Case, case_of, steps_of
-from diffusion.evaluation.stats import CONFIDENCE, digits, t_quantile
 from diffusion.recipe import Frozen
 from diffusion.restore import REPEATS
 from diffusion.spacing import DETAIL
 
 if TYPE_CHECKING:
-    from diffusion.evaluation.report import Report
+    from diffusion.evaluation.report.report import Report
 
 _FIGURES = tuple(f"{prefix}{name}" for prefix in ("", "guess_") for name in ("psnr", "ssim", "distance", "consistency"))
 

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.evaluation.inception import inception
-from diffusion.evaluation.resize import BICUBIC, RESIZES, TENSORFLOW
+from diffusion.evaluation.extractors.inception import inception
+from diffusion.evaluation.extractors.resize import BICUBIC, RESIZES, TENSORFLOW
 from diffusion.recipe import Frozen
 from diffusion.store.joint_encoders import find_folder, joint_encoder, joint_identity
 from diffusion.store.publish import sha256_file

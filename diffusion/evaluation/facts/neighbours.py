@@ -7,15 +7,15 @@ from torch import Tensor
 
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
-from diffusion.evaluation.kernel import kernel_distance, mean_within
-from diffusion.evaluation.manifold import K_DENSITY, Estimate, Real, neighbourhood
-from diffusion.evaluation.pairs import Picked
+from diffusion.evaluation.metrics.kernel import kernel_distance, mean_within
+from diffusion.evaluation.metrics.manifold import K_DENSITY, Estimate, Real, neighbourhood
+from diffusion.evaluation.metrics.pairs import Picked
+from diffusion.evaluation.metrics.stats import CONFIDENCE, Distance, digits, split, t_quantile
 from diffusion.evaluation.plan import evenly
-from diffusion.evaluation.stats import CONFIDENCE, Distance, digits, split, t_quantile
 from diffusion.recipe import Frozen
 
 if TYPE_CHECKING:
-    from diffusion.evaluation.report import Report
+    from diffusion.evaluation.report.report import Report
 
 LIMIT = 10_000  # pictures of either kind, evenly spaced: every pair is looked at
 LEAST = 2 * (K_DENSITY + 3)  # of either kind, below which nothing is measured

@@ -7,14 +7,14 @@ import numpy as np
 
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
-from diffusion.evaluation.kernel import kernel_distance, mean_within
-from diffusion.evaluation.manifold import K_DENSITY, Real, neighbourhood
-from diffusion.evaluation.pairs import Features, Picked
-from diffusion.evaluation.stats import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.kernel import kernel_distance, mean_within
+from diffusion.evaluation.metrics.manifold import K_DENSITY, Real, neighbourhood
+from diffusion.evaluation.metrics.pairs import Features, Picked
+from diffusion.evaluation.metrics.stats import CONFIDENCE, digits, t_quantile
 from diffusion.recipe import Frozen
 
 if TYPE_CHECKING:
-    from diffusion.evaluation.report import Report
+    from diffusion.evaluation.report.report import Report
 
 LEAST = 2 * (K_DENSITY + 1)  # drawn and real pictures of a class, below which these are not measured
 LEAST_HELD_OUT = 5

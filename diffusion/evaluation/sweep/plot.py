@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffusion.evaluation.plot import BLUE, BOTTOM, GREY, INK, LEFT, RED, RIGHT, SIZE, TOP
+from diffusion.evaluation.report.plot import BLUE, BOTTOM, GREY, INK, LEFT, RED, RIGHT, SIZE, TOP
 
 if TYPE_CHECKING:
-    from diffusion.evaluation.sweep_report import Sweep
+    from diffusion.evaluation.sweep.report import Sweep
 
 
 def pareto_plot(found: "Sweep") -> np.ndarray:

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diffusion.data.reader import ShardReader
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
-from diffusion.evaluation.memorization import (
+from diffusion.evaluation.metrics.memorization import (
     NEIGHBOURS,
     QUANTILE,
     SIDE,
@@ -18,8 +18,8 @@ from diffusion.evaluation.memorization import (
     nearest,
     shrink,
 )
-from diffusion.evaluation.pairs import TILE
-from diffusion.evaluation.stats import digits
+from diffusion.evaluation.metrics.pairs import TILE
+from diffusion.evaluation.metrics.stats import digits
 from diffusion.recipe import Frozen
 
 

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diffusion.evaluation.memorized import Memorization
-    from diffusion.evaluation.report import Report
+    from diffusion.evaluation.facts.memorized import Memorization
+    from diffusion.evaluation.report.report import Report
 
 
 def memorization_words(report: "Report") -> list[str]:

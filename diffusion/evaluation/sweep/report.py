@@ -11,10 +11,10 @@ from typing import Literal
 from pydantic import Field
 
 from diffusion.data.images import encode_png
-from diffusion.evaluation.features import ExtractorIdentity
-from diffusion.evaluation.report import Environment
-from diffusion.evaluation.stats import CONFIDENCE, Distance, digits, t_quantile
-from diffusion.evaluation.sweep_plot import pareto_plot
+from diffusion.evaluation.extractors.features import ExtractorIdentity
+from diffusion.evaluation.metrics.stats import CONFIDENCE, Distance, digits, t_quantile
+from diffusion.evaluation.report.report import Environment
+from diffusion.evaluation.sweep.plot import pareto_plot
 from diffusion.recipe import Frozen, SamplingRecipe, Setting, SweepRecipe, canonical_json, digest_of, unset
 from diffusion.store.publish import publishing, sha256_file
 from diffusion.store.refs import RunRef, SweepRef

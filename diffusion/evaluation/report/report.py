@@ -14,16 +14,16 @@ from pydantic import Field
 
 from diffusion.codec import CodecIdentity
 from diffusion.data.images import encode_png, grid
-from diffusion.evaluation.agreement import Agreement
-from diffusion.evaluation.bound import HeldOutBound
-from diffusion.evaluation.by_class import ByClass
-from diffusion.evaluation.distance import FloorFacts, Frechet, FrechetLimit
-from diffusion.evaluation.held_out import HeldOutLoss
-from diffusion.evaluation.memorized import Memorization
-from diffusion.evaluation.neighbours import Kernel, Neighbours
-from diffusion.evaluation.plot import bound_plot, loss_plot
-from diffusion.evaluation.restoration_facts import Restoration
-from diffusion.evaluation.words import markdown
+from diffusion.evaluation.facts.agreement import Agreement
+from diffusion.evaluation.facts.bound import HeldOutBound
+from diffusion.evaluation.facts.by_class import ByClass
+from diffusion.evaluation.facts.distance import FloorFacts, Frechet, FrechetLimit
+from diffusion.evaluation.facts.held_out import HeldOutLoss
+from diffusion.evaluation.facts.memorized import Memorization
+from diffusion.evaluation.facts.neighbours import Kernel, Neighbours
+from diffusion.evaluation.facts.restoration import Restoration
+from diffusion.evaluation.report.plot import bound_plot, loss_plot
+from diffusion.evaluation.report.words import markdown
 from diffusion.recipe import Frozen, canonical_json, digest_of, unset
 from diffusion.store.averages import Reconstruction
 from diffusion.store.bundle import Guide

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion.evaluation.stats import Distance, jackknife_error, t_quantile
+from diffusion.evaluation.metrics.stats import Distance, jackknife_error, t_quantile
 from diffusion.guidance import classifier_free
 from diffusion.recipe import SamplingRecipe, SweepRecipe
 from diffusion.sampler import SAMPLERS, run

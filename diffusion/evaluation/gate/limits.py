@@ -1,11 +1,11 @@
 """Limits that a model must keep whatever its Frechet distance: it shows what the champion shows, repeats no training
 pictures, restores as well, and answers in time."""
 
+from diffusion.evaluation.facts.neighbours import Measured
+from diffusion.evaluation.facts.restoration import Restoration
+from diffusion.evaluation.gate.verdict import Check
 from diffusion.evaluation.identity import differences
-from diffusion.evaluation.neighbours import Measured
-from diffusion.evaluation.report import Report
-from diffusion.evaluation.restoration_facts import Restoration
-from diffusion.evaluation.verdict import Check
+from diffusion.evaluation.report.report import Report
 from diffusion.recipe import GateRecipe
 from diffusion.serving.latency import Latency
 

@@ -1,11 +1,11 @@
 """The gate: whether a model may become the champion, and why."""
 
-from diffusion.evaluation.distance import Frechet
+from diffusion.evaluation.facts.distance import Frechet
+from diffusion.evaluation.gate.limits import limits_of, may_differ
+from diffusion.evaluation.gate.verdict import Check, Verdict
 from diffusion.evaluation.identity import check_alike, differences
-from diffusion.evaluation.limits import limits_of, may_differ
-from diffusion.evaluation.report import Report
-from diffusion.evaluation.stats import jackknife_error, t_quantile
-from diffusion.evaluation.verdict import Check, Verdict
+from diffusion.evaluation.metrics.stats import jackknife_error, t_quantile
+from diffusion.evaluation.report.report import Report
 from diffusion.recipe import GateRecipe, digest_of
 from diffusion.serving.latency import Latency
 

@@ -3,10 +3,10 @@
 import math
 from dataclasses import replace
 
-from diffusion.evaluation.extrapolate import LEAST, Extrapolated, extrapolate
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
-from diffusion.evaluation.stats import (
+from diffusion.evaluation.metrics.extrapolate import LEAST, Extrapolated, extrapolate
+from diffusion.evaluation.metrics.stats import (
     BLOCKS,
     CONFIDENCE,
     ByFeatures,
