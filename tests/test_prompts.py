@@ -14,7 +14,7 @@ from diffusion.data.images import decode_png, to_model, to_uint8
 from diffusion.data.reader import ShardReader
 from diffusion.evaluation.facts.held_out import held_out_loss
 from diffusion.evaluation.measure import evaluate, in_process
-from diffusion.evaluation.metrics.stats import digits
+from diffusion.evaluation.metrics.intervals import digits
 from diffusion.evaluation.plan import draws, evenly
 from diffusion.evaluation.report.report import load_report
 from diffusion.guidance import classifier_free, conditioned

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diffusion.data.manifest import Split
-from diffusion.evaluation.metrics.stats import allocate
+from diffusion.evaluation.metrics.splits import allocate
 from diffusion.random import Stream, bits
 from diffusion.recipe import EvaluateRecipe, Frozen, Setting
 

@@ -35,10 +35,12 @@ from diffusion.evaluation.facts.memorized import Memorization, MemorizationIdent
 from diffusion.evaluation.facts.neighbours import Measured, Neighbours
 from diffusion.evaluation.gate.gate import verdict
 from diffusion.evaluation.identity import SampleIdentity
+from diffusion.evaluation.metrics.frechet import Gaussian, frechet_to
+from diffusion.evaluation.metrics.intervals import CONFIDENCE
 from diffusion.evaluation.metrics.manifold import Estimate, Real, neighbourhood
 from diffusion.evaluation.metrics.memorization import Copies, Looks, Nearest, copies, nearest, shrink
 from diffusion.evaluation.metrics.shares import betainc
-from diffusion.evaluation.metrics.stats import CONFIDENCE, Gaussian, allocate, frechet_to
+from diffusion.evaluation.metrics.splits import allocate
 from diffusion.evaluation.report.report import Environment, Report
 from diffusion.recipe import GateRecipe, SamplingRecipe, digest_of
 from diffusion.threads import one_thread

@@ -24,9 +24,9 @@ import numpy as np
 import scipy.linalg
 from torch import Tensor
 
+from diffusion.evaluation.metrics.frechet import FeatureStats, Gaussian, frechet
 from diffusion.evaluation.metrics.kernel import kernel_distance, mean_within
 from diffusion.evaluation.metrics.manifold import Real, neighbourhood
-from diffusion.evaluation.metrics.stats import FeatureStats, Gaussian, frechet
 from diffusion.threads import one_thread
 from tests.benchmarks.emoji_features import emoji_features
 from tests.metrics_by_hand import kernel_by_hand, neighbourhood_by_hand

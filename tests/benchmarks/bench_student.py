@@ -22,7 +22,7 @@ from diffusion.data import manifest
 from diffusion.evaluation import plan
 from diffusion.evaluation.extractors.features import find_weights, identity_of
 from diffusion.evaluation.gathered import Setup
-from diffusion.evaluation.metrics.stats import Gaussian, frechet_to
+from diffusion.evaluation.metrics.frechet import Gaussian, frechet_to
 from diffusion.evaluation.reference import LIMIT, ReferenceIdentity, recall
 from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe, SamplingRecipe, canonical_json

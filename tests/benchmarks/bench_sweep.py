@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from diffusion.evaluation.metrics.stats import Distance, Gaussian, frechet_to
+from diffusion.evaluation.metrics.frechet import Distance, Gaussian, frechet_to
 from diffusion.evaluation.sweep.choice import Candidate, beaten, choice, rounds
 from diffusion.recipe import SweepRecipe
 

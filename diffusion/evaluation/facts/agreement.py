@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion.evaluation.extractors.features import Extractor, ExtractorIdentity
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
-from diffusion.evaluation.metrics.stats import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
 from diffusion.recipe import Frozen
 from diffusion.store.joint_encoders import JointEncoder, JointIdentity
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion.denoiser import Denoiser, linear
 from diffusion.density import stratified
 from diffusion.evaluation.gathered import Gathered
-from diffusion.evaluation.metrics.stats import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
 from diffusion.guidance import Cond
 from diffusion.process import Bound, Chain, estimated_bound
 from diffusion.random import Stream, normal

@@ -7,10 +7,10 @@ import numpy as np
 
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
 from diffusion.evaluation.metrics.kernel import kernel_distance, mean_within
 from diffusion.evaluation.metrics.manifold import K_DENSITY, Real, neighbourhood
 from diffusion.evaluation.metrics.pairs import Features, Picked
-from diffusion.evaluation.metrics.stats import CONFIDENCE, digits, t_quantile
 from diffusion.recipe import Frozen
 
 if TYPE_CHECKING:

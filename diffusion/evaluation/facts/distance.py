@@ -6,20 +6,9 @@ from dataclasses import replace
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.metrics.extrapolate import LEAST, Extrapolated, extrapolate
-from diffusion.evaluation.metrics.stats import (
-    BLOCKS,
-    CONFIDENCE,
-    ByFeatures,
-    BySums,
-    Distance,
-    Floor,
-    Gaussian,
-    beside,
-    digits,
-    floor,
-    jackknifed,
-    t_quantile,
-)
+from diffusion.evaluation.metrics.frechet import BLOCKS, ByFeatures, BySums, Distance, Gaussian, beside, jackknifed
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.splits import Floor, floor
 from diffusion.recipe import Frozen
 
 

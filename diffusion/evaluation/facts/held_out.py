@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.denoiser import Denoiser, linear
 from diffusion.evaluation.gathered import Gathered
-from diffusion.evaluation.metrics.stats import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
 from diffusion.guidance import Cond
 from diffusion.loss import denoising_loss, edm_weight
 from diffusion.random import Stream, normal

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diffusion.data.reader import ShardReader
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
+from diffusion.evaluation.metrics.intervals import digits
 from diffusion.evaluation.metrics.memorization import (
     NEIGHBOURS,
     QUANTILE,
@@ -19,7 +20,6 @@ from diffusion.evaluation.metrics.memorization import (
     shrink,
 )
 from diffusion.evaluation.metrics.pairs import TILE
-from diffusion.evaluation.metrics.stats import digits
 from diffusion.recipe import Frozen
 
 

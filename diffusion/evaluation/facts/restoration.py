@@ -9,7 +9,7 @@ from pydantic import Field
 from diffusion.data.images import grid
 from diffusion.evaluation.extractors.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Gathered
-from diffusion.evaluation.metrics.stats import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
 from diffusion.evaluation.restoration import EXACT, Case, case_of, steps_of
 from diffusion.recipe import Frozen
 from diffusion.restore import REPEATS

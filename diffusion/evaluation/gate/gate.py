@@ -4,7 +4,7 @@ from diffusion.evaluation.facts.distance import Frechet
 from diffusion.evaluation.gate.limits import limits_of, may_differ
 from diffusion.evaluation.gate.verdict import Check, Verdict
 from diffusion.evaluation.identity import check_alike, differences
-from diffusion.evaluation.metrics.stats import jackknife_error, t_quantile
+from diffusion.evaluation.metrics.intervals import jackknife_error, t_quantile
 from diffusion.evaluation.report.report import Report
 from diffusion.recipe import GateRecipe, digest_of
 from diffusion.serving.latency import Latency

@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusion.evaluation.metrics.stats import BLOCKS, ByFeatures, BySums, Distance, jackknife_error
+from diffusion.evaluation.metrics.frechet import BLOCKS, ByFeatures, BySums, Distance
+from diffusion.evaluation.metrics.intervals import jackknife_error
 
 PARTS = (1, 2, 4, 8)
 LEAST = 2 * BLOCKS  # samples, below which an eighth has less than 8

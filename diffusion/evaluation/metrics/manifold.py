@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffusion.evaluation.metrics.intervals import t_quantile
 from diffusion.evaluation.metrics.pairs import Features, nearest_rows, squared_distances, tiles
-from diffusion.evaluation.metrics.stats import t_quantile
 from diffusion.random import Stream, bits
 
 K_PRECISION = 3

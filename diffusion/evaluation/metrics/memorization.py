@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion.evaluation.metrics.intervals import CONFIDENCE
 from diffusion.evaluation.metrics.pairs import chunks, nearest_rows
 from diffusion.evaluation.metrics.shares import excess, excess_interval
-from diffusion.evaluation.metrics.stats import CONFIDENCE
 
 QUANTILE = 0.05  # of the held-out pictures are near: fewer are often duplicates in the data, more hide few copies
 SIDE = 16  # of the small copies whose pixels are compared: at 32 a JPEG of quality 75 was found half as often

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.metrics.stats import checked
+from diffusion.evaluation.metrics.frechet import checked
 
 TILE = 1_024  # pictures of either set
 

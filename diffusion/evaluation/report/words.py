@@ -6,7 +6,7 @@ from diffusion.evaluation.facts.agreement import agreement_words
 from diffusion.evaluation.facts.by_class import class_words
 from diffusion.evaluation.facts.neighbours import neighbour_words
 from diffusion.evaluation.facts.restoration import restoration_words
-from diffusion.evaluation.metrics.stats import CONFIDENCE
+from diffusion.evaluation.metrics.intervals import CONFIDENCE
 from diffusion.evaluation.report.words_memorization import memorization_words
 from diffusion.store.averages import Reconstruction
 

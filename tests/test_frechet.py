@@ -10,16 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion.evaluation.metrics.stats import (
-    ByFeatures,
-    FeatureStats,
-    Gaussian,
-    allocate,
-    floor,
-    frechet,
-    frechet_to,
-    t_quantile,
-)
+from diffusion.evaluation.metrics.frechet import ByFeatures, FeatureStats, Gaussian, frechet, frechet_to
+from diffusion.evaluation.metrics.splits import floor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,38 +155,6 @@ def test_jackknife_is_the_definition():
     assert found.standard_error == pytest.approx(math.sqrt(2 / 3 * sum((v - mean) ** 2 for v in left_out)), rel=1e-9)
 
 
-@pytest.mark.parametrize("probability", [0.75, 0.95, 0.975, 0.99])
-@pytest.mark.parametrize("degrees", [8, 15, 31])
-def test_t_quantile(probability, degrees):
-    assert t_quantile(probability, degrees) == pytest.approx(scipy.stats.t.ppf(probability, degrees), rel=2e-3)
-
-
-def test_floor_takes_disjoint_pictures_in_the_frequencies_of_the_classes():
-    """Classes far apart: a split with other frequencies than the rest would be far from it."""
-    labels = torch.arange(300) % 3
-    x = normals(300, 6) + 100 * labels[:, None]
-    least = floor(x, labels, 90, seed=3)
-    assert (least.pictures, least.against, least.splits) == (90, 210, 4)
-    assert least.value < 10  # means of the splits differ by 100 / 90 for one picture of another class
-    assert floor(x, labels, 90, seed=3) == least
-    assert floor(x, labels, 90, seed=4) != least
-    assert floor(x, labels, 10_000, seed=3).pictures == 150
-
-
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=8).filter(any), st.integers(1, 200))
-def test_allocation_is_by_largest_remainder(counts, n):
-    given_ = allocate(counts, n)
-    assert sum(given_) == n
-    for count, share in zip(counts, given_, strict=True):
-        assert abs(share - n * count / sum(counts)) < 1
-        assert share == 0 or count > 0
-
-
-def test_allocation_breaks_ties_by_class():
-    assert allocate([1, 1, 1], 4) == [2, 1, 1]
-    assert allocate([85, 0, 15], 10) == [9, 0, 1]  # 8.5 and 1.5
-
-
 def test_what_cannot_be_measured_is_refused():
     good = Gaussian.of(normals(10, 4))
     with pytest.raises(ValueError, match="not all finite"):
@@ -207,5 +167,3 @@ def test_what_cannot_be_measured_is_refused():
         frechet(good, Gaussian.of(normals(10, 5)))
     with pytest.raises(ValueError, match="not of the same extractor"):
         FeatureStats.of(normals(3, 4)).merge(FeatureStats.of(normals(3, 5)))
-    with pytest.raises(ValueError, match="no pictures"):
-        allocate([0, 0], 3)

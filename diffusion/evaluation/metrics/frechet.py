@@ -7,19 +7,16 @@ a product of matrices, stays real, and is exact when there are fewer pictures th
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from diffusion.random import Stream, bits
+from diffusion.evaluation.metrics.intervals import jackknife_error
 
 BLOCKS = 32  # of the jackknife
 ROWS = 2_048  # features in float64 at once
 MANY = 2  # times as many pictures as features: then sums are as exact as the features themselves, and less to compute
-CONFIDENCE = 0.95  # of the interval that a report states; the gate states its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,17 +223,6 @@ def _round_off(eigenvalues: Tensor) -> Tensor:
     return eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps
 
 
-def jackknife_error(left_out: Sequence[float]) -> float:
-    """The standard error of a statistic, from its values without each block in turn.  [Efron & Stein 1981]
-
-    Of a difference of two statistics over the same blocks: from the differences, value by value.  Where two models drew from
-    the same noise, what the noise does to both is then not held against the one.
-    """
-    blocks = len(left_out)
-    mean = math.fsum(left_out) / blocks
-    return math.sqrt((blocks - 1) / blocks * math.fsum((value - mean) ** 2 for value in left_out))
-
-
 def _nuclear_norm(matrix: Tensor) -> Tensor:
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
@@ -252,72 +238,3 @@ def checked(features: Tensor) -> Tensor:
     if not features.isfinite().all():
         raise ValueError("the features are not all finite, so no distance between them exists")
     return features.double()
-
-
-def digits(value: float) -> float | None:
-    """A measured number as reports hold it: six significant digits, None where it is not finite."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def t_quantile(probability: float, degrees: int) -> float:
-    """Student's t, by the expansion around the normal quantile: 3 digits from 8 degrees on.  [Abramowitz & Stegun 26.7.5]"""
-    z = NormalDist().inv_cdf(probability)
-    return (
-        z
-        + (z**3 + z) / 4 / degrees
-        + (5 * z**5 + 16 * z**3 + 3 * z) / 96 / degrees**2
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384 / degrees**3
-        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160 / degrees**4
-    )
-
-
-@dataclass(frozen=True)
-class Floor:
-    """What real pictures score in the place of generated ones: `pictures` of them against the `against` others."""
-
-    value: float  # mean over the splits
-    spread: float  # standard deviation between the splits
-    splits: int
-    pictures: int
-    against: int
-
-
-def floor(features: Tensor, labels: Tensor, n: int, *, seed: int, splits: int = 4) -> Floor:
-    """The distance of n real pictures (half of all at most) from the other real pictures.
-
-    The distance is too large by about 1/N, so a perfect model scores about this much and not 0.  features (M, D);
-    labels (M,) int64: every split takes the classes in proportion, as the generated pictures do.
-    """
-    n = min(n, len(features) // 2)
-    if n < 2:
-        raise ValueError(f"{len(features)} real pictures are too few for a floor: at least 4 are needed")
-    values = []
-    for some in split(labels, n, seed=seed, splits=splits):
-        parts = (mask.nonzero().flatten() for mask in (some, ~some))
-        values.append(frechet(*(Gaussian.of_rows(features, rows) for rows in parts)))
-    mean = math.fsum(values) / splits
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, splits - 1))
-    return Floor(mean, spread, splits, n, len(features) - n)
-
-
-def split(labels: Tensor, n: int, *, seed: int, splits: int) -> Tensor:
-    """Which n pictures stand for drawn ones in each split, (splits, M) bool; labels (M,), the classes in proportion."""
-    words = bits(seed, Stream.HOLDOUT, torch.arange(len(labels)), splits)
-    chosen = torch.zeros(splits, len(labels), dtype=torch.bool)
-    for label, count in enumerate(allocate(labels.bincount().tolist(), n)):
-        members = (labels == label).nonzero().flatten()
-        for i in range(splits):
-            chosen[i, members[words[members, i].argsort(stable=True)[:count]]] = True
-    return chosen
-
-
-def allocate(counts: list[int], n: int) -> list[int]:
-    """n pictures over classes in proportion to `counts`, by largest remainder; equal remainders go to the first class."""
-    total = sum(counts)
-    if total == 0:
-        raise ValueError("there are no pictures to take the frequencies of the classes from")
-    given = [n * count // total for count in counts]
-    by_remainder = sorted(range(len(counts)), key=lambda c: (-(n * counts[c] % total), c))
-    for c in by_remainder[: n - sum(given)]:
-        given[c] += 1
-    return given
