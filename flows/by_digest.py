@@ -6,7 +6,8 @@ from diffusion.adapters.mlflow_lineage import registered_as
 from diffusion.adapters.mlflow_registry import resolve
 from diffusion.data.sources import MAX_FILE_BYTES
 from diffusion.serving.receipt import Opened, opened
-from diffusion.store.bundle import bundle_path, verify_bundle
+from diffusion.store.bundle import verify_bundle
+from diffusion.store.bundle_spec import bundle_path
 from flows.site import Site
 
 

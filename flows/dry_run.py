@@ -5,7 +5,7 @@ from diffusion.data.dry_run import DryRun, dry_run
 from diffusion.data.pictures.buckets import shown
 from diffusion.data.report import amount, few
 from diffusion.recipe import Recipe, ShardRecipe
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import open_storage
 from diffusion.training.exact import worlds_of

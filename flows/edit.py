@@ -13,7 +13,7 @@ from diffusion.random import Stream
 from diffusion.restore import null_space
 from diffusion.sampler import SAMPLERS, Conversation
 from diffusion.serving.request import RequestError, resolve
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 from flows.console import say
 from flows.pictures import (
     answered,

@@ -10,7 +10,7 @@ from flows.console import say
 from flows.site import Site
 
 if TYPE_CHECKING:
-    from diffusion.store.bundle import BundleSpec
+    from diffusion.store.bundle_spec import BundleSpec
 
 NOTHING_NEW = "that model was trained by this recipe on these pictures: there is nothing new to learn"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -68,7 +68,7 @@ def look(recipe: TrainRecipe, init: str | None, resolution: int, site: Site) -> 
         return recipe, None
     _check_one(recipe, init)
     from diffusion.adapters import mlflow_registry as registry
-    from diffusion.store.bundle import read_spec
+    from diffusion.store.bundle_spec import read_spec
     from diffusion.training.warm_start import check_origin
 
     name, _, which = (init or recipe.init).partition("@")
@@ -115,7 +115,7 @@ def learned(recipe: TrainRecipe, spec: "BundleSpec", dataset: DatasetRef, site: 
 def origin_of(recipe: TrainRecipe, site: Site) -> Path | None:
     """The folder of the model that a recipe starts from, None where it starts from none.  Raises ValueError where the store
     does not have it."""
-    from diffusion.store.bundle import bundle_path
+    from diffusion.store.bundle_spec import bundle_path
 
     if recipe.init is None:
         return None

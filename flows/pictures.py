@@ -23,7 +23,8 @@ from diffusion.serving.flight import noise_of, under
 from diffusion.serving.receipt import ReworkReceipt, device_name, pixels_sha256, stamp
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, parse, resolve
 from diffusion.spacing import detailed_sigmas
-from diffusion.store.bundle import Bundle, BundleSpec, load_bundle, read_spec
+from diffusion.store.bundle import Bundle, load_bundle
+from diffusion.store.bundle_spec import BundleSpec, read_spec
 from diffusion.store.publish import sha256_file
 from flows.console import progress, say, waiting
 from flows.preflight import check_empty

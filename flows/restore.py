@@ -17,7 +17,7 @@ from diffusion.restore import REPEATS, TRAINED_STEPS, null_space, residual
 from diffusion.restore import zero_shot as by_zero_shot
 from diffusion.sampler import SAMPLERS, Conversation
 from diffusion.serving.request import ResolvedRequest, resolve
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 from flows.console import say
 from flows.pictures import (
     Model,

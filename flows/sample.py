@@ -8,7 +8,7 @@ from urllib.parse import quote
 from diffusion.data.images import encode_png, grid
 from diffusion.serving.receipt import receipt_of, stamp
 from diffusion.serving.request import GenerateRequest, resolve
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 from flows.console import progress, say
 from flows.pictures import folder, open_model, parsed, settled
 from flows.site import Site

@@ -19,7 +19,7 @@ from diffusion.store.storage import open_storage
 from flows.console import waiting
 
 if TYPE_CHECKING:
-    from diffusion.adapters.mlflow_runs import Tracking
+    from diffusion.adapters.mlflow_tracking import Tracking
 
 PREFIX = "DIFFUSION_"
 
@@ -190,7 +190,7 @@ class Site(Frozen):
 
     def tracking(self, name: str) -> "Tracking":
         """Where the MLflow runs and versions of the model `name` are."""
-        from diffusion.adapters.mlflow_runs import Tracking
+        from diffusion.adapters.mlflow_tracking import Tracking
 
         artifacts = None if self.mlflow else str(self.home / "mlflow-artifacts")
         return Tracking(uri=self.mlflow_uri, artifacts=artifacts, experiment=name, bundles=self.bundles)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from diffusion.evaluation.report.report import load_report
 from diffusion.evaluation.report.words import average
 from diffusion.evaluation.sweep.report import load_seconds, load_sweep, table
-from diffusion.store.bundle import SPEC_NAME, BundleSpec
+from diffusion.store.bundle_spec import SPEC_NAME, BundleSpec
 from diffusion.store.refs import EvaluationRef, ModelRef, RunRef, SweepRef
 from diffusion.training.checkpoint import folders_in
 from diffusion.training.journal import SCORE, judged_in, ranked

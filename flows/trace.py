@@ -19,7 +19,7 @@ from diffusion.lineage.chain import (
 )
 from diffusion.lineage.nearest import search, side_by_side
 from diffusion.serving.receipt import Opened, ReworkReceipt
-from diffusion.store.bundle import BundleSpec, read_spec
+from diffusion.store.bundle_spec import BundleSpec, read_spec
 from diffusion.store.storage import open_storage
 from flows.by_digest import bundle_of, read_picture
 from flows.console import progress, say, warn

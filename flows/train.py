@@ -9,7 +9,7 @@ from diffusion.adapters.mlflow_runs import recorded
 from diffusion.adapters.ray_train import TrainingFailed, train_run
 from diffusion.recipe import EvaluateRecipe, TrainRecipe
 from diffusion.store.averages import moments_read
-from diffusion.store.bundle import bundle_path
+from diffusion.store.bundle_spec import bundle_path
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.training.retention import Keep
 from flows.console import progress, say, warn

@@ -8,7 +8,8 @@ from httpx import HTTPError
 from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import PrefectException
 
-from diffusion.adapters.mlflow_runs import Tracking, log_validation
+from diffusion.adapters.mlflow_runs import log_validation
+from diffusion.adapters.mlflow_tracking import Tracking
 from diffusion.adapters.ray_validate import Validation, validating
 from diffusion.evaluation.quick import quick
 from diffusion.recipe import EvaluateRecipe, TrainRecipe

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.adapters.mlflow_runs import mlflow_environment
+from diffusion.adapters.mlflow_tracking import mlflow_environment
 from diffusion.presets import PRESETS
 from diffusion.recipe import Recipe
 from tests.s3_server import NoServer, S3Server, s3_server

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import urllib3.connectionpool
 
 from diffusion.adapters import mlflow_registry
-from diffusion.adapters.mlflow_runs import Tracking
+from diffusion.adapters.mlflow_tracking import Tracking
 from diffusion.evaluation.gate.gate import Verdict
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.refs import EvaluationRef

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffusion.adapters.mlflow_runs import mlflow_environment
+from diffusion.adapters.mlflow_tracking import mlflow_environment
 from tests.ports import free_port
 
 

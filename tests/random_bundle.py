@@ -12,7 +12,8 @@ from diffusion.degradation import image_channels
 from diffusion.denoiser import Denoiser, denoiser_of
 from diffusion.recipe import GuidanceKind, SamplingRecipe, TaskName, UNetRecipe, canonical_json
 from diffusion.store.averages import Source
-from diffusion.store.bundle import Bundle, BundleSpec, Guide, publish_bundle
+from diffusion.store.bundle import Bundle, publish_bundle
+from diffusion.store.bundle_spec import BundleSpec, Guide
 from diffusion.store.refs import ModelRef
 from diffusion.text import TextEncoder
 from tests.words import words

@@ -14,7 +14,8 @@ from diffusion.sampler import heun
 from diffusion.sampler import run as run_sampler
 from diffusion.schedule import karras_sigmas
 from diffusion.store.averages import read_average
-from diffusion.store.bundle import bundle_path, export_bundle, load_bundle, verify_bundle
+from diffusion.store.bundle import export_bundle, load_bundle, verify_bundle
+from diffusion.store.bundle_spec import bundle_path
 from diffusion.store.publish import sha256_file
 from diffusion.store.refs import RunRef
 from tests.made_run import CLASSES, make_run

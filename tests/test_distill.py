@@ -28,7 +28,8 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.flight import converse
 from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, RequestError, resolve
-from diffusion.store.bundle import Bundle, bundle_path, export_bundle, load_bundle, load_model
+from diffusion.store.bundle import Bundle, export_bundle, load_bundle, load_model
+from diffusion.store.bundle_spec import bundle_path
 from diffusion.store.refs import RunRef
 from diffusion.training import checkpoint
 from diffusion.training.corrupt import corrupt

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.store.bundle import load_bundle, read_facts, verify_bundle
+from diffusion.store.bundle import load_bundle, verify_bundle
+from diffusion.store.bundle_spec import read_facts
 from diffusion.store.elsewhere import POINTER_NAME, bring_bundle, bundle_uri, point, send_bundle
 from tests.published import content
 from tests.random_bundle import published_model

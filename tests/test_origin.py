@@ -14,7 +14,8 @@ from diffusion.recipe import (
     checkpoints_of,
     digest_of,
 )
-from diffusion.store.bundle import BundleSpec, load_model, publish_bundle
+from diffusion.store.bundle import load_model, publish_bundle
+from diffusion.store.bundle_spec import BundleSpec
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.store.works import remember, work_path
 from diffusion.training.checkpoint import name_of

@@ -19,7 +19,7 @@ from diffusion.lineage.chain import Data, Missing, find_data, find_run, key_of, 
 from diffusion.lineage.nearest import known, search
 from diffusion.recipe import EvaluateRecipe, Recipe
 from diffusion.serving.receipt import opened, stamp
-from diffusion.store.bundle import BundleSpec, read_spec
+from diffusion.store.bundle_spec import BundleSpec, read_spec
 from diffusion.store.storage import LocalFolder
 from flows.cli import app
 from flows.site import Site

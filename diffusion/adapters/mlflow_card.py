@@ -13,7 +13,7 @@ from diffusion.evaluation.gate.verdict import Verdict
 from diffusion.evaluation.gate.verdict import markdown as verdict_page
 from diffusion.evaluation.report.report import load_report
 from diffusion.lineage.chain import Missing, find_data
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 from diffusion.store.refs import DatasetRef, EvaluationRef
 
 if TYPE_CHECKING:

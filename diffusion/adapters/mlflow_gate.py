@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from diffusion.adapters.mlflow_card import VERDICT_NAME
 from diffusion.adapters.mlflow_champion import CHAMPION, WITHDRAWN, Overtaken
 from diffusion.adapters.mlflow_registry import aliases_of, register, version_of
-from diffusion.adapters.mlflow_runs import Tracking, connect
+from diffusion.adapters.mlflow_tracking import Tracking, connect
 from diffusion.evaluation.gate.gate import verdict
 from diffusion.evaluation.gate.verdict import Verdict
 from diffusion.evaluation.report.report import FILE as REPORT_NAME

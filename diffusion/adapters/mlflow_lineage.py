@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from diffusion.adapters.mlflow_runs import Tracking, reading
+from diffusion.adapters.mlflow_tracking import Tracking, reading
 
 
 class Registered(NamedTuple):

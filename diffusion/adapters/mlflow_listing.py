@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.adapters.mlflow_champion import WITHDRAWN, Move, journal, roll_back
 from diffusion.adapters.mlflow_registry import aliases_of, no_model
-from diffusion.adapters.mlflow_runs import Tracking, reading
+from diffusion.adapters.mlflow_tracking import Tracking, reading
 from diffusion.recipe import Frozen
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.adapters.mlflow_runs import Tracking, log_metrics
-from diffusion.store.bundle import WEIGHTS_NAME, BundleSpec
+from diffusion.adapters.mlflow_runs import log_metrics
+from diffusion.adapters.mlflow_tracking import Tracking
+from diffusion.store.bundle_spec import WEIGHTS_NAME, BundleSpec
 from diffusion.store.codecs import PACKAGES as CODEC_PACKAGES
 from diffusion.store.elsewhere import point, send_bundle
 from diffusion.store.publish import staging

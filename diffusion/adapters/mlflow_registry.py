@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from diffusion.adapters.mlflow_card import log_card, log_judgement, write
 from diffusion.adapters.mlflow_champion import CHAMPION, promote
 from diffusion.adapters.mlflow_model import lineage_of, log_bundle
-from diffusion.adapters.mlflow_runs import Tracking, connect, log_evaluation, reading, training_run
+from diffusion.adapters.mlflow_runs import log_evaluation, training_run
+from diffusion.adapters.mlflow_tracking import Tracking, connect, reading
 from diffusion.evaluation.gate.verdict import Verdict
 from diffusion.recipe import EvaluateRecipe
-from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path, publish_bundle, read_facts, verify_bundle
+from diffusion.store.bundle import publish_bundle, verify_bundle
+from diffusion.store.bundle_spec import SPEC_NAME, BundleSpec, bundle_path, read_facts
 from diffusion.store.elsewhere import bring_bundle
 from diffusion.store.publish import staging
 from diffusion.store.refs import EvaluationRef, ModelRef

@@ -8,7 +8,7 @@ from diffusion.evaluation.gate.verdict import Verdict
 from diffusion.evaluation.gate.verdict import markdown as verdict_page
 from diffusion.evaluation.report.report import Report
 from diffusion.evaluation.report.words import identity
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 from diffusion.store.refs import DatasetRef
 
 FILE = "card.md"

@@ -16,7 +16,7 @@ from diffusion.evaluation.extractors.features import ExtractorIdentity
 from diffusion.evaluation.metrics.memorization import Looks
 from diffusion.evaluation.plan import Draw, Task
 from diffusion.recipe import EvaluateRecipe, Frozen
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 from diffusion.store.joint_encoders import JointIdentity
 
 

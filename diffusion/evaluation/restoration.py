@@ -27,7 +27,7 @@ from diffusion.restore import TRAINED_STEPS, null_space, residual, zero_shot
 from diffusion.sampler import SAMPLERS, run
 from diffusion.serving.engine import Engine
 from diffusion.spacing import detailed_sigmas
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 
 SHOWN = 8  # pictures in the grid
 EXACT = 100.0  # dB that a picture counts which equals the truth: its PSNR is infinite

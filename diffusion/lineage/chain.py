@@ -19,7 +19,7 @@ from diffusion.data.shards import read_index
 from diffusion.data.versions import Head
 from diffusion.recipe import TrainRecipe, digest_of
 from diffusion.store.averages import MANIFEST_NAME, STATE_NAME
-from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path, read_facts
+from diffusion.store.bundle_spec import SPEC_NAME, BundleSpec, bundle_path, read_facts
 from diffusion.store.storage import Storage, open_storage
 from diffusion.training.checkpoint import Facts
 

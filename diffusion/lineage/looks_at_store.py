@@ -14,7 +14,7 @@ from diffusion.evaluation.reference import ReferenceIdentity
 from diffusion.lineage.looks import Finding, Look, Tell, asked, hashed, said
 from diffusion.recipe import canonical_json, digest_of, first_mistake
 from diffusion.store.averages import MANIFEST_NAME, Manifest
-from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path
+from diffusion.store.bundle_spec import SPEC_NAME, BundleSpec, bundle_path
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import LocalFolder, Storage, open_storage
 from diffusion.store.works import digested, finished

@@ -15,7 +15,7 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.flight import converse
 from diffusion.serving.receipt import Opened, Receipt, device_name, pixels_sha256, stamp
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 
 
 def request_of(receipt: Receipt, spec: BundleSpec) -> ResolvedRequest:

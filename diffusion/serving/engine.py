@@ -30,7 +30,8 @@ from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, Picture, QueueFull, Ticket
 from diffusion.spacing import sampling_sigmas
-from diffusion.store.bundle import Bundle, BundleSpec
+from diffusion.store.bundle import Bundle
+from diffusion.store.bundle_spec import BundleSpec
 
 _LARGEST_CALL = {"cpu": 16, "cuda": 64}  # rows; beyond these a call only takes longer
 

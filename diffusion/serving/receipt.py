@@ -14,7 +14,7 @@ from diffusion.data.pictures.buckets import shown
 from diffusion.recipe import Frozen, GuidanceKind, SamplerName, TaskName, canonical_json, first_mistake, unset, usual
 from diffusion.serving.request import ResolvedRequest, once_each
 from diffusion.store.averages import Digest
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 
 CHUNK = "diffusion"  # keyword of the PNG text chunk
 MAX_TEXT = 2**16  # characters of a receipt

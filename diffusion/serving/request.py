@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from diffusion.data.pictures.buckets import Size, shown
 from diffusion.recipe import Frozen, GuidanceKind, SamplerName, ServeRecipe, mistake
 from diffusion.spacing import sampling_sigmas
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 
 Whole = Annotated[int, Field(strict=True)]  # true is not 1, "3" is not 3
 Model = TypeVar("Model", bound=Frozen)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from diffusion.recipe import Frozen, canonical_json, first_mistake
 from diffusion.store.averages import Digest
-from diffusion.store.bundle import SPEC_NAME, BundleSpec, bundle_path, read_facts
+from diffusion.store.bundle_spec import SPEC_NAME, BundleSpec, bundle_path, read_facts
 from diffusion.store.publish import sha256_file
 from diffusion.store.storage import Storage, open_storage
 

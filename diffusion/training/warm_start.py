@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusion.denoiser import Denoiser
 from diffusion.recipe import TrainRecipe, UNetRecipe
-from diffusion.store.bundle import BundleSpec
+from diffusion.store.bundle_spec import BundleSpec
 from diffusion.store.codecs import identity_for
 from diffusion.store.text_encoders import identity_of
 from diffusion.training.step import TrainState

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from diffusion.adapters.mlflow_gate import champion_report
 from diffusion.adapters.mlflow_registry import register, resolve
-from diffusion.adapters.mlflow_runs import Tracking, connect, recorded
+from diffusion.adapters.mlflow_runs import recorded
+from diffusion.adapters.mlflow_tracking import Tracking, connect
 from diffusion.evaluation.report.report import load_report
 from diffusion.presets import PRESETS
 from diffusion.recipe import Recipe

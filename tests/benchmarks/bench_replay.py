@@ -25,7 +25,8 @@ from diffusion.lineage.replay import Outcome, outcome, redraw, surroundings
 from diffusion.recipe import SamplerName
 from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import opened
-from diffusion.store.bundle import bundle_path, load_bundle
+from diffusion.store.bundle import load_bundle
+from diffusion.store.bundle_spec import bundle_path
 from tests.ports import free_port
 from tests.program import Place, read_until, running
 

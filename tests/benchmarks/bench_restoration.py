@@ -31,7 +31,8 @@ from diffusion.recipe import TaskName
 from diffusion.restore import REPEATS, STRETCH, TRAINED_STEPS, null_space, residual, zero_shot
 from diffusion.sampler import SAMPLERS, Conversation, Noise, run
 from diffusion.spacing import detailed_sigmas
-from diffusion.store.bundle import Bundle, BundleSpec, load_bundle
+from diffusion.store.bundle import Bundle, load_bundle
+from diffusion.store.bundle_spec import BundleSpec
 from flows.site import Site
 
 BATCH = 16

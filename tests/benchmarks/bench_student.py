@@ -29,15 +29,8 @@ from diffusion.recipe import EvaluateRecipe, SamplingRecipe, canonical_json
 from diffusion.sampler import evaluations
 from diffusion.serving.engine import Engine
 from diffusion.serving.request import GenerateRequest
-from diffusion.store.bundle import (
-    SPEC_NAME,
-    WEIGHTS_NAME,
-    BundleSpec,
-    bundle_path,
-    load_bundle,
-    publish_bundle,
-    verify_bundle,
-)
+from diffusion.store.bundle import load_bundle, publish_bundle, verify_bundle
+from diffusion.store.bundle_spec import SPEC_NAME, WEIGHTS_NAME, BundleSpec, bundle_path
 from diffusion.store.publish import staging
 from diffusion.threads import one_thread
 from flows.site import Site

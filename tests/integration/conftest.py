@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from diffusion.adapters.mlflow_registry import register
-from diffusion.adapters.mlflow_runs import Tracking, connect, recorded
+from diffusion.adapters.mlflow_runs import recorded
+from diffusion.adapters.mlflow_tracking import Tracking, connect
 from diffusion.recipe import Recipe
 from diffusion.store.refs import EvaluationRef, ModelRef, RunRef
 from tests.made_run import make_run

@@ -72,7 +72,7 @@ def test_one_is_in_the_seat_at_a_time(client):
 
 KILLED = """
 import os, signal, sys
-from diffusion.adapters.mlflow_runs import Tracking, connect
+from diffusion.adapters.mlflow_tracking import Tracking, connect
 from diffusion.adapters.mlflow_seat import seat
 with seat(connect(Tracking.model_validate_json(sys.argv[1])), "left"):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -134,7 +134,7 @@ def test_the_alias_moves_from_the_version_that_was_judged_against_alone(client):
 RACER = """
 import sys
 from diffusion.adapters.mlflow_gate import settle
-from diffusion.adapters.mlflow_runs import Tracking
+from diffusion.adapters.mlflow_tracking import Tracking
 from diffusion.recipe import Recipe
 from diffusion.store.refs import EvaluationRef
 tracking, evaluation, recipe = sys.argv[1:]

@@ -11,16 +11,8 @@ from pathlib import Path
 import pytest
 
 from diffusion.adapters import mlflow_runs
-from diffusion.adapters.mlflow_runs import (
-    Tracking,
-    connect,
-    finish_run,
-    flatten,
-    live_metrics,
-    log_validation,
-    open_run,
-    recorded,
-)
+from diffusion.adapters.mlflow_runs import finish_run, flatten, live_metrics, log_validation, open_run, recorded
+from diffusion.adapters.mlflow_tracking import Tracking, connect
 from diffusion.recipe import Recipe
 from tests.made_run import dataset_ref
 
@@ -56,7 +48,7 @@ def test_a_process_killed_while_it_makes_the_database_leaves_none(tmp_path: Path
     dying = (
         "import alembic.operations.base as base, os, signal\n"
         "base.Operations.add_column = lambda *given, **named: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from diffusion.adapters.mlflow_runs import Tracking, connect\n"
+        "from diffusion.adapters.mlflow_tracking import Tracking, connect\n"
         f"connect(Tracking.model_validate_json({tracking.model_dump_json()!r}))\n"
     )
     assert subprocess.run([sys.executable, "-c", dying], check=False).returncode == -signal.SIGKILL

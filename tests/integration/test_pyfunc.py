@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from diffusion.adapters.mlflow_model import signature_of
-from diffusion.adapters.mlflow_runs import Tracking, connect, mlflow_environment
+from diffusion.adapters.mlflow_tracking import Tracking, connect, mlflow_environment
 from diffusion.data.images import decode_png
 from diffusion.presets import PRESETS
 from diffusion.serving.receipt import read_receipt

@@ -9,7 +9,8 @@ import pytest
 
 from diffusion.adapters.mlflow_gate import champion_report, settle, verdict_of
 from diffusion.adapters.mlflow_registry import register, resolve
-from diffusion.adapters.mlflow_runs import Tracking, log_evaluation, recorded
+from diffusion.adapters.mlflow_runs import log_evaluation, recorded
+from diffusion.adapters.mlflow_tracking import Tracking
 from diffusion.evaluation.gate.verdict import Check, Verdict
 from diffusion.evaluation.report.report import load_report
 from diffusion.serving.request import GenerateRequest

@@ -10,7 +10,7 @@ import urllib3.connectionpool
 
 from diffusion.adapters.mlflow_gate import champion_report
 from diffusion.adapters.mlflow_registry import look_up, register, resolve
-from diffusion.adapters.mlflow_runs import Tracking, connect
+from diffusion.adapters.mlflow_tracking import Tracking, connect
 from diffusion.evaluation.gate.verdict import Check, Verdict
 from diffusion.evaluation.report.report import load_report
 from diffusion.serving.request import GenerateRequest

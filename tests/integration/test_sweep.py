@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.adapters.mlflow_runs import Tracking, connect
+from diffusion.adapters.mlflow_tracking import Tracking, connect
 from diffusion.adapters.ray_sweep import sweep_run
 from diffusion.evaluation.sweep.report import load_sweep
 from diffusion.evaluation.sweep.sweep import sweep

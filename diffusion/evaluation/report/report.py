@@ -26,7 +26,7 @@ from diffusion.evaluation.report.plot import bound_plot, loss_plot
 from diffusion.evaluation.report.words import markdown
 from diffusion.recipe import Frozen, canonical_json, digest_of, unset
 from diffusion.store.averages import Reconstruction
-from diffusion.store.bundle import Guide
+from diffusion.store.bundle_spec import Guide
 from diffusion.store.publish import publishing, sha256_file
 from diffusion.store.refs import EvaluationRef, RunRef
 from diffusion.text import TextIdentity
