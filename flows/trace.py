@@ -1,9 +1,10 @@
-"""trace: from a picture back to its model, its run, its data, its shards, and the pictures most like it among them."""
+"""trace: from a picture back to its model, its run, its data, the training pictures most like it, and the shards of all."""
 
 import shlex
 from pathlib import Path
 
 from diffusion.data.reader import ShardReader
+from diffusion.data.shards import DamagedShard
 from diffusion.lineage.chain import (
     Data,
     Missing,
@@ -18,8 +19,9 @@ from diffusion.lineage.chain import (
     seen_by,
 )
 from diffusion.lineage.nearest import search, side_by_side
-from diffusion.serving.receipt import Opened, ReworkReceipt
-from diffusion.store.bundle_spec import BundleSpec, read_spec
+from diffusion.recipe import digest_of
+from diffusion.serving.receipt import AnyReceipt, Opened, ReworkReceipt
+from diffusion.store.bundle_spec import BundleSpec, bundle_path, read_facts
 from diffusion.store.storage import open_storage
 from flows.by_digest import bundle_of, read_picture
 from flows.console import progress, say, warn
@@ -38,17 +40,19 @@ def trace(site: Site, picture: Path, *, every: bool, nearest: int, side: Path | 
         raise ValueError(f"--picture {side}: there is such a file already, and it stays as it is: give another name")
     _, found = read_picture(picture)
     whole = _picture(picture, found)
-    folder = bundle_of(site, found.receipt.bundle_digest)
-    spec, _ = read_spec(folder, found.receipt.bundle_digest)
-    whole &= _model(found, spec, site)
-    run = _run(spec, site)
-    data = _data(spec, site)
+    spec, undamaged = _bundle(found, site)
+    whole &= undamaged
+    if spec is not None:
+        whole &= _model(found, spec, site)
+    named = spec or found.receipt
+    run = _run(named, site)
+    data = _data(named, site)
     if data is None:
         return False
-    seen = seen_by(data, run.facts.recipe, spec.images_seen) if run else None
-    whole &= _shards(data, seen, every=every)
     if nearest:
-        _nearest(found, data, site, nearest, side)
+        whole &= _nearest(found, data, site, nearest, side)
+    seen = seen_by(data, run.facts.recipe, (spec or run.facts).images_seen) if run else None
+    whole &= _shards(data, seen, every=every)
     return whole and run is not None
 
 
@@ -68,17 +72,32 @@ def _picture(path: Path, found: Opened) -> bool:
     return found.intact
 
 
-def _model(found: Opened, spec: BundleSpec, site: Site) -> bool:
+def _bundle(found: Opened, site: Site) -> tuple[BundleSpec | None, bool]:
+    """What bundle.json says, as far as it is there and can be believed, and whether the bundle is whole."""
     receipt = found.receipt
     called = f"{receipt.model} version {receipt.version}" if receipt.version else receipt.model
     say(f"  model      {called}, as the receipt calls it")
     say(f"             bundle {receipt.bundle_digest}")
+    try:
+        folder, whole = bundle_of(site, receipt.bundle_digest), True
+    except (ValueError, ConnectionError) as error:
+        warn(f"model      {error}")
+        folder, whole = bundle_path(site.store, receipt.bundle_digest), False
+    try:
+        return read_facts(folder, receipt.bundle_digest)[0], whole
+    except ValueError:
+        warn("model      run and data are those that the receipt names: nothing else says that they are this model's")
+        return None, False
+
+
+def _model(found: Opened, spec: BundleSpec, site: Site) -> bool:
+    receipt = found.receipt
     average = f"average of relative width {spec.ema:g}"
     say(f"             {spec.parameters / 1e6:.2f} M parameters, {average}, after {spec.images_seen:,} pictures seen")
     for how, digest, facts in origins(site.store, spec):
         say(f"             {how} bundle {digest}")
         if facts is None:
-            warn(f"model      that bundle is not in {site.store}, and so is not what its data was")
+            warn(f"model      that bundle is not in {site.store}, or damaged there, so its data is not known")
         elif facts.dataset_digest != spec.dataset_digest:
             say(f"             which was trained on dataset {facts.dataset_digest}")
     said = {"run": (receipt.run_digest, spec.run_digest), "dataset": (receipt.dataset_digest, spec.dataset_digest)}
@@ -90,27 +109,26 @@ def _model(found: Opened, spec: BundleSpec, site: Site) -> bool:
     return not wrong
 
 
-def _run(spec: BundleSpec, site: Site) -> Run | None:
-    say(f"  run        checkpoint {spec.run_digest}")
+def _run(named: BundleSpec | AnyReceipt, site: Site) -> Run | None:
+    say(f"  run        checkpoint {named.run_digest}")
     try:
-        run = find_run(site.store, spec, site.runs)
+        run = find_run(site.store, named, site.runs)
     except Missing as missing:
         warn(f"run        {missing}")
         return None
     facts = run.facts
     workers = f", by {facts.world} worker{'s' * (facts.world > 1)}" if facts.world else ""
     say(f"             {run.uri}")
-    say(
-        f"             recipe {spec.recipe_digest}: {facts.recipe.images:,} pictures in batches of {facts.recipe.batch_size}"
-    )
+    recipe = facts.recipe
+    say(f"             recipe {digest_of(recipe)}: {recipe.images:,} pictures in batches of {recipe.batch_size}")
     say(f"             trained on {facts.device} with torch {facts.torch}{workers}")
     return run
 
 
-def _data(spec: BundleSpec, site: Site) -> Data | None:
-    say(f"  data       dataset {spec.dataset_digest}")
+def _data(named: BundleSpec | AnyReceipt, site: Site) -> Data | None:
+    say(f"  data       dataset {named.dataset_digest}")
     try:
-        data = find_data(open_storage(site.data_root), spec.dataset_digest)
+        data = find_data(open_storage(site.data_root), named.dataset_digest)
     except Missing as missing:
         warn(f"data       {missing}")
         return None
@@ -136,28 +154,59 @@ def _shards(data: Data, seen: Seen | None, *, every: bool) -> bool:
         times = f", each {least:,} times" if least == most else f", each {least:,} or {most:,} times"
         often = times if least else ""
         say(f"             the run has seen {part} of the pictures{often}, of {len(seen.shards):,} shards")
-    for number, entry in enumerate(entries if every else entries[:_FIRST]):
+    shown = range(len(entries)) if every else sorted(seen.shards if seen else range(len(entries)))[:_FIRST]
+    whole = not gone
+    for number in shown:
+        entry = entries[number]
         unseen = "  not seen" if seen and number not in seen.shards else ""
         say(f"             {number:>5}  {entry.sha256}  {entry.pictures:>6,} of them{unseen}")
-        for key in keys_in(data, number) if every and entry.index not in gone else ():
-            say(f"                    {key}")
-    if not every and len(entries) > _FIRST:
-        say(f"             and {len(entries) - _FIRST:,} more: --all lists them and the keys of their pictures")
+        if every and entry.index not in gone:
+            whole &= _keys(data, number)
+    if len(shown) < len(entries):
+        say(
+            f"             and {_others(len(entries), len(shown), seen)}: --all lists them and the keys of their pictures"
+        )
     for name in gone[:_FIRST]:
         warn(f"shards     {data.root.uri}/{name} is missing or cut off")
     if gone:
         warn(f"shards     {len(gone)} files are not there in full; `diffusion verify` looks at every byte")
-    return not gone
+    return whole
 
 
-def _nearest(found: Opened, data: Data, site: Site, count: int, side: Path | None) -> None:
+def _others(shards: int, shown: int, seen: Seen | None) -> str:
+    if seen is None or len(seen.shards) == shards:
+        return f"{shards - shown:,} more"
+    more = f"{len(seen.shards) - shown:,} more of these, and " if len(seen.shards) > shown else ""
+    return f"{more}{shards - len(seen.shards):,} of which it has seen nothing"
+
+
+def _keys(data: Data, number: int) -> bool:
+    try:
+        keys = keys_in(data, number)
+    except DamagedShard as error:
+        warn(f"shards     {error}")
+        return False
+    for key in keys:
+        say(f"                    {key}")
+    return True
+
+
+def _nearest(found: Opened, data: Data, site: Site, count: int, side: Path | None) -> bool:
+    try:
+        _shown(found, data, site, count, side)
+    except ValueError as error:  # a damaged shard, or all of them
+        warn(f"nearest    {error}")
+        return False
+    return True
+
+
+def _shown(found: Opened, data: Data, site: Site, count: int, side: Path | None) -> None:
     reader = ShardReader(data.uri, digest=data.manifest.digest, cache_mib=0, captions=False, shards=site.reading.cache)
     with progress("nearest", "pictures") as update:
         result = search(found.picture, reader, site.store, count=count, progress=update)
     say(f"  nearest    of {result.compared:,} training pictures, in features of {result.extractor}")
     say(f"             (half of them are within a distance of {result.typical:.4g})")
-    for near in result.near:
-        key = key_of(data, near.picture)
+    for near, key in [(near, key_of(data, near.picture)) for near in result.near]:
         say(f"             {near.distance:>8.4g}  {key.key}  {key.label}  {key.source}")
     if side is not None:
         side.parent.mkdir(parents=True, exist_ok=True)

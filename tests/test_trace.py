@@ -24,7 +24,7 @@ from diffusion.store.storage import LocalFolder
 from flows.cli import app
 from flows.site import Site
 from tests.made_dataset import Made, published
-from tests.traced_home import bundle_in, make_home, run_of
+from tests.traced_home import KEY, bundle_in, make_home, run_of
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +190,44 @@ def test_what_is_missing_is_said_and_the_rest_still_followed(copy: Path, tmp_pat
     code, told = diffusion(copy, "trace", picture)
     assert code == 1
     assert "or where that has DIFFUSION_DATA" in told
+
+
+def test_behind_a_damaged_model_is_followed_what_it_or_the_receipt_still_says(copy: Path) -> None:
+    picture, run = copy / "out" / "flags-4-001.png", run_of(copy)
+
+    def told(*said: str, nearest: int = 0) -> str:
+        code, told = diffusion(copy, "trace", picture, "--nearest", nearest)
+        assert code == 1
+        for part in (*said, f"checkpoint {run.digest}", f"dataset {run.dataset.digest}", "the run has seen"):
+            assert part in told
+        return told
+
+    folder, spec = bundle_in(copy), spec_of(copy)
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    facts = f"{spec.parameters / 1e6:.2f} M parameters"
+    assert "those that the receipt names" not in told(f"{weights}: sha256", facts)
+    path = folder / "bundle.json"
+    path.write_bytes(path.read_bytes()[:-1])
+    trust = "run and data are those that the receipt names"
+    assert facts not in told("is the bundle", trust)
     shutil.rmtree(copy / "store" / "bundles")
-    with pytest.raises(ValueError, match="is neither in"):
-        diffusion(copy, "trace", picture)
+    assert "training pictures, in features of" in told("is neither in", trust, nearest=1)
+    # where the run is of another dataset than the receipt says, neither is believed
+    with pytest.raises(Missing, match="than the receipt says"):
+        find_run(copy / "store", opened(picture.read_bytes()).receipt.model_copy(update={"dataset_digest": "e" * 64}))
+    (copy / "store" / "runs" / KEY / "checkpoints" / f"{run.images_seen:012d}" / "state.json").unlink()
+    assert diffusion(copy, "trace", picture, "--nearest", 0)[1].count("state.json is gone") == 1
+
+
+def test_damaged_shards_are_named_and_the_others_still_said(copy: Path) -> None:
+    picture, data = copy / "out" / "flags-4-001.png", data_of(copy)
+    index = data.root.path(data.manifest.entries("train")[1].index)
+    index.write_bytes(index.read_bytes()[:-1] + b"?")
+    code, told = diffusion(copy, "trace", picture, "--all", "--nearest", 0)
+    assert code == 1
+    assert f"{index} differs from the manifest's sha256" in told.replace("file://", "")
+    assert all(entry.sha256 in told for entry in data.manifest.entries("train"))
 
 
 def test_a_run_that_was_edited_is_not_believed(copy: Path) -> None:

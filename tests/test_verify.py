@@ -1,6 +1,7 @@
 """`diffusion verify`: of a home with a file of every kind, each file is spoilt and removed in turn, and must be named."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,8 +116,29 @@ def test_a_bit_that_is_turned_anywhere_is_found(store: Path) -> None:
         with spoilt(path, bytes(data)):
             found = look(store)
         assert any(finding.kind == "damaged" and names(finding, path) for finding in found), (path, found)
+        for finding in found:  # the file and what to do are said once
+            assert len(re.findall("delete|remove", finding.what, re.IGNORECASE)) <= 1, finding
+            assert not finding.what.startswith(finding.place)
         spoilt_files += 1
     assert spoilt_files >= 25
+
+
+def test_the_shards_of_a_damaged_dataset_are_not_said_to_be_nobodys(store: Path) -> None:
+    (made,) = store.glob("datasets/*/manifest.json")
+    shards = len([path for path in files(store) if "shards" in path.parts])
+    with spoilt(made, made.read_bytes().replace(b'"bytes":', b'"bytes": ', 1)):
+        found = look(store)
+    (loose,) = [finding for finding in found if finding.kind == "unknown"]
+    assert loose.place == str(store / "shards")
+    assert loose.what.startswith(f"{shards} files that no dataset has, or a damaged one alone: keep them")
+    damaged = {Path(finding.place).parent.name for finding in found if finding.kind == "damaged"}
+    assert damaged == {made.parent.name, "heads"}
+
+
+def test_an_average_without_a_sum_is_found(store: Path) -> None:
+    (path,) = store.glob("runs/*/checkpoints/*/manifest.json")
+    with spoilt(path, path.read_bytes().replace(b'":"ema-', b'":"Ema-', 1)):
+        assert f"{path}" in [finding.place for finding in look(store) if "it names no sum of Ema-" in finding.what]
 
 
 def test_a_note_that_leads_elsewhere_or_nowhere_is_found(store: Path) -> None:

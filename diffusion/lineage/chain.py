@@ -1,7 +1,8 @@
 """From a bundle back to the pictures behind it: bundle -> run -> dataset -> manifest -> shards -> keys, each by its digest.
 
 A link that is there is verified: its digest is computed, and it names the next one.  A link that is not says what is
-missing and where it could be had; those behind it are still looked for, since the bundle names run and dataset itself.
+missing and where it could be had; those behind it are still looked for, since the bundle names run and dataset itself, and
+so does the receipt, whose word that is where the bundle is damaged or gone.
 """
 
 import hashlib
@@ -15,11 +16,12 @@ import numpy as np
 from diffusion.data import manifest
 from diffusion.data.manifest import Manifest, ShardEntry
 from diffusion.data.reading_order import order_of
-from diffusion.data.shards import read_index
+from diffusion.data.shards import DamagedShard, damaged, read_index
 from diffusion.data.versions import Head
 from diffusion.recipe import TrainRecipe, digest_of
+from diffusion.serving.receipt import AnyReceipt
 from diffusion.store.averages import MANIFEST_NAME, STATE_NAME
-from diffusion.store.bundle_spec import SPEC_NAME, BundleSpec, bundle_path, read_facts
+from diffusion.store.bundle_spec import BundleSpec, bundle_path, read_facts
 from diffusion.store.storage import Storage, open_storage
 from diffusion.training.checkpoint import Facts
 
@@ -53,10 +55,11 @@ class Missing(ValueError):
     """A link that is not there, or not what its digest says.  Says where it could be had."""
 
 
-def find_run(store: Path, spec: BundleSpec, copies: str | None = None) -> Run:
-    """The run that a bundle is of, by the digest of its checkpoint.  copies: where the site has checkpoints copied to.
+def find_run(store: Path, named: BundleSpec | AnyReceipt, copies: str | None = None) -> Run:
+    """The run that a bundle says it is of, or where there is none a receipt, by the digest of its checkpoint.  copies: where
+    the site has checkpoints copied to.
 
-    Raises Missing: nowhere, damaged, or of another recipe than the bundle says.
+    Raises Missing: nowhere, damaged, or of another recipe or dataset than is said.
     """
     places = [open_storage(Path(store) / "runs")] + ([open_storage(f"{copies}/runs")] if copies else [])
     for place in places:
@@ -64,22 +67,26 @@ def find_run(store: Path, spec: BundleSpec, copies: str | None = None) -> Run:
             if not found.name.endswith(f"/{MANIFEST_NAME}"):
                 continue
             data = place.read(found.name)
-            if hashlib.sha256(data).hexdigest() == spec.run_digest:
-                return _run_at(place, found.name.removesuffix(f"/{MANIFEST_NAME}"), json.loads(data), spec)
+            if hashlib.sha256(data).hexdigest() == named.run_digest:
+                return _run_at(place, found.name.removesuffix(f"/{MANIFEST_NAME}"), json.loads(data), named)
     looked = " or ".join(place.uri for place in places)
     raise Missing(
-        f"the checkpoint {spec.run_digest[:16]} is not in {looked}: it lies in the home that trained it, or where that has"
+        f"the checkpoint {named.run_digest[:16]} is not in {looked}: it lies in the home that trained it, or where that has"
         f" DIFFUSION_RUNS"
     )
 
 
-def _run_at(place: Storage, name: str, said: dict, spec: BundleSpec) -> Run:
-    state = place.read(f"{name}/{STATE_NAME}")
+def _run_at(place: Storage, name: str, said: dict, named: BundleSpec | AnyReceipt) -> Run:
+    try:
+        state = place.read(f"{name}/{STATE_NAME}")
+    except FileNotFoundError as error:
+        raise Missing(f"{place.uri}/{name}/{STATE_NAME} is gone: `diffusion verify` looks for what else is") from error
     if hashlib.sha256(state).hexdigest() != said["files"][STATE_NAME]["sha256"]:
         raise Missing(f"{place.uri}/{name}/{STATE_NAME} differs from its manifest: it was changed after the training")
     facts = Facts.model_validate_json(state)
-    if (digest_of(facts.recipe), facts.dataset_digest) != (spec.recipe_digest, spec.dataset_digest):
-        raise Missing(f"{place.uri}/{name} is of another recipe or dataset than the bundle says")
+    who, recipe = ("bundle", named.recipe_digest) if isinstance(named, BundleSpec) else ("receipt", None)
+    if facts.dataset_digest != named.dataset_digest or recipe not in (None, digest_of(facts.recipe)):
+        raise Missing(f"{place.uri}/{name} is of another recipe or dataset than the {who} says")
     return Run(f"{place.uri}/{name}", facts)
 
 
@@ -184,13 +191,16 @@ def key_of(data: Data, picture: int) -> Key:
     ends = _ends(entries)
     number = int(np.searchsorted(ends, picture, side="right"))
     row = read_index(data.root, entries[number])[picture - int(ends[number])]  # counted from the shard's end
-    facts = json.loads(data.root.read(entries[number].tar, int(row["json_offset"]), int(row["json_size"])))
+    try:
+        facts = json.loads(data.root.read(entries[number].tar, int(row["json_offset"]), int(row["json_size"])))
+    except (FileNotFoundError, ValueError) as error:
+        raise DamagedShard(damaged(data.root, entries[number].tar, "is missing, or its facts are damaged")) from error
     label = data.manifest.labels("train")[number][int(row["label"])]
     return Key(row["key"].decode(), entries[number].tar, data.manifest.classes[label], str(facts.get("source", "")))
 
 
 def origins(store: Path, spec: BundleSpec) -> Iterator[tuple[str, str, BundleSpec | None]]:
-    """The models whose weights, or answers, this one's were made of: (how, digest, facts or None where they are not here).
+    """The models whose weights, or answers, this one's were made of: (how, digest, facts or None where none can be read).
 
     Their data is behind it, too.
     """
@@ -203,7 +213,10 @@ def origins(store: Path, spec: BundleSpec) -> Iterator[tuple[str, str, BundleSpe
             return
         how, digest = named
         folder = bundle_path(store, digest)
-        found = read_facts(folder, digest)[0] if (folder / SPEC_NAME).is_file() else None
+        try:
+            found = read_facts(folder, digest)[0]
+        except ValueError:
+            found = None
         yield how, digest, found
         if found is None:
             return

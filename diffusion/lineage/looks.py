@@ -60,7 +60,7 @@ def said(kind: Literal["damaged", "missing", "unknown"], place: str, what: str) 
 
 
 def asked(place: str, size: int, check: Callable[[], object], remedy: str) -> Look:
-    """A look by a function that raises ValueError where something is wrong."""
+    """A look by a function that raises ValueError where something is wrong.  remedy: what to do; none: the error says it."""
 
     def work(tell: Tell) -> list[Finding]:
         try:

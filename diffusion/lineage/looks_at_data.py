@@ -14,21 +14,34 @@ def looks_at_data(root: Storage, but: Collection[str] = ()) -> Iterator[Look]:
     """At all of a data root.  but: folders in it that have something else."""
     sizes = {found.name: found.size for found in root.walk() if found.name.partition("/")[0] not in but}
     known: set[str] = set()
+    damaged: list[str] = []  # datasets
     for name in sorted(sizes):
         top, _, rest = name.partition("/")
         if top == "datasets" and rest.endswith(f"/{manifest.FILE}") and rest.count("/") == 1:
-            yield from _dataset(root, name.removesuffix(f"/{manifest.FILE}"), sizes, known)
+            yield from _dataset(root, name.removesuffix(f"/{manifest.FILE}"), sizes, known, damaged)
+    if damaged:  # which shards are its own nobody knows then
+        loose = [name for name in sizes if name not in known and name.startswith("shards/")]
+        known.update(loose)
+        if loose:
+            what = (
+                f"{len(loose):,} files that no dataset has, or a damaged one alone: keep them until that is made again"
+            )
+            yield said("unknown", f"{root.uri}/shards", what)
     for name in sizes:
         if name not in known:
             yield from _other_data(root, name, sizes[name])
 
 
-def _dataset(root: Storage, place: str, sizes: dict[str, int], known: set[str]) -> Iterator[Look]:
+def _dataset(root: Storage, place: str, sizes: dict[str, int], known: set[str], damaged: list[str]) -> Iterator[Look]:
+    """known: hears of the files that are spoken of; damaged: of a dataset whose manifest is."""
     uri = f"{root.uri}/{place}"
-    known.add(f"{place}/{manifest.FILE}")
+    aside = [name for name in sizes if name.startswith(f"{quarantine.place_of(place.rpartition('/')[2])}/")]
+    own = [name for name in sizes if name.startswith(f"{place}/")]
+    known.update(aside, own)
     try:
         dataset = Dataset(uri, manifest.load(uri))
     except ValueError as error:
+        damaged.append(place)
         yield said("damaged", f"{uri}/{manifest.FILE}", str(error))
         return
     remedy = f"Remove it and {uri}/{manifest.FILE}, and make them again with `diffusion shard`"
@@ -37,9 +50,6 @@ def _dataset(root: Storage, place: str, sizes: dict[str, int], known: set[str]) 
             if name not in known:
                 known.add(name)
                 yield hashed(root, name, sha256, sizes.get(name), remedy)
-    aside = [name for name in sizes if name.startswith(f"{quarantine.place_of(dataset.digest)}/")]
-    own = [name for name in sizes if name.startswith(f"{place}/")]
-    known.update(aside, own)
 
     def beside(tell: Tell) -> list[Finding]:
         wrong = [
@@ -77,6 +87,9 @@ def _other_data(root: Storage, name: str, size: int) -> Iterator[Look]:
 def _check_head(root: Storage, name: str) -> None:
     """A head names a dataset that is there, and is named by the source and the recipe of that."""
     head = Head.model_validate_json(root.read(name))
-    made = manifest.load(f"{root.uri}/{manifest.place_of(head.digest)}", digest=head.digest)
+    try:
+        made = manifest.load(f"{root.uri}/{manifest.place_of(head.digest)}", digest=head.digest)
+    except ValueError as error:
+        raise ValueError(f"the dataset {head.digest[:16]}, to which it leads, is missing or damaged") from error
     if name != f"heads/{versions.head_key(head.source, versions.recipe_of(root, made))}.json":
         raise ValueError("it is of another source or recipe than its name says")

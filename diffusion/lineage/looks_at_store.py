@@ -74,6 +74,8 @@ def _checkpoint(root: Storage, place: str, files: dict[str, int]) -> Iterator[Lo
     except ValueError as error:
         yield said("damaged", f"{uri}/{MANIFEST_NAME}", f"{error}. {remedy}")
         return
+    if unnamed := set(manifest.ema.values()) - manifest.files.keys():
+        yield said("damaged", f"{uri}/{MANIFEST_NAME}", f"it names no sum of {', '.join(sorted(unnamed))}. {remedy}")
     for name, file in manifest.files.items():
         yield hashed(root, f"{place}/{name}", file.sha256, files.get(name), remedy)
     for name in files.keys() - manifest.files.keys() - {MANIFEST_NAME}:
@@ -141,7 +143,10 @@ def _kept_features(root: LocalFolder, name: str, size: int) -> Look:
         if digest_of(identity) != path.stem:
             raise ValueError("it is not what its name says")
         with _features:
-            reference.recall(root.folder, identity)
+            try:
+                reference.recall(root.folder, identity)
+            except ValueError as error:
+                raise ValueError("its numbers are not those that were written") from error
 
     return asked(str(path), size, check, "Delete it: it is computed again when it is needed")
 
@@ -154,7 +159,7 @@ def _work(root: LocalFolder, name: str, size: int) -> Look:
         try:
             ref = finished(path)
         except ValueError as error:
-            return [Finding("damaged", str(path), str(error).removeprefix(f"{path} "))]
+            return [Finding("damaged", str(path), str(error))]
         folder, _, file = digested(ref).rpartition("/")
         try:
             data = open_storage(folder).read(file)

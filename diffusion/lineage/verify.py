@@ -37,7 +37,12 @@ def verify(looks: Sequence[Look], *, threads: int | None = None, progress: Calla
             return [Finding("damaged", look.place, f"it cannot be read ({error})")]
 
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        findings = [finding for part in pool.map(found, looks) for finding in part]
+        findings = [_named_once(finding) for part in pool.map(found, looks) for finding in part]
     if done < total or not total:
         progress(total, total)
     return findings
+
+
+def _named_once(finding: Finding) -> Finding:
+    """Errors begin with the file that they are about, as findings do."""
+    return finding._replace(what=finding.what.removeprefix(f"{finding.place} ").removeprefix(f"{finding.place}: "))
