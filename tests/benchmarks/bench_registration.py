@@ -1,9 +1,9 @@
 """SIGKILL of a registration at each of its moments: `nice -n 19 python -m tests.benchmarks.bench_registration`.
 
-A real MLflow server on a real PostgreSQL, with its files in a real S3.  A moment is one of the registration's requests: the
-process kills itself before it, or, at every second one, when the server has answered and it has not heard of it.  What is
-left must be no version, or a whole one that can be loaded; then the registration is repeated, and there must be one version,
-whole, and one logged model.
+A real MLflow server on a real PostgreSQL, with its files in a real S3.  A moment is one of the registration's requests, to
+its last: the process kills itself before it, and another one when the server has answered and it has not heard of it.  What
+is left must be no version, or a whole one that can be loaded; then the registration is repeated, and there must be one
+version, whole, and one logged model.  Fails where it is not so.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 from diffusion.adapters.mlflow_gate import champion_report
@@ -59,26 +60,33 @@ def repeated(tracking: Tracking, name: str, evaluation: EvaluationRef, recipe: R
     )
 
 
+def kill_at(moment: Moment, tracking: Tracking, run: RunRef, recipe: Recipe, folder: Path) -> tuple[str, bool] | None:
+    """What was left by a registration that was killed, and whether its repeat ended well; None where it came to its end."""
+    name = f"killed-{moment.number}-{'answered' if moment.answered else 'asking'}"
+    evaluation = evaluated(folder / "store", run, sampling(2 + 2 * moment.number + moment.answered), 12.0)
+    if registration(moment, tracking, evaluation, FIRST, name, recipe.evaluate) == 0:
+        return None
+    there = versions(tracking, name)
+    kind = "none" if there == 0 else "whole" if there == 1 and whole(tracking, name, evaluation, folder) else "half"
+    return kind, repeated(tracking, name, evaluation, recipe, folder)
+
+
 def kill_at_each(tracking: Tracking, run: RunRef, recipe: Recipe, folder: Path, every: int) -> tuple[Counter, int]:
     """What was left by the killed ones, counted, and how many repeats ended well."""
-    left, good, number = Counter(), 0, 1
-    while True:
-        name, answered = f"killed-{number}", number % 2 == 0
-        evaluation = evaluated(folder / "store", run, sampling(2 + number), 12.0)
-        moment = Moment("", "", answered=answered, number=number)
-        if registration(moment, tracking, evaluation, FIRST, name, recipe.evaluate) == 0:
-            return left, good
-        count = versions(tracking, name)
-        kind = "none" if count == 0 else "whole" if count == 1 and whole(tracking, name, evaluation, folder) else "half"
-        left[kind] += 1
-        good += repeated(tracking, name, evaluation, recipe, folder)
-        print(f"request {number}{', answered' if answered else ''}: left {kind}; {good} repeats good", flush=True)
-        number += every
+    left, good = Counter(), 0
+    for number in count(1, every):
+        for answered in (False, True):
+            found = kill_at(Moment("", "", answered=answered, number=number), tracking, run, recipe, folder)
+            if found is None:
+                return left, good
+            left[found[0]] += 1
+            good += found[1]
+            print(f"request {number}{', answered' * answered}: left {found[0]}; {good} repeats good", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--every", type=int, default=1, help="of the moments")
+    parser.add_argument("--every", type=int, default=1, help="of the requests")
     every = parser.parse_args().every
     recipe = PRESETS["smoke"]()
     with (
@@ -101,6 +109,8 @@ def main() -> None:
             left, good = kill_at_each(tracking, run, recipe, folder, every)
     print(f"{left.total()} moments: {left['none']} left no version, {left['whole']} a whole one, {left['half']} a half")
     print(f"repeats that ended with one whole version and nothing beside it: {good} of {left.total()}")
+    if left["half"] or good < left.total():
+        raise SystemExit("a registration was half, or its repeat did not mend it")
 
 
 if __name__ == "__main__":
