@@ -195,10 +195,12 @@ def register(
         recipe = swept(recipe, run, site)
         evaluation = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
+            from flows.register import judged
             from flows.register import register as flow
         from flows.summary import registered
 
-        registered(flow(recipe, evaluation, site))
+        model = flow(recipe, evaluation, site)
+        registered(model, judged(model, site))
 
     do(work, debug, preset, recipe_file, settings, name, home=home)
 
@@ -228,11 +230,12 @@ def distill(
         teacher = evaluation_of(recipe.evaluate, run, site)
         with prefect_ready():
             from flows.distill import distill as flow
+            from flows.register import judged
         taught = flow(recipe, teacher, site)
         from flows.summary import measured, registered
 
         measured(taught.evaluation)
-        registered(taught.model)
+        registered(taught.model, judged(taught.model, site))
 
     do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers)
 

@@ -52,9 +52,10 @@ def check(
 
 def check_drawing(recipe: Recipe) -> None:
     """Every way of drawing that the recipe asks for is possible: averages, noise levels; and it can be measured."""
-    from diffusion.evaluation.extractors.features import find_weights  # they load torch
+    from diffusion.evaluation.extractors.features import find_weights, identity_of  # they load torch
     from diffusion.spacing import sampling_sigmas
     from diffusion.store.averages import check_averages, wanted_by
+    from diffusion.store.joint_encoders import joint_identity
 
     asked = [recipe.evaluate]
     if recipe.sweep.on:
@@ -63,7 +64,11 @@ def check_drawing(recipe: Recipe) -> None:
     for average in sorted(averages):
         if average.sigma_rel not in recipe.train.ema:
             check_averages(recipe.train, average)
-    find_weights(recipe.evaluate.extractor)
+    evaluate = recipe.evaluate
+    weights = find_weights(evaluate.extractor)
+    identity_of(evaluate.extractor, resolution=evaluate.extractor_resolution, weights=weights)
+    if evaluate.joint != "none":
+        joint_identity()
     for one in asked:
         sampling_sigmas(one.sampling, one.sampling.steps)
 

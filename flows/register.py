@@ -38,9 +38,14 @@ def register_stage(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> Don
         return found if found.digest == ref.digest and stands(mlflow, found, recipe.gate) else None
 
     done = once("register", _key(recipe, evaluation, site), ModelRef, site, make, now=now)
-    page = _markdown(done.ref, verdict_of(mlflow, name, done.ref.version))
+    page = _markdown(done.ref, judged(done.ref, site))
     create_markdown_artifact(page, key="verdict", description=f"Model {done.ref.digest}")
     return done
+
+
+def judged(model: ModelRef, site: Site) -> Verdict | None:
+    """How the gate last judged a registered model; None where it was registered before verdicts were kept."""
+    return verdict_of(site.tracking(model.name), model.name, model.version)
 
 
 def check_champion(model: ModelRef, site: Site) -> None:
@@ -61,8 +66,8 @@ def _key(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> str:
     return work_key("register", recipe.gate, inputs)
 
 
-def _markdown(ref: ModelRef, judged: Verdict | None) -> str:
+def _markdown(ref: ModelRef, verdict: Verdict | None) -> str:
     """The verdict for Prefect's page."""
     reasons = "\n".join(f"- {reason}" for reason in ref.reasons) + "\n"
-    why = reasons if judged is None else markdown(judged)
+    why = reasons if verdict is None else markdown(verdict)
     return f"# {ref.name} version {ref.version}\n\naliases: {', '.join(ref.aliases) or 'none'}\n\n{why}"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.evaluation.gate.verdict import Verdict
 from diffusion.evaluation.report.report import load_report
 from diffusion.evaluation.report.words import average
 from diffusion.evaluation.sweep.report import load_seconds, load_sweep, table
@@ -33,7 +34,9 @@ def summary(line: "Line", site: Site, *, answers: bool) -> None:
     if line.student is not None:
         say("  student")
         measured(line.student)
-    registered(line.model)
+    from flows.register import judged  # Prefect has its folder by now
+
+    registered(line.model, judged(line.model, site))
     uri = shlex.quote(site.mlflow_uri)
     program = Path(sys.executable).parent / "mlflow"
     program = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
@@ -114,11 +117,16 @@ def measured(evaluation: EvaluationRef) -> None:
         warn(f"problem    {problem}")
 
 
-def registered(model: ModelRef) -> None:
-    """The version, its aliases, and why."""
+def registered(model: ModelRef, verdict: Verdict | None) -> None:
+    """The version, its aliases, and why: each check of the gate, or where they are not known what the version says."""
     say(f"  model      {model.name} version {model.version} ({', '.join(model.aliases) or 'no alias'})")
-    for reason in model.reasons:
-        say(f"  gate       {reason}")
+    if verdict is None:
+        for reason in model.reasons:
+            say(f"  gate       {reason}")
+        return
+    say(f"  gate       {'passed' if verdict.passed else 'refused'}; {verdict.beside}")
+    for check in verdict.checks:
+        say(f"    {'passed ' if check.passed else 'refused'}  {check.words}")
 
 
 def answering(endpoint: "Endpoint") -> None:

@@ -15,6 +15,7 @@ from diffusion.evaluation.facts.agreement import cosines
 from diffusion.evaluation.measure import evaluate
 from diffusion.evaluation.report.report import load_report
 from diffusion.store.joint_encoders import joint_encoder, joint_identity
+from flows.preflight import check_drawing
 from tests.evaluated_run import make_run
 from tests.words import reading
 
@@ -102,14 +103,26 @@ def test_a_report_holds_drawn_against_real_pictures_of_the_same_captions(emoji_f
     assert "Agreement with captions" in Path(ref.uri, "report.md").read_text()
 
 
-def test_a_folder_that_cannot_serve_is_told_about(folder, monkeypatch):
+def test_a_folder_that_cannot_serve_is_told_about(folder, monkeypatch, tiny_recipe):
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match=r"preprocessor_config\.json cannot be read"):
         joint_encoder()
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "clip_text_model"}))
-    with pytest.raises(ValueError, match="not the whole of CLIP"):
-        joint_identity()
+    line = tiny_recipe.model_copy(update={"evaluate": tiny_recipe.evaluate.model_copy(update={"joint": "clip"})})
+    for look in (joint_identity, lambda: check_drawing(line)):  # before the line starts, too
+        with pytest.raises(ValueError, match="not the whole of CLIP"):
+            look()
     monkeypatch.delenv("DIFFUSION_JOINT_CLIP")
-    with pytest.raises(ValueError, match="set DIFFUSION_JOINT_CLIP to a folder"):
-        joint_identity()
+    for look in (joint_identity, lambda: check_drawing(line)):
+        with pytest.raises(ValueError, match="set DIFFUSION_JOINT_CLIP to a folder"):
+            look()
+    check_drawing(tiny_recipe)  # which asks for none
+
+
+def test_an_extractor_that_cannot_serve_is_told_about_before_the_line_starts(tmp_path, monkeypatch, tiny_recipe):
+    evaluate = tiny_recipe.evaluate.model_copy(update={"extractor": "dinov2"})
+    line = tiny_recipe.model_copy(update={"evaluate": evaluate})
+    monkeypatch.setenv("DIFFUSION_EXTRACTOR_DINOV2", str(tmp_path / "dinov2.pt"))
+    with pytest.raises(ValueError, match="the extractor's weights cannot be read"):
+        check_drawing(line)

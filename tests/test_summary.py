@@ -1,14 +1,15 @@
-"""flows/summary.py: what a run ends with names the best of its checkpoints that can be evaluated, and how."""
+"""flows/summary.py: the best of a run's checkpoints that can be evaluated, and how; what the gate found of a model."""
 
 from pathlib import Path
 
 import pytest
 
-from diffusion.store.refs import DatasetRef, RunRef
+from diffusion.evaluation.gate.verdict import Check, Verdict
+from diffusion.store.refs import DatasetRef, ModelRef, RunRef
 from diffusion.training.checkpoint import folder_of
 from diffusion.training.journal import SCORE, Journal
 from flows.recipes import merged
-from flows.summary import trained
+from flows.summary import registered, trained
 
 DATASET = DatasetRef(uri="", digest="", resolution=64, classes=("a",), images=1, holdout=0, rejected=0)
 
@@ -40,3 +41,23 @@ def test_the_best_is_one_that_is_there_by_the_newest_kind_of_measurement(
     assert "of 3 that were measured on the way: at 20,000 images, quick_frechet 1600\n" in said
     setting = said.split("--set ")[1].split("`")[0]
     assert merged("demo", settings=[setting]).evaluate.images == 20_000
+
+
+def test_of_a_refused_model_each_check_is_said_on_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = (
+        Check(name="sane", passed=True, words="it is sane"),
+        Check(name="frechet", passed=False, words="it is worse"),
+    )
+    verdict = Verdict(checks=checks, against="3")
+    model = ModelRef(
+        uri="", digest="", name="m", version="4", aliases=(), run_digest="", dataset_digest="", reasons=("it is worse",)
+    )
+    registered(model, verdict)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [
+        "gate       refused; against the champion, version 3",
+        "passed   it is sane",
+        "refused  it is worse",
+    ]
+    registered(model, None)
+    assert capsys.readouterr().out.endswith("  gate       it is worse\n")

@@ -27,6 +27,11 @@ class Verdict(Frozen):
         return all(check.passed for check in self.checks)
 
     @property
+    def beside(self) -> str:
+        """What it was held against, for people."""
+        return "there was no champion" if self.against is None else f"against the champion, version {self.against}"
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """For people: of a refusal each one that holds, of a pass what was found."""
         return tuple(check.words for check in self.checks if self.passed or not check.passed)
@@ -34,13 +39,12 @@ class Verdict(Frozen):
 
 def markdown(found: Verdict) -> str:
     """The verdict for people: a table with a row for each check."""
-    against = "there was no champion" if found.against is None else f"against the champion, version {found.against}"
     rows = [
         f"| {check.name} | {'passed' if check.passed else '**refused**'} | {_number(check.value)} |"
         f" {_number(check.limit)} | {check.words} |"
         for check in found.checks
     ]
-    head = f"The gate **{'passed' if found.passed else 'refused'}** the model; {against}."
+    head = f"The gate **{'passed' if found.passed else 'refused'}** the model; {found.beside}."
     return "\n".join([head, "", "| check | | value | limit | |", "|---|---|---|---|---|", *rows]) + "\n"
 
 
