@@ -1,6 +1,9 @@
 """Limits that a model must keep whatever its Frechet distance: it shows what the champion shows, repeats no training
 pictures, restores as well, and answers in time."""
 
+import math
+from statistics import NormalDist
+
 from diffusion.evaluation.facts.neighbours import Measured
 from diffusion.evaluation.facts.restoration import Restoration
 from diffusion.evaluation.gate.verdict import Check
@@ -67,9 +70,22 @@ def _shown(report: Report, champion: Report | None, gate: GateRecipe) -> list[Ch
         return [*checks, Check(name="coverage", passed=False, words=_unlike("coverage and recall", unlike))]
     kept = 1 - max(gate.max_coverage_loss, gate.max_student_excess if taught else 0)
     for name in ("coverage", "recall"):
-        theirs = before.measured[name].value
-        checks.append(_share(name, found.measured[name], kept * theirs, f"{kept:g} of the champion's {theirs:.3f}"))
+        checks.append(_as_much(name, found.measured[name], before.measured[name], kept, gate.confidence))
     return checks
+
+
+def _as_much(name: str, found: Measured, before: Measured, kept: float, confidence: float) -> Check:
+    """Refused where the interval of (found - kept * before) lies below 0: a poor model's shares are near 0, and 0.006 is not
+    told from 0.008 by 512 samples."""
+    limit = kept * before.value
+    error = math.hypot(found.standard_error, kept * before.standard_error)
+    margin = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    passed = found.value + margin >= limit
+    words = (
+        f"{name} {found.value:.3f} against the champion's {before.value:.3f}: {'not ' if passed else ''}below {kept:g} of"
+        f" that by more than {margin:.2g} (the half-width of the difference's {confidence:.0%} interval)"
+    )
+    return Check(name=name, passed=passed, words=words, value=found.value, limit=limit - margin)
 
 
 def _share(name: str, found: Measured, limit: float, of_what: str) -> Check:
