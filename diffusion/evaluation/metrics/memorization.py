@@ -25,6 +25,7 @@ from diffusion.evaluation.metrics.pairs import chunks, nearest_rows
 from diffusion.evaluation.metrics.shares import excess, excess_interval
 
 QUANTILE = 0.05  # of the held-out pictures are near: fewer are often duplicates in the data, more hide few copies
+SURE = 0.25  # of the threshold: nearer, a picture is a copy however many others are; blurs of plain pictures are not
 SIDE = 16  # of the small copies whose pixels are compared: at 32 a JPEG of quality 75 was found half as often
 THUMBNAIL = 32  # side of the small copies that people look at
 NEIGHBOURS = 50  # to whose mean distance the nearest one's is compared  [Carlini et al. 2023]
@@ -119,7 +120,8 @@ def copies(drawn: Nearest, held_out: Nearest, *, training: int, confidence: floa
     Takes drawn and held-out pictures for independent samples.  Of a model whose pictures are distributed as the held-out
     ones low is above 0 with a probability of (1 - confidence) / 2 at most.  Near pictures at one training picture count for
     low as often as all training pictures could be repeated, ceil(N / training) times: a plain one, a square on white, is
-    near to every blur that a bad model draws.  high counts them all.
+    near to every blur that a bad model draws.  Those that are nearer by far all count, however often the one is repeated:
+    a model may know a few by heart.  high counts every near one.
     """
     scales = tuple(
         max(float(np.median(distances)), np.finfo(np.float64).tiny)
@@ -129,13 +131,13 @@ def copies(drawn: Nearest, held_out: Nearest, *, training: int, confidence: floa
     score, index = _scored(drawn, scales)
     rank = max(1, round(QUANTILE * len(control)))
     threshold = float(np.sort(control)[rank - 1])
-    near = int((score < threshold).sum())
-    at_each = np.bincount(index[score < threshold])
-    counted = int(at_each.clip(max=-(-len(score) // training)).sum())
+    near, sure = score < threshold, score < SURE * threshold
+    at_each = np.bincount(index[near & ~sure])
+    counted = int(sure.sum() + at_each.clip(max=-(-len(score) // training)).sum())
     facts = {"n": len(score), "rank": rank, "control": len(control)}
     low, _ = excess_interval(counted, **facts, confidence=confidence)
-    _, high = excess_interval(near, **facts, confidence=confidence)
-    return Copies(score, index, threshold, rank, near, counted, excess(counted, **facts), low, high, confidence)
+    _, high = excess_interval(int(near.sum()), **facts, confidence=confidence)
+    return Copies(score, index, threshold, rank, int(near.sum()), counted, excess(counted, **facts), low, high, confidence)
 
 
 def _scored(found: Nearest, scales: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
