@@ -137,7 +137,9 @@ def copies(drawn: Nearest, held_out: Nearest, *, training: int, confidence: floa
     facts = {"n": len(score), "rank": rank, "control": len(control)}
     low, _ = excess_interval(counted, **facts, confidence=confidence)
     _, high = excess_interval(int(near.sum()), **facts, confidence=confidence)
-    return Copies(score, index, threshold, rank, int(near.sum()), counted, excess(counted, **facts), low, high, confidence)
+    return Copies(
+        score, index, threshold, rank, int(near.sum()), counted, excess(counted, **facts), low, high, confidence
+    )
 
 
 def _scored(found: Nearest, scales: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
