@@ -15,7 +15,7 @@ from diffusion.evaluation import reference
 from diffusion.evaluation.extractors.features import ExtractorIdentity
 from diffusion.evaluation.facts.held_out import held_out_loss
 from diffusion.evaluation.gate.gate import verdict
-from diffusion.evaluation.identity import differences
+from diffusion.evaluation.identity import differences, flat
 from diffusion.evaluation.measure import evaluate, in_process
 from diffusion.evaluation.plan import draws, evenly, tasks
 from diffusion.evaluation.report.report import load_report
@@ -120,6 +120,52 @@ def test_the_loss_of_a_perfect_answer_is_0():
     found = held_out_loss(Knows(), torch.zeros(3, 3, 8, 8), {"label": torch.zeros(3).long()}, level=0, recipe=RECIPE)
     assert not found["loss"].any()
     assert found["zero"].all()
+
+
+def stated(page: str) -> dict[str, set[str]]:
+    """What a report's page says of the identity of each number, as "name value"."""
+    first, *others = page.split("## Identity of the numbers\n\n")[1].strip().split("\n\n")
+    above = {name.replace("dataset", "dataset_digest"): value for name, value in cells(first)}
+    found = {}
+    for table in others:
+        rows = dict(cells(table))
+        same = rows.pop("as above", "").split(", ")
+        again = [name for name in above if name.partition(" ")[0] in same]
+        numbers = {name.strip("*"): rows.pop(name) for name in list(rows) if name.startswith("**")}
+        shared = rows | {name: above[name] for name in again}
+        above |= shared
+        for number, own in numbers.items():
+            found[number] = {*(f"{name} {value}" for name, value in shared.items()), *filter(None, own.split("; "))}
+    return found
+
+
+def cells(table: str) -> list[tuple[str, str]]:
+    return [tuple(row.strip("| ").split(" | ", 1)) for row in table.splitlines()[2:]]
+
+
+def test_a_report_says_the_identity_of_every_number_and_what_they_share_once(evaluated):
+    report = load_report(evaluated[0].uri)
+    page = Path(evaluated[0].uri, "report.md").read_text()
+    said = stated(page)
+    numbers = {
+        "Frechet distance": report.frechet,
+        "kernel distance": report.kernel,
+        "precision, recall, density, coverage": report.neighbours,
+        "each class by itself": report.by_class,
+        "copies of training pictures": report.memorization,
+        "variational bound": report.bound,
+    } | {task.identity.case: task for task in report.restoration}
+    assert {name for name in said if name not in numbers} == {
+        "held-out loss",
+        "Frechet distance of real pictures",
+        "precision, recall, density, coverage of real pictures",
+    }
+    for name, number in numbers.items():
+        facts = flat(number.identity.model_dump())
+        assert said[name] == {f"{k.removeprefix('sample.').replace('.', ' ')} {v}" for k, v in facts.items()}
+    assert f"pictures {report.held_out[0].pictures}" in said["held-out loss"]
+    identity = page.split("## Identity of the numbers")[1]
+    assert identity.count(report.dataset_digest) == identity.count(report.frechet.identity.extractor.digest) == 1
 
 
 def test_a_report_has_every_number(evaluated, run, tiny_recipe):

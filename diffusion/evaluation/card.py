@@ -7,7 +7,7 @@ from diffusion.data.manifest import Manifest
 from diffusion.evaluation.gate.verdict import Verdict
 from diffusion.evaluation.gate.verdict import markdown as verdict_page
 from diffusion.evaluation.report.report import Report
-from diffusion.evaluation.report.words import identity
+from diffusion.evaluation.report.words_identity import identity_words
 from diffusion.store.bundle_spec import BundleSpec
 from diffusion.store.refs import DatasetRef
 
@@ -73,7 +73,7 @@ def card(
         _limits(report, spec, data),
         "## Where it comes from",
         _lineage(spec, report),
-        identity(report),
+        identity_words(report),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -54,7 +54,7 @@ def differences(
 ) -> tuple[str, ...]:
     """What keeps numbers of these identities from being compared, one line for each differing field.  ignored: how the names
     of those begin that may differ.  whose: report the second one is from."""
-    a, b = _flat(here.model_dump()), _flat(there.model_dump())
+    a, b = flat(here.model_dump()), flat(there.model_dump())
     return tuple(
         f"{name} is {a.get(name)} here and {b.get(name)} in {whose} report"
         for name in sorted(a.keys() | b.keys())
@@ -70,9 +70,9 @@ def check_alike(here: Frozen, there: Frozen, *, ignored: str | None = None) -> N
         )
 
 
-def _flat(value: dict, prefix: str = "") -> dict[str, object]:
+def flat(value: dict, prefix: str = "") -> dict[str, object]:
     """Nested dicts as one, with dotted names."""
-    flat: dict[str, object] = {}
+    found: dict[str, object] = {}
     for name, inner in value.items():
-        flat |= _flat(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {prefix + name: inner}
-    return flat
+        found |= flat(inner, f"{prefix}{name}.") if isinstance(inner, dict) else {prefix + name: inner}
+    return found

@@ -7,6 +7,7 @@ from diffusion.evaluation.facts.by_class import class_words
 from diffusion.evaluation.facts.neighbours import neighbour_words
 from diffusion.evaluation.facts.restoration import restoration_words
 from diffusion.evaluation.metrics.intervals import CONFIDENCE
+from diffusion.evaluation.report.words_identity import identity_words
 from diffusion.evaluation.report.words_memorization import memorization_words
 from diffusion.store.averages import Reconstruction
 
@@ -33,7 +34,7 @@ def markdown(report: "Report") -> str:
         *_losses(report),
         *_bound(report),
         *restoration_words(report),
-        identity(report),
+        identity_words(report),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -167,38 +168,3 @@ def _bound(report: "Report") -> list[str]:
 
 def _shown(value: float | None, figures: int = 4) -> str:
     return "not finite" if value is None else f"{value:.{figures}g}"
-
-
-def identity(report: "Report") -> str:
-    """What must be equal for these numbers to be compared."""
-    facts: dict[str, object] = {
-        "model (bundle)": report.bundle_digest,
-        "training run": report.run_digest,
-        "training recipe": report.recipe_digest,
-        "dataset": report.dataset_digest,
-        "average (EMA) width": report.ema,
-    }
-    if report.text:
-        facts |= {"text encoder": report.text}
-    if report.codec:
-        facts |= {"codec": report.codec}
-    for what, made in (("average", report.reconstruction), ("guide", report.guide and report.guide.reconstruction)):
-        facts |= {
-            f"{what} from the checkpoint at {c.images_seen:,}": c.digest for c in (made.checkpoints if made else ())
-        }
-    if report.guide:
-        facts["guide"] = report.guide.checkpoint.digest
-    if report.frechet:
-        measured = report.frechet.identity
-        facts |= {f"extractor {name}": value for name, value in measured.extractor.model_dump().items()}
-        facts |= {f"sampling {name}": value for name, value in measured.sampling.model_dump().items()}
-        facts |= {"samples": measured.samples, "labels": measured.labels, "pictures drawn at once": measured.batch_size}
-        if measured.captions:
-            facts |= {"captions": measured.captions}
-        facts |= {"reference": f"{measured.reference_pictures:,} pictures of the split {measured.reference_split}"}
-        facts |= {"metric": measured.metric}
-    if report.bound:
-        facts |= {f"bound {name}": value for name, value in report.bound.identity.model_dump().items()}
-    facts |= {"seed": report.seed, "torch": report.environment.torch, "device": report.environment.device}
-    rows = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
-    return "## Identity of the numbers\n\n" + "\n".join(rows)
