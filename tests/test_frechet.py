@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion.evaluation.metrics.frechet import ByFeatures, FeatureStats, Gaussian, frechet, frechet_to
+from diffusion.evaluation.metrics.frechet import FeatureStats, Gaussian, beside, frechet, frechet_to
 from diffusion.evaluation.metrics.splits import floor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,6 +79,46 @@ def test_halves_of_one_set_are_at_distance_0_within_the_stated_error():
     assert half.value < 0.01 * float(x.T.cov().trace())
 
 
+def by_singular_values(reference: Gaussian, x: Tensor) -> float:
+    """Of pictures as they are, without sums or products of any two."""
+    root = (x - x.mean(dim=0)) / math.sqrt(len(x) - 1)
+    overlap = torch.linalg.svdvals(root @ reference.root).sum()
+    shift = (x.mean(dim=0) - reference.mean).square().sum()
+    return float(shift + root.square().sum() + reference.trace - 2 * overlap)
+
+
+@pytest.mark.parametrize("n", [50, 90, 100, 130, 400])
+def test_features_of_unlike_size_lose_no_digits(n):
+    """The eigenvalues of a product of two covariances span the squares of what the features' own do: 22 decades here, as of
+    real extractors.  Fewer and more pictures than features, and about as many."""
+    scale = 10 ** -torch.linspace(0, 5.5, 100).double()
+    reference = Gaussian(torch.zeros(100).double(), (0.9 * scale).diag())
+    x = normals(n, 100, 1) * scale
+    sample, number = beside(reference, x, blocks=4), torch.arange(n)
+    whole, without = sample.left_out()
+    exact = [by_singular_values(reference, x[number % 4 != k]) for k in (-1, *range(4))]
+    assert [whole, *without] == pytest.approx(exact, rel=1e-7)
+    half, _ = sample.left_out(part=1, parts=2)
+    assert half == pytest.approx(by_singular_values(reference, x[1::2]), rel=1e-7)
+
+
+def test_a_sample_may_show_few_pictures_many_times():
+    """Of rank 6 where there could be 40: what round-off adds to the other eigenvalues counts for nothing."""
+    x = normals(7, 40, 1)[torch.arange(700) % 7]
+    reference = Gaussian.of(normals(300, 40, 2))
+    found, without = beside(reference, x, blocks=4).left_out()
+    assert found == pytest.approx(by_singular_values(reference, x), rel=1e-9)
+    assert without[3] == pytest.approx(by_singular_values(reference, x[torch.arange(700) % 4 != 3]), rel=1e-9)
+
+
+def test_a_sample_may_lie_among_other_rows():
+    x, rows = normals(500, 12), torch.arange(3, 500, 4)
+    reference = Gaussian.of(normals(60, 12, 1))
+    for some in (rows, rows[:5]):
+        expected = frechet(reference, Gaussian.of(x[some]))
+        assert beside(reference, x, some, blocks=1).left_out() == (pytest.approx(expected, rel=1e-9), [])
+
+
 @pytest.mark.parametrize(("n", "d", "r", "rank"), [(900, 20, 400, 20), (900, 20, 31, 20), (4_000, 24, 900, 11)])
 def test_sums_give_the_distance_of_the_features_themselves(n, d, r, rank):
     """With many pictures a distance and its jackknife come from sums: of float32 features, also of lower rank than numbers,
@@ -87,9 +127,10 @@ def test_sums_give_the_distance_of_the_features_themselves(n, d, r, rank):
     x, y = ((normals(count, d, seed) @ mixing + 5).float() for count, seed in ((n, 2), (r, 3)))
     reference = Gaussian.of(y)
     by_sums = frechet_to(reference, x, blocks=6)
-    whole, exact = ByFeatures.of(reference, x).left_out(6)
-    assert by_sums.value == pytest.approx(whole, rel=1e-7)
-    assert by_sums.left_out == pytest.approx(exact, rel=1e-7)
+    number = torch.arange(n)
+    exact = [by_singular_values(reference, x[number % 6 != k].double()) for k in (-1, *range(6))]
+    assert by_sums.value == pytest.approx(exact[0], rel=1e-7)
+    assert by_sums.left_out == pytest.approx(exact[1:], rel=1e-7)
     assert 0 < by_sums.standard_error < 0.2 * by_sums.value
 
 

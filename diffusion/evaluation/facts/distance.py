@@ -6,7 +6,7 @@ from dataclasses import replace
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.metrics.extrapolate import LEAST, Extrapolated, extrapolate
-from diffusion.evaluation.metrics.frechet import BLOCKS, ByFeatures, BySums, Distance, Gaussian, beside, jackknifed
+from diffusion.evaluation.metrics.frechet import BLOCKS, Distance, Gaussian, Sample, beside, jackknifed
 from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
 from diffusion.evaluation.metrics.splits import Floor, floor
 from diffusion.recipe import Frozen
@@ -97,7 +97,7 @@ def frechet_of(gathered: Gathered) -> tuple[Frechet | None, FrechetLimit | None]
     return distances(beside(Gaussian.of(real), gathered.drawn), identity)
 
 
-def distances(sample: ByFeatures | BySums, identity: SampleIdentity) -> tuple[Frechet, FrechetLimit | None]:
+def distances(sample: Sample, identity: SampleIdentity) -> tuple[Frechet, FrechetLimit | None]:
     """Of a sample beside its reference."""
     distance = jackknifed(sample)
     if len(sample) < LEAST:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusion.evaluation.metrics.frechet import BLOCKS, ByFeatures, BySums, Distance
+from diffusion.evaluation.metrics.frechet import BLOCKS, Distance, Sample
 from diffusion.evaluation.metrics.intervals import jackknife_error
 
 PARTS = (1, 2, 4, 8)
@@ -30,7 +30,7 @@ class Extrapolated:
     distance_error: float  # standard error of the distance at N
 
 
-def extrapolate(sample: ByFeatures | BySums, distance: Distance) -> Extrapolated:
+def extrapolate(sample: Sample, distance: Distance) -> Extrapolated:
     """distance: `jackknifed` of the sample, of at least LEAST pictures, in BLOCKS blocks.
 
     Both errors are of the jackknife, which counts what products of two samples add to the variance twice, those of three
@@ -60,9 +60,9 @@ def extrapolate(sample: ByFeatures | BySums, distance: Distance) -> Extrapolated
     )
 
 
-def _mean_over(sample: ByFeatures | BySums, parts: int) -> tuple[float, list[float]]:
+def _mean_over(sample: Sample, parts: int) -> tuple[float, list[float]]:
     """The mean distance of every parts-th picture, and the same without each block in turn, which is in one part only."""
-    found = [sample.left_out(BLOCKS, part=part, parts=parts) for part in range(parts)]
+    found = [sample.left_out(part=part, parts=parts) for part in range(parts)]
     mean = math.fsum(whole for whole, _ in found) / parts
     of_block = ((*found[k % parts], k // parts) for k in range(BLOCKS))
     return mean, [mean + (without[place] - whole) / parts for whole, without, place in of_block]

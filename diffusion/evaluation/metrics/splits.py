@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.metrics.frechet import Gaussian, frechet
+from diffusion.evaluation.metrics.frechet import Gaussian, beside
 from diffusion.random import Stream, bits
 
 
@@ -32,8 +32,8 @@ def floor(features: Tensor, labels: Tensor, n: int, *, seed: int, splits: int = 
         raise ValueError(f"{len(features)} real pictures are too few for a floor: at least 4 are needed")
     values = []
     for some in split(labels, n, seed=seed, splits=splits):
-        parts = (mask.nonzero().flatten() for mask in (some, ~some))
-        values.append(frechet(*(Gaussian.of_rows(features, rows) for rows in parts)))
+        own, others = (mask.nonzero().flatten() for mask in (some, ~some))
+        values.append(beside(Gaussian.of_rows(features, others), features, own, blocks=1).left_out()[0])
     mean = math.fsum(values) / splits
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, splits - 1))
     return Floor(mean, spread, splits, n, len(features) - n)
