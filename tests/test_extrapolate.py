@@ -9,8 +9,9 @@ from torch import Tensor
 
 from diffusion.evaluation.facts.distance import FrechetLimit
 from diffusion.evaluation.metrics.extrapolate import CUBIC, PARTS, QUADRATIC, Extrapolated, _mean_over, extrapolate
-from diffusion.evaluation.metrics.frechet import Gaussian, beside, frechet, jackknifed
+from diffusion.evaluation.metrics.frechet import Gaussian, frechet
 from diffusion.evaluation.metrics.intervals import jackknife_error, t_quantile
+from diffusion.evaluation.metrics.sample import beside, jackknifed
 from diffusion.evaluation.report.words import markdown
 from tests.test_gate import IDENTITY, report
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffusion.evaluation.metrics.frechet import FeatureStats, Gaussian, beside, frechet, frechet_to
+from diffusion.evaluation.metrics.frechet import FeatureStats, Gaussian, frechet
+from diffusion.evaluation.metrics.sample import beside, frechet_to
 from diffusion.evaluation.metrics.splits import floor
 
 pytestmark = pytest.mark.usefixtures("one_thread")

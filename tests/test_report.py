@@ -6,8 +6,8 @@ from PIL import Image
 
 from diffusion.evaluation.facts.distance import FloorFacts, Frechet
 from diffusion.evaluation.facts.held_out import HeldOutLoss
-from diffusion.evaluation.metrics.frechet import Distance
 from diffusion.evaluation.metrics.intervals import digits
+from diffusion.evaluation.metrics.sample import Distance
 from diffusion.evaluation.metrics.splits import Floor
 from diffusion.evaluation.report.plot import loss_plot
 from diffusion.evaluation.report.report import class_grid, load_report, publish_report

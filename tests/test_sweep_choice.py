@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffusion.evaluation.metrics.frechet import Distance, Gaussian, frechet_to
+from diffusion.evaluation.metrics.frechet import Gaussian
+from diffusion.evaluation.metrics.sample import Distance, frechet_to
 from diffusion.evaluation.sweep.choice import Candidate, Difference, beaten, choice, evaluations_of, front, rounds
 from diffusion.recipe import EvaluateRecipe, Recipe, SamplingRecipe, Setting, SweepRecipe, digest_of, grid, tuned
 from diffusion.sampler import evaluations

@@ -35,10 +35,11 @@ from diffusion.evaluation.facts.memorized import Memorization, MemorizationIdent
 from diffusion.evaluation.facts.neighbours import Measured, Neighbours
 from diffusion.evaluation.gate.gate import verdict
 from diffusion.evaluation.identity import SampleIdentity
-from diffusion.evaluation.metrics.frechet import Gaussian, frechet_to
+from diffusion.evaluation.metrics.frechet import Gaussian
 from diffusion.evaluation.metrics.intervals import CONFIDENCE
 from diffusion.evaluation.metrics.manifold import Estimate, Real, neighbourhood
 from diffusion.evaluation.metrics.memorization import Copies, Looks, Nearest, copies, nearest, shrink
+from diffusion.evaluation.metrics.sample import frechet_to
 from diffusion.evaluation.metrics.shares import betainc
 from diffusion.evaluation.metrics.splits import allocate
 from diffusion.evaluation.report.report import Environment, Report

@@ -27,10 +27,11 @@ from torch import Tensor
 from diffusion.evaluation.facts.distance import distances
 from diffusion.evaluation.facts.neighbours import Kernel, Measured
 from diffusion.evaluation.identity import SampleIdentity
-from diffusion.evaluation.metrics.frechet import Gaussian, beside, frechet
+from diffusion.evaluation.metrics.frechet import Gaussian, frechet
 from diffusion.evaluation.metrics.intervals import CONFIDENCE
 from diffusion.evaluation.metrics.kernel import kernel_distance, mean_within
 from diffusion.evaluation.metrics.manifold import Real, neighbourhood
+from diffusion.evaluation.metrics.sample import beside
 from diffusion.evaluation.metrics.splits import allocate
 from diffusion.threads import one_thread
 from tests.benchmarks.emoji_features import EmojiFeatures, emoji_features

@@ -44,7 +44,8 @@ from diffusion.data.stream import batches
 from diffusion.denoiser import denoiser_of
 from diffusion.evaluation import plan
 from diffusion.evaluation.extractors.features import extractor
-from diffusion.evaluation.metrics.frechet import Gaussian, frechet_to
+from diffusion.evaluation.metrics.frechet import Gaussian
+from diffusion.evaluation.metrics.sample import frechet_to
 from diffusion.evaluation.metrics.splits import allocate, floor
 from diffusion.evaluation.reference import LIMIT, ReferenceIdentity, recall, remember
 from diffusion.evaluation.report.report import class_grid

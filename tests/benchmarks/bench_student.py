@@ -22,7 +22,8 @@ from diffusion.data import manifest
 from diffusion.evaluation import plan
 from diffusion.evaluation.extractors.features import find_weights, identity_of
 from diffusion.evaluation.gathered import Setup
-from diffusion.evaluation.metrics.frechet import Gaussian, frechet_to
+from diffusion.evaluation.metrics.frechet import Gaussian
+from diffusion.evaluation.metrics.sample import frechet_to
 from diffusion.evaluation.reference import LIMIT, ReferenceIdentity, recall
 from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe, SamplingRecipe, canonical_json

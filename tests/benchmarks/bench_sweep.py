@@ -12,7 +12,8 @@ import math
 
 import torch
 
-from diffusion.evaluation.metrics.frechet import Distance, Gaussian, frechet_to
+from diffusion.evaluation.metrics.frechet import Gaussian
+from diffusion.evaluation.metrics.sample import Distance, frechet_to
 from diffusion.evaluation.sweep.choice import Candidate, beaten, choice, rounds
 from diffusion.recipe import SweepRecipe
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.metrics.extrapolate import LEAST, Extrapolated, extrapolate
-from diffusion.evaluation.metrics.frechet import BLOCKS, Distance, Gaussian, Sample, beside, jackknifed
+from diffusion.evaluation.metrics.frechet import Gaussian
 from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.sample import BLOCKS, Distance, Sample, beside, jackknifed
 from diffusion.evaluation.metrics.splits import Floor, floor
 from diffusion.recipe import Frozen
 

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
-from diffusion.evaluation.metrics.frechet import Distance
 from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
 from diffusion.evaluation.metrics.kernel import kernel_distance, mean_within
 from diffusion.evaluation.metrics.manifold import K_DENSITY, Estimate, Real, neighbourhood
 from diffusion.evaluation.metrics.pairs import Picked
+from diffusion.evaluation.metrics.sample import Distance
 from diffusion.evaluation.metrics.splits import split
 from diffusion.evaluation.plan import evenly
 from diffusion.recipe import Frozen

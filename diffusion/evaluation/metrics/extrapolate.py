@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusion.evaluation.metrics.frechet import BLOCKS, Distance, Sample
 from diffusion.evaluation.metrics.intervals import jackknife_error
+from diffusion.evaluation.metrics.sample import BLOCKS, Distance, Sample
 
 PARTS = (1, 2, 4, 8)
 LEAST = 2 * BLOCKS  # samples, below which an eighth has less than 8

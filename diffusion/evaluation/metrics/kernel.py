@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.metrics.frechet import BLOCKS, Distance
 from diffusion.evaluation.metrics.pairs import Features, chunks, tiles, tiles_within
+from diffusion.evaluation.metrics.sample import BLOCKS, Distance
 
 
 def kernel(a: Tensor, b: Tensor) -> Tensor:

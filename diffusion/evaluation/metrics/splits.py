@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.metrics.frechet import Gaussian, beside
+from diffusion.evaluation.metrics.frechet import Gaussian
+from diffusion.evaluation.metrics.sample import beside
 from diffusion.random import Stream, bits
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion.evaluation.metrics.frechet import Distance
 from diffusion.evaluation.metrics.intervals import jackknife_error, t_quantile
+from diffusion.evaluation.metrics.sample import Distance
 from diffusion.guidance import classifier_free
 from diffusion.recipe import SamplingRecipe, SweepRecipe
 from diffusion.sampler import SAMPLERS, run

@@ -12,8 +12,8 @@ from pydantic import Field
 
 from diffusion.data.images import encode_png
 from diffusion.evaluation.extractors.features import ExtractorIdentity
-from diffusion.evaluation.metrics.frechet import Distance
 from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.sample import Distance
 from diffusion.evaluation.report.report import Environment
 from diffusion.evaluation.sweep.plot import pareto_plot
 from diffusion.recipe import Frozen, SamplingRecipe, Setting, SweepRecipe, canonical_json, digest_of, unset

@@ -16,8 +16,9 @@ from diffusion.data.reading import Reading
 from diffusion.evaluation import plan
 from diffusion.evaluation.gathered import Result, Setup
 from diffusion.evaluation.measure import Progress, setup_of
-from diffusion.evaluation.metrics.frechet import Gaussian, frechet_to
+from diffusion.evaluation.metrics.frechet import Gaussian
 from diffusion.evaluation.metrics.memorization import Looks
+from diffusion.evaluation.metrics.sample import frechet_to
 from diffusion.evaluation.plan import Draw, Task
 from diffusion.evaluation.reference import LIMIT, recall, reference_for, remember_looks
 from diffusion.evaluation.report.report import Environment
