@@ -21,6 +21,7 @@ from diffusion.sampler import run
 from diffusion.serving.engine import Engine
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.bundle import load_bundle
+from diffusion.store.refs import RunRef
 from diffusion.threads import one_thread
 from flows.pictures import Model, settled
 from flows.restore import REPEATS, by_training, zero_shot
@@ -42,6 +43,12 @@ def pictures(n: int, seed: int = 0) -> torch.Tensor:
     """(n, 3, R, R) in [-1, 1]."""
     values = np.random.default_rng(seed).integers(0, 256, (n, RESOLUTION, RESOLUTION, 3), dtype=np.uint8)
     return to_model(torch.from_numpy(values))
+
+
+def looked_at(run: RunRef) -> tuple[ShardReader, np.ndarray]:
+    """The held-out pictures, and the nine of them that an evaluation looks at, uint8 (9, H, W, 3)."""
+    reader = ShardReader(run.dataset.uri, "holdout", digest=run.dataset.digest)
+    return reader, reader.gather(np.array(evenly(len(reader), 9))).images
 
 
 def flat(views: np.ndarray) -> np.ndarray:
@@ -126,15 +133,20 @@ def test_the_interval_covers_as_often_as_it_says(interval, middle):
 def test_the_report_has_each_task_with_its_identity(evaluated):
     run_ref, _, ref = evaluated
     report, said = load_report(ref.uri, ref.digest), Path(ref.uri, "report.md").read_text()
+    _, true = looked_at(run_ref)
+    coloured = int((true.max(axis=3) > true.min(axis=3)).any(axis=(1, 2)).sum())
+    assert 6 <= coloured < 9
     assert [found.identity.case for found in report.restoration] == list(TASKS)
     for found in report.restoration:
         assert found.identity.dataset_digest == run_ref.dataset.digest
-        assert (found.identity.pictures, found.identity.way, found.identity.repeats) == (9, "zero-shot", REPEATS)
+        assert (found.identity.way, found.identity.repeats) == ("zero-shot", REPEATS)
+        assert found.identity.pictures == (coloured if found.identity.which else 9)
         assert found.psnr_low <= found.psnr <= found.psnr_high
         assert found.gain_low <= found.gain <= found.gain_high
         assert found.consistency < 1e-4
         assert f"**{found.identity.case}**" in said
         assert ref.metrics[f"restoration_{found.identity.case.replace(' ', '_').replace('-', '_')}_psnr"] == found.psnr
+    assert f"Of colorization the {coloured} of 9 are meant that have colour." in said
     shown = np.array(Image.open(Path(ref.uri, "restoration.png")).convert("RGB"))
     assert shown.shape[0] == 2 + 11 * 34
     assert (report.restoration[0].guess.name, report.restoration[3].guess.name) == ("bicubic", "grey")
@@ -144,8 +156,7 @@ def test_the_numbers_are_those_of_the_held_out_pictures(evaluated, tiny_recipe):
     """By one's own way: read, made small, enlarged without a model, compared."""
     run_ref, recipe, ref = evaluated
     report = load_report(ref.uri)
-    reader = ShardReader(run_ref.dataset.uri, "holdout", digest=run_ref.dataset.digest)
-    true = reader.gather(np.array(evenly(len(reader), 9))).images
+    reader, true = looked_at(run_ref)
     small = BlockMean(4).forward(to_model(torch.from_numpy(true)))
     large = torch.nn.functional.interpolate(small, scale_factor=4, mode="bicubic")
     error = (to_uint8(large).double() - torch.from_numpy(true).double()).square().flatten(1).mean(dim=1)
@@ -165,9 +176,10 @@ def test_grey_pictures_are_not_coloured(evaluated):
     run_ref, recipe, ref = evaluated
     extractor = load_report(ref.uri).restoration[0].identity.extractor
     setup = SimpleNamespace(extractor=extractor)
-    task, guess = SimpleNamespace(case="colorization"), np.array([EXACT, EXACT, 20.0])
+    guess = np.array([EXACT, EXACT, 20.0])
 
-    def facts(guess: np.ndarray) -> tuple[Restoration, ...]:
+    def facts(guess: np.ndarray, name: str = "colorization") -> tuple[Restoration, ...]:
+        task = SimpleNamespace(case=name)
         names = ("psnr", "ssim", "distance", "consistency")
         arrays = {f"{prefix}{name}": np.full(len(guess), 30.0) for prefix in ("", "guess_") for name in names}
         results = [(task, SimpleNamespace(arrays=arrays | {"guess_psnr": guess}))]
@@ -184,4 +196,7 @@ def test_grey_pictures_are_not_coloured(evaluated):
 
     assert facts(guess[:2]) == ()
     (found,) = facts(guess)
-    assert (found.gain, found.guess.psnr) == (30.0 - EXACT, EXACT)
+    assert (found.gain, found.guess.psnr, found.psnr_low) == (10.0, 20.0, None)
+    assert (found.identity.pictures, found.identity.which) == (1, "those that have colour")
+    (found,) = facts(guess, "inpainting")  # what a plain picture is to a model counts elsewhere
+    assert (found.gain, found.identity.pictures, found.identity.which) == (30.0 - EXACT, 3, None)

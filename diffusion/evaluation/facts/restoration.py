@@ -11,7 +11,7 @@ from diffusion.evaluation.extractors.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
 from diffusion.evaluation.restoration import EXACT, Case, case_of, steps_of
-from diffusion.recipe import Frozen
+from diffusion.recipe import Frozen, unset
 from diffusion.restore import REPEATS
 from diffusion.spacing import DETAIL
 
@@ -28,6 +28,7 @@ class RestorationIdentity(Frozen):
     dataset_digest: str
     split: Literal["holdout"] = "holdout"
     pictures: int
+    which: Literal["those that have colour"] | None = Field(None, exclude_if=unset)  # None: all that were looked at
     case: str
     way: Literal["zero-shot", "trained"]
     sampler: str
@@ -125,7 +126,8 @@ def of_median(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def restoration_of(gathered: Gathered) -> tuple[Restoration, ...]:
-    """One for each task that was measured; not of colouring where all pictures are grey, and nothing is to be done."""
+    """One for each task that was measured; of colouring on the pictures that have colour, if any does: a grey one is right
+    as it is, so that a model could only lose, and a share of such pictures would move every number."""
     if gathered.problems:
         return ()
     parts: dict[str, list[dict[str, np.ndarray]]] = {}
@@ -135,7 +137,10 @@ def restoration_of(gathered: Gathered) -> tuple[Restoration, ...]:
     for name, arrays in parts.items():
         figures = {key: np.concatenate([part[key] for part in arrays]) for key in _FIGURES}
         case = case_of(name, gathered.spec.size)
-        if not (figures["guess_psnr"] == EXACT).all():
+        if case.task == "colorization":
+            coloured = figures["guess_psnr"] < EXACT
+            figures = {key: values[coloured] for key, values in figures.items()}
+        if len(figures["psnr"]):
             found.append(Restoration.of(figures, case, _identity(gathered, case, len(figures["psnr"]))))
     return tuple(found)
 
@@ -146,6 +151,7 @@ def _identity(gathered: Gathered, case: Case, pictures: int) -> RestorationIdent
     return RestorationIdentity(
         dataset_digest=gathered.manifest.digest,
         pictures=pictures,
+        which="those that have colour" if case.task == "colorization" else None,
         case=case.name,
         way="trained" if trained else "zero-shot",
         sampler=sampling.sampler if trained else "ddnm+",
@@ -202,13 +208,16 @@ def restoration_words(report: "Report") -> list[str]:
             f"| {guess.name}, without a model | {_shown(guess.psnr)} | | {_shown(guess.ssim)} | {_shown(guess.distance)} |"
             f" {_shown(guess.consistency, 1)} |",
         ]
-    first = report.restoration[0]
+    first, last = report.restoration[0], report.restoration[-1]
+    coloured = ""
+    if last.identity.which and last.identity.pictures < (most := first.identity.pictures):
+        coloured = f" Of colorization the {last.identity.pictures:,} of {most:,} are meant that have colour."
     notes = (
         f"{first.identity.pictures:,} held-out pictures, each restored under its own class and caption without guidance, as"
         f" `diffusion restore` does it; in brackets {first.confidence:.0%} intervals over pictures. PSNR is the median (a"
         f" picture that equals the truth counts {EXACT:g}), the gain that of its differences to the way without a model on"
         f" the same pictures, SSIM (higher is better) and the distance of the features (lower is better) are means; the last"
-        f" column is the largest root mean square of A x - y before rounding, white less black being 2."
+        f" column is the largest root mean square of A x - y before rounding, white less black being 2.{coloured}"
     )
     return ["## Restoration", "\n".join(rows), "![given, restored and true pictures](restoration.png)", notes]
 
