@@ -9,7 +9,7 @@ import mmap
 import os
 import weakref
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
@@ -85,7 +85,7 @@ class OpenShards:
                     self._close(next(iter(self._open)))
             return shard
         try:
-            whole = OpenShard(shard.index, _sliced(self._buffers.filled(shard.read, self.entries[number].bytes)))
+            whole = OpenShard(shard.index, _Whole(self._buffers.filled(shard.read, self.entries[number].bytes)))
         except OSError:  # a bad block: which pictures it hits shows when each is read
             return shard
         with self._lock:
@@ -158,8 +158,21 @@ def _opened(path: Path) -> Read:
     return _File(open_plain(path, os.O_RDONLY))
 
 
-def _sliced(view: memoryview) -> Read:
-    return lambda size, start: view[start : start + size]
+class _Whole(NamedTuple):
+    """Reads from memory."""
+
+    view: memoryview
+
+    def __call__(self, size: int, start: int) -> memoryview:
+        return self.view[start : start + size]
+
+
+def pieces(read: Read, sizes: Iterable[int], starts: Iterable[int]) -> list[bytes | memoryview]:
+    """Several reads, of an open shard.  A call for each would cost as much again as a piece of memory."""
+    if isinstance(read, _Whole):
+        view = read.view
+        return [view[start : start + size] for size, start in zip(sizes, starts, strict=True)]
+    return list(map(read, sizes, starts))
 
 
 class _File:
@@ -209,6 +222,8 @@ class _Buffers:
                 while others and self.bytes + size > WHOLE_BYTES:
                     self.bytes -= len(others.pop())
             buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):  # pictures are read all over it
+                buffer.madvise(mmap.MADV_HUGEPAGE)
             self.bytes += size
             return buffer
 

@@ -2,14 +2,12 @@
 
 import json
 
-import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from diffusion.data.open_shards import Read
 from diffusion.data.pictures.decode import BadPicture
-from diffusion.data.pictures.sums import sum_of
+from diffusion.data.pictures.sums import sum_of, sums_of
 from diffusion.data.shards import INDEX
-from diffusion.store.storage import StorageUnavailable
 
 Captions = tuple[tuple[str, float], ...]  # a picture's texts, each with its weight
 DAMAGE = (BadPicture, OSError)
@@ -18,15 +16,12 @@ SPANS = [
 ]  # of a row: what `stored_at` and `captions_at` take
 
 
-def undamaged(read: Read, rows: np.ndarray) -> list[bytes | memoryview] | None:
-    """The bytes of the pictures of some rows of an index; None where one of them is damaged, to be found by `stored_at`."""
-    try:
-        stored = list(map(read, rows["image_size"].tolist(), rows["image_offset"].tolist()))
-    except StorageUnavailable:
-        raise
-    except OSError:
-        return None
-    return stored if [sum_of(data, crc32) for data in stored] == rows["image_crc32"].tolist() else None
+def undamaged(stored: list[bytes | memoryview], sums: list[int]) -> list[bytes | memoryview]:
+    """The bytes of pictures, none for those that differ from their crc32, which `stored_at` says more about."""
+    actual = sums_of(stored, crc32)
+    if actual == sums:
+        return stored
+    return [data if own == told else b"" for data, own, told in zip(stored, actual, sums, strict=True)]
 
 
 def stored_at(read: Read, row: tuple, captions: bool) -> tuple[bytes | memoryview, Captions]:

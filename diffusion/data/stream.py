@@ -103,9 +103,9 @@ def _parts(order: AnyOrder, batch_size: int, start: int, stop: int | None, rank:
 
 def _read(reader: ShardReader, part: _Part, seed: int) -> Batch:
     got = reader.gather(part.pictures)
-    index = torch.arange(part.start, part.start + len(part.pictures))
+    index = torch.from_numpy(np.arange(part.start, part.start + len(part.pictures)))
     return Batch(
-        images=torch.from_numpy(got.images).permute(0, 3, 1, 2),
+        images=torch.from_numpy(got.images.transpose(0, 3, 1, 2)),
         label=torch.from_numpy(got.label),
         captions=drawn(got.captions, index, seed),
         keys=got.keys,
@@ -126,6 +126,8 @@ def _complete(reader: ShardReader, batch: Batch) -> Batch:
 def drawn(captions: list[Captions], index: Tensor, seed: int) -> list[str]:
     """One text of each picture, drawn by the weights, the first where all are 0; index (b,): the positions, which with the
     seed decide."""
+    if not any(captions):
+        return [""] * len(captions)
     texts = [first_of(own) for own in captions]
     if several := [place for place, own in enumerate(captions) if len(own) > 1]:
         for place, u in zip(several, uniform(seed, Stream.WORDS, index[several]).tolist(), strict=True):
