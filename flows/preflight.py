@@ -22,7 +22,9 @@ def check(
 ) -> None:
     """Everything the line needs.  dataset: a published one, in place of the source.  init: see `flows.origin`."""
     if until not in get_args(Until):
-        raise ValueError(f"until={until!r}: it is one of {', '.join(get_args(Until))}")
+        raise ValueError(
+            f"until={until!r}: it is one of {', '.join(get_args(Until))}; of one stage type its name, as `diffusion train`"
+        )
     from diffusion.data.sources import open_source  # they load torch: not for each start of the program
     from diffusion.training.step import check_sizes
 

@@ -107,14 +107,20 @@ def measured(evaluation: EvaluationRef) -> None:
     if report.floor is not None:
         say(f"             {report.floor.value:.4g} ± {report.floor.spread:.2g} for real pictures in their place")
     for level in report.held_out:
-        number = "not finite" if level.loss is None else f"{level.loss:.4g} ± {level.standard_error:.2g}"
-        say(f"  held out   {number} at sigma {level.sigma:g}")
+        say(f"  held out   {_shown(level.loss, level.standard_error)} at sigma {level.sigma:g}")
     if report.bound is not None:
         found = report.bound
-        number = "not finite" if found.value is None else f"{found.value:.4g} ± {found.standard_error or 0:.2g}"
+        number = _shown(found.value, found.standard_error)
         say(f"  bound      {number} bits per value ({found.identity.pictures:,} held-out pictures)")
     for problem in report.problems:
         warn(f"problem    {problem}")
+
+
+def _shown(value: float | None, error: float | None) -> str:
+    """A number and its standard error, which a single picture has none of."""
+    if value is None:
+        return "not finite"
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
 
 
 def registered(model: ModelRef, verdict: Verdict | None) -> None:

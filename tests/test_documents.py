@@ -3,12 +3,14 @@
 import re
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 
 from flows import recipes
 from flows.cli import app
+from flows.preflight import Until
 from flows.site import PREFIX, Site
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +46,7 @@ def test_a_command_that_is_shown_is_understood(shown):
     command, words = found(shown)
     given = command.make_context(shown, words).params
     recipes.merged(given.get("preset", "demo"), settings=given.get("settings") or ())
+    assert given.get("until", "deploy") in get_args(Until)
 
 
 @pytest.mark.parametrize("shown", NAMED)

@@ -1,15 +1,18 @@
-"""flows/summary.py: the best of a run's checkpoints that can be evaluated, and how; what the gate found of a model."""
+"""flows/summary.py: the best of a run's checkpoints that can be evaluated; numbers; what the gate found of a model."""
 
 from pathlib import Path
 
 import pytest
 
+from diffusion.evaluation.facts.held_out import HeldOutLoss
 from diffusion.evaluation.gate.verdict import Check, Verdict
 from diffusion.store.refs import DatasetRef, ModelRef, RunRef
 from diffusion.training.checkpoint import folder_of
 from diffusion.training.journal import SCORE, Journal
 from flows.recipes import merged
-from flows.summary import registered, trained
+from flows.summary import measured, registered, trained
+from tests.test_gate import report
+from tests.test_report import publish
 
 DATASET = DatasetRef(uri="", digest="", resolution=64, classes=("a",), images=1, holdout=0, rejected=0)
 
@@ -61,3 +64,14 @@ def test_of_a_refused_model_each_check_is_said_on_a_line(capsys: pytest.CaptureF
     ]
     registered(model, None)
     assert capsys.readouterr().out.endswith("  gate       it is worse\n")
+
+
+def test_of_a_single_held_out_picture_a_number_has_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    levels = tuple(
+        HeldOutLoss(sigma=sigma, loss=loss, standard_error=error, zero=1.0, pictures=pictures)
+        for sigma, loss, error, pictures in ((0.1, 0.5, None, 1), (1.0, 0.25, 0.125, 9), (3.0, None, None, 9))
+    )
+    measured(publish(tmp_path, report().model_copy(update={"held_out": levels})))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    said = [line for line in lines if line.startswith("held out")]
+    assert said == ["held out 0.5 at sigma 0.1", "held out 0.25 ± 0.12 at sigma 1", "held out not finite at sigma 3"]
