@@ -8,10 +8,20 @@ import torch
 from torch import Tensor
 
 from diffusion.evaluation.facts.distance import FrechetLimit
-from diffusion.evaluation.metrics.extrapolate import CUBIC, PARTS, QUADRATIC, Extrapolated, _mean_over, extrapolate
+from diffusion.evaluation.metrics import spectrum
+from diffusion.evaluation.metrics.extrapolate import (
+    Curve,
+    Extrapolated,
+    _curve,
+    _products,
+    _Reference,
+    _told,
+    extrapolate,
+)
 from diffusion.evaluation.metrics.frechet import Gaussian, frechet
 from diffusion.evaluation.metrics.intervals import jackknife_error, t_quantile
 from diffusion.evaluation.metrics.sample import beside, jackknifed
+from diffusion.evaluation.metrics.spectrum import spectra
 from diffusion.evaluation.report.words import markdown
 from tests.test_gate import IDENTITY, report
 
@@ -38,41 +48,143 @@ def found_in(model: Gaussian, reference: Gaussian, n: int, seed: int) -> tuple[f
     return distance.value, extrapolate(sample, distance)
 
 
-@pytest.mark.parametrize("weights", [CUBIC, QUADRATIC])
-def test_the_weights_take_off_powers_of_1_over_n(weights):
-    """They leave a constant as it is, and what falls as 1 / N, 1 / N^2 (and of the cubic 1 / N^3) vanishes."""
-    assert sum(weights) == pytest.approx(1, abs=1e-14)
-    powers = 3 if weights is CUBIC else 2
-    for power in range(1, powers + 1):
-        assert sum(w * p**power for w, p in zip(weights, PARTS, strict=True)) == pytest.approx(0, abs=1e-12)
+def counted(eigenvalues: Tensor, k: Tensor) -> Tensor:
+    return (eigenvalues / (eigenvalues + k[:, None])).sum(dim=1)
 
 
-def test_a_part_is_the_same_as_that_part_alone():
-    model, reference = population(12, 0.7)
-    features = drawn(model, 96, 1)
-    sample = beside(reference, features)
-    value = {p: [sample.left_out(part=part, parts=p)[0] for part in range(p)] for p in PARTS}
-    for parts, values in value.items():
-        alone = [frechet(Gaussian.of(features[part::parts]), reference) for part in range(parts)]
-        assert values == pytest.approx(alone, rel=1e-9)
-    expected = sum(w * np.mean(value[p]) for w, p in zip(CUBIC, PARTS, strict=True))
-    assert extrapolate(sample, jackknifed(sample)).value == pytest.approx(expected, rel=1e-6)
-    kept = features[(torch.arange(96) % 4 == 1) & (torch.arange(96) % 32 != 9)]
-    _, without = sample.left_out(part=1, parts=4)  # 9 is the third block of those 1, 5, 9, ...
-    assert without[2] == pytest.approx(frechet(Gaussian.of(kept), reference), rel=1e-9)
+def curve_of(model: Gaussian, reference: Gaussian, features: Tensor) -> Curve:
+    return _curve(next(spectra(beside(reference, features))))
 
 
-def test_the_mean_over_parts_leaves_out_each_block_where_it_lies():
-    model, reference = population(6, 0.5)
-    features, number = drawn(model, 96, 2), torch.arange(96)
-    mean, left_out = _mean_over(beside(reference, features), 4)
-    for k in range(32):
-        kept = [features[(number % 4 == part) & (number % 32 != k)] for part in range(4)]
-        expected = sum(frechet(Gaussian.of(part), reference) for part in kept) / 4
-        assert left_out[k] == pytest.approx(expected, rel=1e-9), k
-    assert mean == pytest.approx(
-        sum(frechet(Gaussian.of(features[part::4]), reference) for part in range(4)) / 4, rel=1e-9
-    )
+def doubt_of(model: Gaussian, reference: Gaussian, seed: int) -> float:
+    sample = beside(reference, drawn(model, 64, seed))
+    return _Reference.of(sample).limits([next(spectra(sample))])[1]
+
+
+@pytest.mark.parametrize(("n", "d"), [(160, 40), (80, 120)])
+def test_the_sample_tells_the_populations_curve(n, d):
+    """More samples than features and fewer: D(k) is the population's, where what the sample has at t = k is far below."""
+    model, reference = population(d, 0.7)
+    eigenvalues = torch.linalg.svdvals(reference.root.T @ model.root).square()
+    told, naive = [], []
+    for seed in range(12):
+        features = drawn(model, n, seed)
+        curve = curve_of(model, reference, features)
+        near = (curve.k > 1.01 * curve.k[0]) & (curve.k < eigenvalues[0])
+        assert (curve.k.diff() > 0).all()
+        truth = counted(eigenvalues, curve.k[near])
+        own = next(spectra(beside(reference, features))).eigenvalues
+        told.append(float((curve.count[near] / truth).log().mean()))
+        naive.append(float((counted(own, curve.k[near]) / truth).log().mean()))
+    assert abs(np.mean(told)) < 0.2 * abs(np.mean(naive))
+    assert abs(np.mean(told)) < 0.02
+
+
+def test_leaving_a_picture_out_of_n_is_not_adding_one_to_n():
+    """Where the sample tells least, at k(0), that is a difference of 1 / n."""
+    model, reference = population(80, 0.5)
+    eigenvalues = torch.linalg.svdvals(reference.root.T @ model.root).square()
+    curves = [curve_of(model, reference, drawn(model, 40, seed)) for seed in range(80)]
+    off = [float((curve.count[0] / counted(eigenvalues, curve.k[:1])).log()) for curve in curves]
+    assert abs(np.mean(off)) < 0.4 / 40
+
+
+def test_told_and_untold_are_the_trace_of_the_root():
+    """Of the exact curve of a reference's own spectrum, cut anywhere; so also of any multiple of it."""
+    reference = Gaussian(torch.zeros(50).double(), (torch.arange(1, 51).double() ** -0.8).diag())
+    known = _Reference.of(beside(reference, normals(64, 50, 0)))
+    for factor, cut in ((1.0, 1e-3), (3.0, 0.05), (0.1, 1e-12)):
+        eigenvalues = factor * reference.root.diagonal() ** 4
+        k = torch.linspace(math.log(cut), 16, 4000).double().exp()
+        curve = Curve(k, counted(eigenvalues, k))
+        whole = _told(curve) + known._untold(curve)
+        assert whole == pytest.approx(float(eigenvalues.sqrt().sum()), rel=1e-4)
+        assert known._untold(curve, known._power(curve)) == pytest.approx(known._untold(curve), rel=1e-2)
+
+
+def test_pictures_of_unlike_size_are_allowed_for():
+    """Where the features of each picture have a factor of their own, k(t) is not that of Gaussian features."""
+    model, reference = population(60, 0.6)
+    limits, without = [], []
+    for seed in range(30):
+        size = torch.where(normals(96, 1, 1000 + seed) > 0.5, 1.6, 0.5) / 0.9812  # of mean square 1
+        sample = beside(reference, model.mean + size * (drawn(model, 96, seed) - model.mean))
+        found, known = next(spectra(sample)), _Reference.of(sample)
+        alike = found._replace(shares=torch.full_like(found.shares, 1 / found.n))
+        for values, each in ((limits, found), (without, alike)):
+            values.extend(known.limits([each])[0])
+    truth = frechet(model, reference)
+    assert abs(np.mean(limits) - truth) < 0.15 * abs(np.mean(without) - truth)
+
+
+@pytest.mark.parametrize("d", [12, 200])
+def test_a_part_is_that_part_alone(d):
+    """By an independent way, of few features and of many."""
+    model, reference = population(d, 0.7)
+    features, number = drawn(model, 96, 1), torch.arange(96)
+    found = list(spectra(beside(reference, features), part=1, parts=4))
+    assert len(found) == 1 + 8
+    kept = [number % 4 == 1, *((number % 4 == 1) & (number % 32 != k) for k in range(1, 32, 4))]
+    for each, chosen in zip(found, kept, strict=True):
+        some = features[chosen]
+        rows = (some - some.mean(dim=0)) @ reference.root / math.sqrt(len(some) - 1)
+        left, singular, _ = torch.linalg.svd(rows, full_matrices=False)
+        rank = min(len(some) - 1, d)
+        assert each.n == len(some)
+        assert each.apart == pytest.approx(float((some - reference.mean).square().sum(dim=1).mean()), rel=1e-9)
+        assert torch.allclose(each.eigenvalues, singular[:rank].flip(0).square(), rtol=1e-7)
+        assert torch.allclose(each.shares, left[:, :rank].flip(1).square(), atol=1e-6)
+
+
+def test_shares_are_of_pictures_from_all_blocks(monkeypatch):
+    monkeypatch.setattr(spectrum, "ROWS", 16)
+    model, reference = population(5, 0.5)
+    sample = beside(reference, drawn(model, 512, 3))
+    whole, *without = spectra(sample)
+    assert len(whole.shares) == 16
+    assert {len(each.shares) for each in without} == {15, 16}
+
+
+def test_the_doubt_is_large_where_the_model_lacks_the_references_spectrum():
+    """With fewer samples than features: what the samples do not tell is then not as the reference has it."""
+    model, reference = population(120, 0.3)
+    rough = Gaussian(model.mean, model.root + 0.8 * torch.eye(120).double())
+    alike, unlike = ([doubt_of(each, reference, seed) for seed in range(5)] for each in (model, rough))
+    assert np.mean(unlike) > 2 * np.mean(alike) > 0
+
+
+def test_what_is_told_in_full_is_not_doubted():
+    model, reference = population(12, 0.5)
+    assert found_in(model, reference, 96, 0)[1].doubt < 1e-6
+
+
+def test_pictures_that_are_all_one_have_a_limit():
+    _, reference = population(6, 0.5)
+    sample = beside(reference, torch.ones(64, 6))
+    found = extrapolate(sample, jackknifed(sample))
+    assert found.value == pytest.approx(6 + float(reference.trace))
+    assert (found.standard_error, found.doubt) == (0, 0)
+
+
+def test_products_are_known_from_parts():
+    """Of the square of a mean, all of whose variance is of products: half of what the jackknife states."""
+    number, found, whole = torch.arange(64), [], []
+    halves = [number % 2 == part for part in range(2)]
+
+    def squared(values: Tensor) -> float:
+        return float(values.mean(dim=0).square().sum() - values.var(dim=0).sum() / len(values))
+
+    for seed in range(60):
+        values = normals(64, 80, seed)
+        of_jackknife = jackknife_error([squared(values[number % 32 != k]) for k in range(32)]) ** 2
+        parts = [
+            (squared(values[half]), [squared(values[half & (number % 32 != k)]) for k in range(part, 32, 2)])
+            for part, half in enumerate(halves)
+        ]
+        found.append(of_jackknife - _products(of_jackknife, parts))
+        whole.append(squared(values))
+    assert np.mean(found) == pytest.approx(2 * 80 / 64**2, rel=0.15)
+    assert np.var(whole) == pytest.approx(2 * 80 / 64**2, rel=0.4)
 
 
 @pytest.mark.parametrize(("n", "d", "decay"), [(128, 32, 0.5), (64, 96, 0.7)])
@@ -82,14 +194,14 @@ def test_the_limit_is_the_populations_within_the_stated_interval(n, d, decay):
     states more."""
     model, reference = population(d, decay)
     truth = frechet(model, reference)
-    found = [found_in(model, reference, n, seed) for seed in range(70)]
+    found = [found_in(model, reference, n, seed) for seed in range(40)]
     values, errors = np.array([value for value, _ in found]), np.array([each.distance_error for _, each in found])
     limits = np.array([each.value for _, each in found])
     assert values.mean() > 1.2 * truth
-    assert abs(limits.mean() - truth) < 0.25 * (values.mean() - truth)
+    assert abs(limits.mean() - truth) < 0.05 * (values.mean() - truth) + 2.5 * limits.std() / math.sqrt(40)
     reports = [FrechetLimit.of(each, IDENTITY) for _, each in found]
     held = np.mean([each.low <= truth <= each.high for each in reports])
-    assert held >= 0.88
+    assert held >= 0.87
     assert 0.85 < math.sqrt((errors**2).mean()) / values.std() < 1.3
 
 

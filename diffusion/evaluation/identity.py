@@ -9,7 +9,14 @@ from diffusion.evaluation.gathered import Gathered
 from diffusion.recipe import Frozen, SamplingRecipe, unset
 
 Metric = Literal[
-    "frechet/1", "frechet-limit/1", "kernel/1", "neighbours/1", "memorization/1", "classes/1", "agreement/1"
+    "frechet/1",
+    "frechet-limit/1",
+    "frechet-limit/2",
+    "kernel/1",
+    "neighbours/1",
+    "memorization/1",
+    "classes/1",
+    "agreement/1",
 ]
 
 

@@ -45,7 +45,7 @@ class Frechet(Frozen):
 
 
 class FrechetLimit(Frozen):
-    """The Frechet distance of infinitely many samples, extrapolated.  See `extrapolate`."""
+    """The Frechet distance of infinitely many samples.  See `extrapolate`."""
 
     identity: SampleIdentity
     value: float
@@ -104,7 +104,7 @@ def distances(sample: Sample, identity: SampleIdentity) -> tuple[Frechet, Freche
     if len(sample) < LEAST:
         return Frechet.of(distance, identity), None
     found = extrapolate(sample, distance)
-    limit = FrechetLimit.of(found, identity.model_copy(update={"metric": "frechet-limit/1"}))
+    limit = FrechetLimit.of(found, identity.model_copy(update={"metric": "frechet-limit/2"}))
     return Frechet.of(replace(distance, standard_error=found.distance_error), identity), limit
 
 

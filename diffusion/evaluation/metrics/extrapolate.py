@@ -1,33 +1,59 @@
-"""The Frechet distance of infinitely many samples, from that of N and of its parts.
+"""The Frechet distance of infinitely many samples, from the spectrum of N.
 
-The distance of N samples is too large by a / N + b / N^2 + ...  [Chong & Forsyth 2020, FID_inf, who fit the first term to
-distances at several N.]  From those of N, N/2, N/4 and N/8 samples - each part in turn, so that every sample counts at each
-size - Richardson's scheme takes off three terms, which matter where there are fewer samples than features.  Of features of
-emoji by EfficientNet each term changed the result by about 0.4 of what the one before did; so all that are left change it
-by about two thirds of what the third one did, which is stated as a doubt.
+    d^2 = E|x - mu_r|^2 + Tr S_r - 2 Tr T^(1/2),    T = R^T S R,  S_r = R R^T
+
+The first two terms have no bias.  The third is too small by what N samples cannot tell of T.  With
+D(k) = Tr T (T + k)^-1 it is
+
+    Tr T^(1/2) = 1/pi  integral of k^(-1/2) D(k) dk  from 0 to infinity,
+
+and the sample has D at every k that it can tell: its own Tr T_N (T_N + t)^-1 is D at k(t) > t.  [Marchenko & Pastur 1967;
+for Frechet distances Tiomoko & Couillet 2019]  k / t is what a picture left out of the sample finds there, by what it finds
+in it: with its leverage h, the mean of h / (1 - h) by that of h.  That asks nothing of the features' distribution but that
+a quadratic form of one picture is near its trace, up to a factor of the picture's own.  So there is no fit, and no series in
+1/N, which with fewer samples than features does not converge.
+
+With at most as many samples as features k ends at k(0) > 0.  Below, D is taken to go on as the reference's would, whose
+spectrum is known, scaled to meet D(k(0)).  Scaled to meet the slope there as well, by a power of its eigenvalues, it gives
+another value: the difference is stated as a doubt.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from diffusion.evaluation.metrics.intervals import jackknife_error
 from diffusion.evaluation.metrics.sample import BLOCKS, Distance, Sample
+from diffusion.evaluation.metrics.spectrum import Spectrum, spectra
 
-PARTS = (1, 2, 4, 8)
-LEAST = 2 * BLOCKS  # samples, below which an eighth has less than 8
-CUBIC = (64 / 21, -56 / 21, 14 / 21, -1 / 21)  # weights of the distances at N over PARTS: exact for 3 terms
-QUADRATIC = (8 / 3, -2.0, 1 / 3, 0.0)  # for 2
+LEAST = 2 * BLOCKS  # samples
+HALVES, QUARTERS = 2, 4
+_STEP = 0.1  # of log t
+_BEYOND = math.log(1e4)  # of the eigenvalues, on both sides
+_NEAR = 1.1  # times k(0), to where the slope is taken
+_POWERS = (0.01, 8.0)
+_WIDE, _CLOSE = 200.0, 1e-9  # of a logarithm, or a power, that is sought
 
 
 @dataclass(frozen=True)
 class Extrapolated:
-    """The limit, and what the parts say of the distance's own error."""
+    """The limit, and what parts of the sample say of the distance's own error."""
 
     value: float  # may be below 0 by its error
     standard_error: float
-    doubt: float  # what the terms that are left may change
+    doubt: float  # what the spectrum that N samples cannot tell may change
     distance_error: float  # standard error of the distance at N
+
+
+class Curve(NamedTuple):
+    """D(k) of the population, as far as a sample tells it."""
+
+    k: Tensor  # (T,) ascending
+    count: Tensor  # (T,) D there
 
 
 def extrapolate(sample: Sample, distance: Distance) -> Extrapolated:
@@ -35,38 +61,124 @@ def extrapolate(sample: Sample, distance: Distance) -> Extrapolated:
 
     Both errors are of the jackknife, which counts what products of two samples add to the variance twice, those of three
     three times.  [Efron & Stein 1981]  With V1 of the samples alone and V2 of products at N, it expects V1 + 2 V2 of the
-    distance and V1 + 8 V2 of the mean over quarters, so both are known.  Half of V2 is taken off the distance's: all of it
-    would state too little where V2 itself is uncertain.  The limit's error is mostly of products: what the jackknife has
-    there beside V1 is halved.
+    distance and V1 + 2 p V2 of the mean over p parts, so both are known.  The limit is a square: where both sets are alike
+    it has hardly any V1, and the jackknife states sqrt 2 times too much, so V2 is taken off.  Of the distance's, which has
+    more of V1, half of it: all would state too little where V2 itself is uncertain.
     """
     n = len(sample)
     if n < LEAST or len(distance.left_out) != BLOCKS:
         raise ValueError(f"{n} pictures are too few to extrapolate from: draw at least {LEAST}")
-    values, left_out = [distance.value], [distance.left_out]
-    for parts in PARTS[1:]:
-        value, left = _mean_over(sample, parts)
-        values.append(value)
-        left_out.append(left)
-    limit_left_out = [_weighted(CUBIC, each) for each in zip(*left_out, strict=True)]
-    found, quarters, of_limit = (jackknife_error(each) ** 2 for each in (left_out[0], left_out[2], limit_left_out))
-    products = min(max(0.0, (quarters - found) / (2 * (PARTS[2] - 1))), found / 2)
-    alone = found - 2 * products
-    value = _weighted(CUBIC, values)
+    reference = _Reference.of(sample)
+    values, doubt = reference.limits(spectra(sample))
+    halves = [reference.limits(spectra(sample, part=part, parts=HALVES))[0] for part in range(HALVES)]
+    quarters = [sample.left_out(part=part, parts=QUARTERS) for part in range(QUARTERS)]
+    of_limit = jackknife_error(values[1:]) ** 2
+    of_distance = jackknife_error(distance.left_out) ** 2
     return Extrapolated(
-        value=value,
-        standard_error=math.sqrt((of_limit + min(alone, of_limit)) / 2),
-        doubt=abs(value - _weighted(QUADRATIC, values)) * 2 / 3,
-        distance_error=math.sqrt(found - products / 2),
+        value=values[0],
+        standard_error=math.sqrt(of_limit - _products(of_limit, [(each[0], each[1:]) for each in halves])),
+        doubt=doubt,
+        distance_error=math.sqrt(of_distance - _products(of_distance, quarters) / 2),
     )
 
 
-def _mean_over(sample: Sample, parts: int) -> tuple[float, list[float]]:
-    """The mean distance of every parts-th picture, and the same without each block in turn, which is in one part only."""
-    found = [sample.left_out(part=part, parts=parts) for part in range(parts)]
-    mean = math.fsum(whole for whole, _ in found) / parts
-    of_block = ((*found[k % parts], k // parts) for k in range(BLOCKS))
-    return mean, [mean + (without[place] - whole) / parts for whole, without, place in of_block]
+def _products(found: float, of_parts: list[tuple[float, list[float]]]) -> float:
+    """V2, from the jackknife's variance and the values of parts with those without each block that lies in them."""
+    parts = len(of_parts)
+    of_block = ((*of_parts[k % parts], k // parts) for k in range(BLOCKS))
+    mean_left_out = [(without[place] - whole) / parts for whole, without, place in of_block]
+    return min(max(0.0, (jackknife_error(mean_left_out) ** 2 - found) / (2 * (parts - 1))), found / 2)
 
 
-def _weighted(weights: Sequence[float], values: Sequence[float]) -> float:
-    return math.fsum(weight * value for weight, value in zip(weights, values, strict=True))
+class _Reference(NamedTuple):
+    """What is known of the reference alone."""
+
+    logs: Tensor  # of the eigenvalues that T has where the model's covariance is the reference's
+    trace: float  # of its covariance
+
+    @classmethod
+    def of(cls, sample: Sample) -> "_Reference":
+        singular = torch.linalg.svdvals(sample.reference.root)
+        kept = singular[singular > singular[0] * len(singular) * torch.finfo(torch.float64).eps]
+        return cls(4 * kept.log(), float(sample.reference.trace))
+
+    def limits(self, found: Iterable[Spectrum]) -> tuple[list[float], float]:
+        """That of each, and the doubt of the first."""
+        values, doubts = [], []
+        for spectrum in found:
+            values.append(spectrum.apart + self.trace)
+            if len(spectrum.eigenvalues):  # else nothing in which the pictures differ is in the reference
+                curve = _curve(spectrum)
+                untold = self._untold(curve)
+                values[-1] -= 2 * (_told(curve) + untold)
+                if not doubts:
+                    doubts.append(2 * abs(untold - self._untold(curve, self._power(curve))))
+        return values, doubts[0] if doubts else 0.0
+
+    def _untold(self, curve: Curve, power: float = 1.0) -> float:
+        """1/pi integral of k^(-1/2) D(k) dk from 0 to k(0), of this spectrum to a power, scaled to meet D there."""
+        k, count = float(curve.k[0]), float(curve.count[0])
+        if self._all_told(curve):  # D is constant below
+            return 2 * math.sqrt(k) * count / math.pi
+        over = (power * self.logs + self._scale(curve, power)).exp() / k
+        return float((2 * (over * k).sqrt() * over.rsqrt().atan()).sum()) / math.pi
+
+    def _scale(self, curve: Curve, power: float) -> float:
+        """Its logarithm, by Newton's method within what is known of it."""
+        offset, count = power * self.logs - curve.k[0].log(), float(curve.count[0])
+        low, high, found = -_WIDE, _WIDE, 0.0
+        while high - low > _CLOSE:
+            share = (offset + found).sigmoid()
+            over = float(share.sum()) - count
+            low, high = (low, found) if over > 0 else (found, high)
+            step = over / max(float((share * (1 - share)).sum()), 1e-300)
+            if abs(step) < _CLOSE:
+                break
+            found = found - step if low < found - step < high else (low + high) / 2
+        return found
+
+    def _power(self, curve: Curve) -> float:
+        """With which it meets the slope of log D at log k(0), too."""
+        if self._all_told(curve):
+            return 1.0
+        near = int((curve.k > _NEAR * curve.k[0]).nonzero()[0])
+        slope = float((curve.count[0] / curve.count[near]).log() / (curve.k[near] / curve.k[0]).log())
+
+        low, high = _POWERS
+        while high - low > _CLOSE:
+            power = (low + high) / 2
+            share = (power * self.logs + self._scale(curve, power) - curve.k[0].log()).sigmoid()
+            steeper = float((share * (1 - share)).sum() / share.sum()) > slope
+            low, high = (power, high) if steeper else (low, power)
+        return (low + high) / 2
+
+    def _all_told(self, curve: Curve) -> bool:
+        return float(curve.count[0]) >= len(self.logs) - 0.5
+
+
+def _curve(spectrum: Spectrum) -> Curve:
+    """q is what the others find of a picture, on average: k / t = (n - 1) q / D.
+
+    A picture is left out of n, not of n + 1, so q is too large: to first order in 1/n by (1 + q) (dk/dt - 1) / n.  There
+    dk/dt is that of pictures without factors of their own, k = t (n - 1) / (n - 1 - D).
+    """
+    n, degrees, x = spectrum.n, spectrum.n - 1, spectrum.eigenvalues
+    low, high = float(x[0].log()) - _BEYOND, float(x[-1].log()) + _BEYOND
+    t = torch.linspace(low, high, 2 + int((high - low) / _STEP), dtype=torch.float64).exp()[:, None]
+    inside, outside = x / (x + t), t / (x + t)
+    count, left = (
+        inside.sum(dim=1),
+        degrees - len(x) + outside.sum(dim=1),
+    )  # left: degrees - count, without cancellation
+    h = inside @ spectrum.shares.T
+    others = (1 - 1 / n - spectrum.shares.sum(dim=1)).clamp(min=0)  # of a picture, where the sample has nothing else
+    q = (h / (outside @ spectrum.shares.T + others)).mean(dim=1) / h.mean(dim=1) * count / n
+    rise = degrees / left * (1 - (inside * outside).sum(dim=1) / left)
+    q = q - (1 + q) * (rise - 1).clamp(min=0) / degrees
+    return Curve(t[:, 0] * q * degrees / count, count)
+
+
+def _told(curve: Curve) -> float:
+    """1/pi integral of k^(-1/2) D(k) dk from k(0) to infinity."""
+    values = curve.k.sqrt() * curve.count
+    return float(torch.trapezoid(values, curve.k.log()) + 2 * values[-1]) / math.pi  # beyond, D falls as 1 / k

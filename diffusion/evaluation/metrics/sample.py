@@ -3,7 +3,7 @@ distance's error and its limit.  The memory is that of some (D, D), however many
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
@@ -52,6 +52,16 @@ def _merged(parts: Iterable[Moments]) -> Moments:
 Product = Callable[[int | None, Moments], Tensor]
 
 
+class Rest(NamedTuple):
+    """What is left of some pictures without a block."""
+
+    left: int | None  # the block
+    moments: Moments
+    few: bool  # which of the two the matrix is
+    matrix: Tensor  # C C^T of few pictures, else C^T C
+    rank: int  # of the matrix of all of them
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """A sample beside a reference.
@@ -72,15 +82,20 @@ class Sample:
     def left_out(self, *, part: int = 0, parts: int = 1) -> tuple[float, list[float]]:
         """The distance of every parts-th picture from the part-th on, and without each block that lies in them, in order,
         where there are several.  parts divides the number of blocks."""
+        found = self.rests(part=part, parts=parts)
+        values = [self._distance(rest.moments, torch.linalg.eigvalsh(rest.matrix), rest.rank) for rest in found]
+        return values[0], values[1:]
+
+    def rests(self, *, part: int = 0, parts: int = 1) -> Iterator["Rest"]:
+        """All of such a part, and what is left of it without each of its blocks in turn."""
         few = 2 * len(range(part, len(self), parts)) <= self.reference.root.shape[1]
         moments, product = (self._of_few if few else self._of_sums)(part, parts)
-        whole, values, rank = _merged(moments.values()), [], None
+        whole, rank = _merged(moments.values()), None
         for left in (None, *moments) if len(moments) > 1 else (None,):
             rest = whole if left is None else whole.without(moments[left])
             matrix = product(left, rest)
             rank = _rank(matrix) if rank is None else rank
-            values.append(self._distance(rest, torch.linalg.eigvalsh(matrix), rank))
-        return values[0], values[1:]
+            yield Rest(left, rest, few, matrix, rank)
 
     def _of_few(self, part: int, parts: int) -> tuple[dict[int, Moments], Product]:
         """The moments of each block of a part, and the products of each two pictures of it."""

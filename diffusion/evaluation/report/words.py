@@ -89,8 +89,8 @@ def _distance(report: "Report") -> list[str]:
     if limit:
         rows.append(
             f"| with ever more samples | {limit.value:.4g} ± {limit.standard_error:.2g} (standard error) |"
-            f" {limit.confidence:.0%} interval {limit.low:.4g} to {limit.high:.4g}; extrapolated from the distances of all"
-            f" samples, of halves, quarters and eighths |"
+            f" {limit.confidence:.0%} interval {limit.low:.4g} to {limit.high:.4g}; from the spectrum that these samples"
+            f" tell |"
         )
     if least:
         rows.append(
