@@ -109,11 +109,9 @@ def restore(
     def work(site: Site) -> None:
         from flows.restore import restore as flow
 
-        said = label is not None or prompt is not None
-        strength = 1.0 if guidance is None and said else guidance  # not the model's own, which is for drawing freely
-        options = {"label": label, "prompt": prompt, "n": n, "seed": seed, "steps": steps, "guidance": strength}
-        asked = {"task": task, "way": way, "factor": factor, "noise": noise, "repeats": repeats}
-        _strip(flow(site, name, model, picture, bundle=bundle, mask=mask, out=out, options=options, **asked))
+        options = {"label": label, "prompt": prompt, "n": n, "seed": seed, "steps": steps, "guidance": guidance}
+        options |= {"task": task, "way": way, "factor": factor, "noise": noise, "repeats": repeats}
+        _strip(flow(site, name, model, picture, bundle=bundle, mask=mask, out=out, options=options))
 
     guarded(work, debug, home=home)
 
@@ -133,7 +131,7 @@ def edit(
         str | None,
         typer.Option("--from-prompt", help="What it shows now: change that and keep the rest. [noise it instead]"),
     ] = None,
-    strength: Annotated[float, typer.Option("--strength", help="Above 0, little, to 1, all.")] = 0.6,
+    strength: Annotated[float | None, typer.Option("--strength", help="Above 0, little, to 1, all. [0.6]")] = None,
     mask: Annotated[
         Path | None, typer.Option("--mask", help="Picture of the same size, white where it may change. [everywhere]")
     ] = None,
@@ -160,9 +158,9 @@ def edit(
         from flows.edit import edit as flow
 
         options = {"label": label, "prompt": prompt, "n": n, "seed": seed, "steps": steps, "guidance": guidance}
-        options |= {"sampler": sampler}
-        asked = {"strength": strength, "from_label": from_label, "from_prompt": from_prompt, "coarse": coarse}
-        _strip(flow(site, name, model, picture, bundle=bundle, mask=mask, out=out, options=options, **asked))
+        options |= {"sampler": sampler, "strength": strength, "coarse": coarse}
+        options |= {"from_label": from_label, "from_prompt": from_prompt}
+        _strip(flow(site, name, model, picture, bundle=bundle, mask=mask, out=out, options=options))
 
     guarded(work, debug, home=home)
 

@@ -2,20 +2,16 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from diffusion.data.images import decode_png
-from diffusion.lineage.replay import Outcome, outcome, redraw, surroundings
+from diffusion.lineage.replay import Outcome, outcome, redraw, remake, surroundings
 from diffusion.serving.engine import Engine
-from diffusion.serving.receipt import Receipt, ReworkReceipt, stamp
+from diffusion.serving.receipt import ReworkReceipt, stamp
 from diffusion.store.bundle import load_bundle
-from diffusion.store.publish import sha256_file, temporary
+from diffusion.store.publish import sha256_file
 from flows.by_digest import bundle_of, read_picture
 from flows.console import say, ticked, waiting, warn
-from flows.edit import edit
-from flows.pictures import file_name
-from flows.restore import restore
+from flows.pictures import read
 from flows.site import Site
 
 _SLOTS = 16  # as `sample` and `restore`
@@ -54,7 +50,13 @@ def replay(
     say(f"  bundle     {receipt.bundle_digest}")
     say(f"  request    seed {receipt.seed}, picture {receipt.image}, {receipt.sampler}, {receipt.steps} steps")
     say(f"  here       {here.device}, torch {here.torch}")
-    drawn = _reworked(site, rework, folder, given, mask) if rework else _drawn(receipt, folder, device)
+    with waiting("loading the model and proving that a picture does not depend on its batch"):
+        engine = Engine(load_bundle(folder, device, digest=receipt.bundle_digest), slots=_SLOTS)
+    with waiting("drawing it again"):
+        if rework is None:
+            drawn = redraw(receipt, engine)
+        else:
+            drawn = remake(rework, engine, read(given), mask and read(mask, "mask"))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(stamp(drawn, receipt))
@@ -75,28 +77,6 @@ def _check_file(option: str, path: Path | None, sha256: str | None) -> None:
         raise ValueError(f"{option} {path} is no file: give {what}")
     if (actual := sha256_file(path)) != sha256:
         raise ValueError(f"{option} {path} has sha256 {actual}, and the picture was made of another: give {what}")
-
-
-def _drawn(receipt: Receipt, folder: Path, device: torch.device) -> np.ndarray:
-    with waiting("loading the model and proving that a picture does not depend on its batch"):
-        engine = Engine(load_bundle(folder, device, digest=receipt.bundle_digest), slots=_SLOTS)
-    with waiting("drawing it again"):
-        return redraw(receipt, engine)
-
-
-def _reworked(site: Site, receipt: ReworkReceipt, folder: Path, given: Path, mask: Path | None) -> np.ndarray:
-    """What the command makes of the given file today: with the results before it, of which none depends on another."""
-    names = ("label", "prompt", "seed", "sampler", "steps", "guidance", "guidance_kind")
-    options = {name: getattr(receipt, name) for name in names} | {"n": receipt.image + 1}
-    with temporary("the pictures drawn again") as scratch:
-        common = {"bundle": folder, "mask": mask, "out": scratch / "out", "options": options}
-        if receipt.command == "restore":
-            asked = {"task": receipt.task, "way": receipt.way, "factor": receipt.factor}
-            restore(site, "", "", given, **asked, **common, noise=receipt.noise or 0.0, repeats=receipt.repeats)
-        else:
-            origin = {"from_label": receipt.from_label, "from_prompt": receipt.from_prompt}
-            edit(site, "", "", given, strength=receipt.strength, coarse=receipt.coarse, **origin, **common)
-        return decode_png((scratch / "out" / file_name(receipt.seed, receipt.image)).read_bytes())
 
 
 def _told(what: Outcome, tolerance: int) -> bool:

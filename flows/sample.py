@@ -47,7 +47,7 @@ def draw(
         pairs = product(labels or ([None] if prompts else spec.classes), prompts or [None])
         return [asked.model_copy(update={"label": label, "prompt": prompt}) for label, prompt in dict.fromkeys(pairs)]
 
-    model = open_model(site, name, which, bundle, lambda _, spec: [resolve(request, spec) for request in wanted(spec)])
+    model = open_model(site, name, which, bundle, lambda spec: [resolve(request, spec) for request in wanted(spec)])
     spec = model.bundle.spec
     rows = wanted(spec)
     resolved = [settled(request, model) for request in rows]

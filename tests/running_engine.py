@@ -54,7 +54,7 @@ def waiting_network(engine: Engine, monkeypatch):
 
 
 def ask(engine: Engine, **fields):
-    return engine.submit(resolve(GenerateRequest(**fields), engine.bundle.spec))
+    return engine.submit(engine.job(resolve(GenerateRequest(**fields), engine.bundle.spec)))
 
 
 def same(left, right) -> bool:

@@ -160,7 +160,7 @@ def test_a_failure_of_one_size_is_not_the_others():
     engine = Engine(replace(bundle, denoiser=Picky()), slots=5)
     with running(engine):
         asked = [GenerateRequest(label="cat", seed=1, size=size) for size in ("24x8", "16x16")]
-        tickets = [engine.submit(resolve(request, bundle.spec)) for request in asked]
+        tickets = [engine.submit(engine.job(resolve(request, bundle.spec))) for request in asked]
         with pytest.raises(DrawingFailed, match="too wide"):
             tickets[0].future.result(30)
         assert tickets[1].future.result(30)[0].shape == (16, 16, 3)

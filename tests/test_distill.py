@@ -25,7 +25,7 @@ from diffusion.recipe import DistillRecipe, Lesson, Recipe, SamplingRecipe, Trai
 from diffusion.sampler import SAMPLERS, ddim, run
 from diffusion.schedule import exponential_sigmas
 from diffusion.serving.engine import Engine
-from diffusion.serving.flight import converse
+from diffusion.serving.job import converse
 from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, RequestError, resolve
 from diffusion.store.bundle import Bundle, export_bundle, load_bundle, load_model

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffusion.sampler import SAMPLERS, evaluations
+from diffusion.sampler import SAMPLERS, Sampler, evaluations
 from diffusion.serving.engine import Engine
 from diffusion.serving.request import GenerateRequest
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull
@@ -147,7 +147,7 @@ def test_a_sampler_that_raises_fails_its_own_request_only(quick, monkeypatch):
 
     expected = quick.generate([GenerateRequest(label="cat", seed=1)])[0]
     with monkeypatch.context() as patch:
-        patch.setitem(SAMPLERS, "ddim", broken)
+        patch.setitem(SAMPLERS, "ddim", Sampler(broken, stochastic=True))
         with running(quick):
             good = ask(quick, label="cat", seed=1)
             bad = ask(quick, label="cat", seed=1, sampler="ddim")
@@ -162,7 +162,7 @@ def test_a_sampler_that_cannot_start_fails_its_own_request_only(quick, monkeypat
         yield
 
     with monkeypatch.context() as patch:
-        patch.setitem(SAMPLERS, "ddim", unable)
+        patch.setitem(SAMPLERS, "ddim", Sampler(unable, stochastic=True))
         with running(quick):
             bad = ask(quick, label="cat", n=6, sampler="ddim")
             good = ask(quick, label="cat", n=4)

@@ -15,7 +15,7 @@ from diffusion.recipe import SamplingRecipe
 from diffusion.sampler import SAMPLERS, run
 from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine, trial_query
-from diffusion.serving.flight import converse
+from diffusion.serving.job import converse
 from diffusion.serving.request import GenerateRequest, resolve
 from diffusion.spacing import sampling_sigmas
 from tests.random_bundle import CLASSES, RESOLUTION, random_bundle, restoring_bundle

@@ -25,7 +25,7 @@ from diffusion.random import Stream, normal
 from diffusion.recipe import EvaluateRecipe, Recipe, ShardRecipe
 from diffusion.sampler import ddim, run
 from diffusion.serving.engine import Engine
-from diffusion.serving.flight import condition, noise_of
+from diffusion.serving.job import condition, noise_of
 from diffusion.serving.receipt import read_receipt
 from diffusion.serving.request import GenerateRequest, resolve
 from diffusion.spacing import sampling_sigmas
@@ -194,8 +194,8 @@ def test_what_needs_pixels_is_refused_before_the_model_is_loaded(diffusion, pict
         "restoration puts what is known of the pixels"
         in diffusion("restore", str(picture), "--task", "colorization")[1]
     )
-    assert "--mask: " in diffusion("edit", str(picture), "--mask", str(picture))[1]
-    assert "--coarse: " in diffusion("edit", str(picture), "--coarse", "8")[1]
+    assert "mask: " in diffusion("edit", str(picture), "--mask", str(picture))[1]
+    assert "coarse: " in diffusion("edit", str(picture), "--coarse", "8")[1]
 
 
 def test_a_bundle_that_draws_pictures_says_nothing_of_a_codec(evaluated, bundle):

@@ -19,12 +19,11 @@ from diffusion.operators import BlockMean
 from diffusion.recipe import EvaluateRecipe
 from diffusion.sampler import run
 from diffusion.serving.engine import Engine
-from diffusion.serving.request import GenerateRequest
+from diffusion.serving.request import GenerateRequest, resolve
+from diffusion.serving.restoring import REPEATS, by_training, by_zero_shot
 from diffusion.store.bundle import load_bundle
 from diffusion.store.refs import RunRef
 from diffusion.threads import one_thread
-from flows.pictures import Model, settled
-from flows.restore import REPEATS, by_training, zero_shot
 from tests.evaluated_run import make_run
 from tests.random_bundle import RESOLUTION, guided_bundle, random_bundle, restoring_bundle, shaped_bundle
 
@@ -60,7 +59,7 @@ def test_a_picture_is_restored_to_the_bits_of_the_command(bundle):
     """Picture number i, here, is the i-th that `diffusion restore --seed` gives of the same measurement."""
     with one_thread():
         engine = Engine(bundle, slots=4)
-        model, number = Model(engine, "m", ""), 2
+        number = 2
         for name in ("super-resolution x4", "inpainting"):
             case, x0 = case_of(name, (RESOLUTION, RESOLUTION)), pictures(2)
             cond = {"label": torch.tensor([0, 1])}
@@ -69,14 +68,10 @@ def test_a_picture_is_restored_to_the_bits_of_the_command(bundle):
             steps = 2 if trained else bundle.spec.sampling.steps
             asked = GenerateRequest(label=bundle.spec.classes[1], seed=7, n=number + 1, guidance=1.0, steps=steps)
             y = case.operator.forward(x0[1:])
-            request = settled(asked, model)
-            way = (
-                by_training(model, request, case.operator, y)
-                if trained
-                else zero_shot(model, request, case.operator, y, noise=0.0, repeats=REPEATS)
-            )
+            given = (resolve(asked, bundle.spec), case.operator, y, bundle, engine.device)
+            way = by_training(*given) if trained else by_zero_shot(*given, noise=0.0, repeats=REPEATS)
             with torch.no_grad():
-                expected = run(way(), model.denoise)[number]
+                expected = run(way(range(number + 1)), engine.denoise)[number]
             assert torch.equal(found[1], expected)
 
 

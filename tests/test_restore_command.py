@@ -18,12 +18,13 @@ from diffusion.restore import residual
 from diffusion.sampler import heun, run
 from diffusion.schedule import karras_sigmas
 from diffusion.serving.engine import Engine
-from diffusion.serving.flight import condition
+from diffusion.serving.given import Given, keep_of
+from diffusion.serving.job import condition
 from diffusion.serving.receipt import read_receipt
+from diffusion.serving.request import GenerateRequest, RequestError, resolve
+from diffusion.serving.restoring import TASKS, Measurement, RestoreRequest, by_training, check_restoration, measured
 from diffusion.spacing import DETAIL
 from flows.cli import app
-from flows.pictures import Model, mask_image, mask_of, parsed, settled
-from flows.restore import TASKS, by_training, measure
 from flows.site import Site
 from tests.random_bundle import (
     CLASSES,
@@ -98,7 +99,7 @@ def test_what_the_mask_leaves_dark_stays_to_the_last_bit_and_each_result_is_its_
     assert (first[:, half:] != second[:, half:]).any()
     assert np.array_equal(first, decode_png((one / "5-000.png").read_bytes()))
     assert "in the PNG, rounded to 8 bits, 0 " in told
-    assert "36 of 36 evaluations" in told  # 3 steps, gone 3 times, of 2 guided pictures
+    assert "18 of 18 evaluations" in told  # 3 steps, gone 3 times, of 2 pictures
     facts = json.loads(png_text((two / "5-001.png").read_bytes())["diffusion-restore"])
     assert (facts["task"], facts["label"], facts["seed"], facts["image"]) == ("inpainting", CLASSES[0], 5, 1)
     assert decode_png((two / "strip.png").read_bytes()).shape[1] > 3 * RESOLUTION
@@ -175,17 +176,17 @@ def test_what_is_not_learned_or_asked_otherwise_goes_zero_shot(given: tuple[str,
 
 
 def test_the_trained_way_asks_with_the_measurement_beside_x_and_puts_it_into_each_answer() -> None:
-    model = Model(Engine(restoring_bundle()), "tiny", "")
-    request = settled(parsed(label=CLASSES[0], seed=1, n=2, steps=2, guidance=2.0), model)
+    engine = Engine(restoring_bundle())
+    asked = GenerateRequest(label=CLASSES[0], seed=1, n=2, steps=2, guidance=2.0)
     operator = BlockMean(4)
     picture = torch.rand(1, 3, RESOLUTION, RESOLUTION, generator=torch.Generator().manual_seed(0)) * 2 - 1
     y = operator.forward(picture)
-    converse = by_training(model, request, operator, y)
-    cond = next(converse()).cond
+    converse = by_training(resolve(asked, engine.bundle.spec), operator, y, engine.bundle, engine.device)
+    cond = next(converse(range(2))).cond
     # two pictures, guided towards their class alone
     torch.testing.assert_close(cond["image"], beside(operator, picture).expand(4, -1, -1, -1))
     assert cond["label"].tolist() == [0, 0, len(CLASSES), len(CLASSES)]
-    assert residual(operator, run(converse(), model.denoise), y).max() < 5e-6  # float32; answers may be large
+    assert residual(operator, run(converse(range(2)), engine.denoise), y).max() < 5e-6  # float32; answers may be large
 
 
 def test_an_edit_by_inversion_keeps_what_lies_outside_the_mask(diffusion, folder: Path) -> None:
@@ -245,23 +246,23 @@ def test_an_edit_by_noise_gives_several_results(diffusion) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("restore", "picture.png", "--task", "upscaling"), f"the tasks are {', '.join(TASKS)}"),
-        (("restore", "picture.png", "--task", "super-resolution"), "--factor is missing.*takes --factor 2 or 4 or 8"),
-        (("restore", "picture.png", "--task", "super-resolution", "--factor", "3"), "--factor 3"),
-        (("restore", "picture.png", "--task", "colorization", "--factor", "3"), "takes --factor 2 or 4 or 8"),
+        (("restore", "picture.png", "--task", "upscaling"), f"task='upscaling'.*{', '.join(TASKS)}"),
+        (("restore", "picture.png", "--task", "super-resolution"), "factor is missing.*takes one, factor 2 or 4 or 8"),
+        (("restore", "picture.png", "--task", "super-resolution", "--factor", "3"), "factor=3"),
+        (("restore", "picture.png", "--task", "colorization", "--factor", "3"), "factor=3: give factor 2 or 4 or 8"),
         (("restore", "picture.png", "--task", "inpainting", "--factor", "2"), "takes none"),
-        (("restore", "picture.png", "--task", "inpainting"), "--mask is missing"),
+        (("restore", "picture.png", "--task", "inpainting"), "mask is missing"),
         (("restore", "picture.png", "--task", "colorization", "--mask", "mask.png"), "takes none"),
-        (("restore", "picture.png", "--task", "colorization", "--noise", "-1"), "--noise -1.0: give .* 0 to 2"),
-        (("restore", "picture.png", "--task", "colorization", "--repeats", "0"), "--repeats 0: give 1 to 100"),
+        (("restore", "picture.png", "--task", "colorization", "--noise", "-1"), "noise=-1.0.*0 to 2"),
+        (("restore", "picture.png", "--task", "colorization", "--repeats", "0"), "repeats=0.*1 to 100"),
         (("restore", "picture.png", "--task", "colorization", "--n", "0"), "n=0.*1 or more"),
         (
             ("restore", "picture.png", "--task", "colorization", "--way", "best"),
-            "--way best: the ways are trained and zero-",
+            "way='best'.*trained, zero-shot",
         ),
         (
             ("restore", "picture.png", "--task", "colorization", "--way", "trained", "--noise", "1"),
-            "Give --way zero-shot",
+            "Give way=zero-shot",
         ),
         (
             ("restore", "picture.png", "--task", "colorization", "--way", "trained", "--repeats", "2"),
@@ -269,22 +270,28 @@ def test_an_edit_by_noise_gives_several_results(diffusion) -> None:
         ),
         (
             ("restore", "picture.png", "--task", "colorization", "--way", "trained"),
-            r"trained for no restoration.*--preset restorer`, and give --name restorer",
+            r"trained for no restoration.*--preset restorer`, and ask that",
         ),
         (("restore", "picture.png", "--task", "inpainting", "--mask", "dark.png"), "the mask is dark everywhere"),
         (
             ("restore", "tiny.png", "--task", "super-resolution", "--factor", "2"),
-            r"the model draws 16 x 16: give --factor",
+            r"the model draws 16 x 16: give factor",
         ),
         (("restore", "none.png", "--task", "colorization"), "none.png is no file"),
-        (("restore", "text.png", "--task", "colorization"), "text.png cannot be read as a picture"),
-        (("edit", "picture.png", "--label", "dog", "--from-label", "cat", "--n", "2"), "--from-label: .* one result"),
-        (("edit", "picture.png", "--prompt", "a", "--from-prompt", "b", "--n", "2"), "--from-prompt: .* one result"),
+        (("restore", "text.png", "--task", "colorization"), "picture cannot be read as a picture"),
+        (
+            ("edit", "picture.png", "--label", "dog", "--from-label", "cat", "--n", "2"),
+            "n=2 with from_label: .* one result",
+        ),
+        (
+            ("edit", "picture.png", "--prompt", "a", "--from-prompt", "b", "--n", "2"),
+            "n=2 with from_prompt: .* one result",
+        ),
         (("edit", "picture.png", "--prompt", " "), "a prompt has words"),
-        (("edit", "picture.png", "--prompt", "a", "--from-prompt", ""), "--from-prompt: prompt=''"),
+        (("edit", "picture.png", "--prompt", "a", "--from-prompt", ""), "from_prompt=''"),
         (("edit", "picture.png", "--prompt", "a" * 301), "at most 300 characters"),
         (("edit", "picture.png", "--label", "bird"), f"its classes are {', '.join(CLASSES)}"),
-        (("edit", "picture.png", "--label", "dog", "--from-label", "bird"), "--from-label, .*its classes are"),
+        (("edit", "picture.png", "--label", "dog", "--from-label", "bird"), "from_label, .*its classes are"),
         (("restore", "picture.png", "--task", "colorization", "--prompt", "a dog"), "this model reads no prompts"),
         (("sample", "--label", "cat", "--label", "bird"), "label='bird' is not a class"),
     ],
@@ -299,12 +306,12 @@ def test_mistakes_are_named_before_the_model_is_loaded(arguments, says: str, dif
     ("arguments", "says"),
     [
         (("--label", "bird"), f"its classes are {', '.join(CLASSES)}"),
-        (("--label", "dog", "--from-label", "bird"), "--from-label, .*its classes are"),
+        (("--label", "dog", "--from-label", "bird"), "from_label, .*its classes are"),
         (("--prompt", "a dog"), "prompt='a dog': this model reads no prompts.*give a label"),
-        (("--label", "dog", "--from-prompt", "a cat"), "--from-prompt: prompt='a cat': this model reads no prompts"),
-        (("--label", "dog", "--strength", "0"), "strength=0.0: give a share"),
+        (("--label", "dog", "--from-prompt", "a cat"), "from_prompt: prompt='a cat': this model reads no prompts"),
+        (("--label", "dog", "--strength", "0"), "strength=0.0.*above 0"),
         (("--label", "dog", "--coarse", "5"), "a divisor of the model's 16"),
-        (("--label", "dog", "--from-label", "cat", "--sampler", "ddpm"), "--sampler ddpm adds noise.*give one of heun"),
+        (("--label", "dog", "--from-label", "cat", "--sampler", "ddpm"), "sampler=ddpm adds noise.*give one of heun"),
         (("--label", "dog", "--mask", "dark.png"), "the mask is dark everywhere"),
         (("--label", "dog", "--mask", "narrow.png"), "give a mask of the picture's size"),
         (("--guidance", "3"), "no label is given"),
@@ -319,31 +326,35 @@ def test_mistakes_that_its_facts_show_are_named_before_it_is_loaded(arguments, s
 def test_a_way_that_was_not_learned_is_refused_with_what_to_do(diffusion, monkeypatch) -> None:
     monkeypatch.setattr("flows.pictures.load_bundle", None)
     given = ("restore", "picture.png", "--task", "colorization", "--way", "trained")
-    with pytest.raises(
-        ValueError, match=r"trained for super-resolution, inpainting, not for colorization\. Leave --way"
-    ):
+    with pytest.raises(ValueError, match=r"trained for super-resolution, inpainting, not for colorization\. Leave way"):
         diffusion(*given, store="restorer")
 
 
-@pytest.fixture(scope="module")
-def loaded() -> Model:
-    return Model(Engine(random_bundle()), "tiny", "")
+def given(image: Image.Image) -> Given:
+    return Given(image, "0" * 64)
+
+
+def measure(image: Image.Image, task: str, factor: int | None) -> Measurement:
+    asked = RestoreRequest(task=task, factor=factor)
+    check_restoration(asked, given(image), None, random_bundle().spec)
+    return measured(asked, image, None, (RESOLUTION, RESOLUTION), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-def test_a_small_picture_is_the_measurement_itself(factor: int, loaded: Model) -> None:
+def test_a_small_picture_is_the_measurement_itself(factor: int) -> None:
     small = RESOLUTION // factor
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (small, small, 3), dtype=np.uint8))
-    operator, y, before = measure(loaded, image, "super-resolution", factor, None)
-    assert np.array_equal(to_uint8(y)[0].numpy(), np.array(image))
-    torch.testing.assert_close(operator.forward(before), y)
+    found = measure(image, "super-resolution", factor)
+    assert np.array_equal(to_uint8(found.y)[0].numpy(), np.array(image))
+    torch.testing.assert_close(found.operator.forward(found.before), found.y)
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-def test_a_small_grey_picture_is_the_measurement_of_both(factor: int, loaded: Model) -> None:
+def test_a_small_grey_picture_is_the_measurement_of_both(factor: int) -> None:
     small = RESOLUTION // factor
     values = np.random.default_rng(0).integers(0, 256, (small, small), dtype=np.uint8)
-    operator, y, before = measure(loaded, Image.fromarray(values).convert("RGB"), "colorization", factor, None)
+    found = measure(Image.fromarray(values).convert("RGB"), "colorization", factor)
+    operator, y, before = found.operator, found.y, found.before
     assert np.array_equal(to_uint8(y.expand(1, 3, small, small))[0, ..., 0].numpy(), values)
     assert torch.equal(before, before[:, :1].expand_as(before))
     torch.testing.assert_close(operator.forward(before), y)
@@ -366,17 +377,18 @@ def test_what_a_picture_shows_can_be_said_in_words(diffusion) -> None:
         diffusion(*words, "dog")
 
 
-def test_too_small_a_picture_is_told_what_would_do(loaded: Model) -> None:
-    with pytest.raises(ValueError, match=r"4 x 4, the model draws 16 x 16: give --factor 4 or 8"):
-        measure(loaded, Image.new("RGB", (4, 4)), "super-resolution", 2, None)
-    with pytest.raises(ValueError, match="at least 2 x 2"):
-        measure(loaded, Image.new("RGB", (1, 9)), "super-resolution", 8, None)
+def test_too_small_a_picture_is_told_what_would_do() -> None:
+    with pytest.raises(RequestError, match=r"4 x 4, the model draws 16 x 16: give factor 4 or 8"):
+        measure(Image.new("RGB", (4, 4)), "super-resolution", 2)
+    with pytest.raises(RequestError, match="at least 2 x 2"):
+        measure(Image.new("RGB", (1, 9)), "super-resolution", 8)
 
 
-def test_a_mask_that_keeps_nothing_is_refused(loaded: Model) -> None:
+def test_a_mask_that_keeps_nothing_is_refused() -> None:
     image = Image.new("RGB", (RESOLUTION, RESOLUTION))
-    with pytest.raises(ValueError, match="white everywhere"):
-        measure(loaded, image, "inpainting", None, Image.new("RGB", image.size, "white"))
+    white = given(Image.new("RGB", image.size, "white"))
+    with pytest.raises(RequestError, match="white everywhere"):
+        check_restoration(RestoreRequest(task="inpainting"), given(image), white, random_bundle().spec)
 
 
 def test_no_file_is_overwritten(diffusion, folder: Path, tmp_path: Path) -> None:
@@ -389,13 +401,12 @@ def test_no_file_is_overwritten(diffusion, folder: Path, tmp_path: Path) -> None
     assert mine.read_bytes() == (folder / "picture.png").read_bytes()
 
 
-def test_a_mask_without_white_is_refused_and_transparency_is_dark(folder: Path, tmp_path: Path) -> None:
-    picture = Image.open(folder / "picture.png")
-    with pytest.raises(ValueError, match="dark everywhere"):
-        mask_of(mask_image(folder / "dark.png", picture), (RESOLUTION, RESOLUTION))
-    clear = Image.new("RGBA", picture.size, (255, 255, 255, 0))
+def test_a_mask_without_white_is_refused_and_transparency_is_dark() -> None:
+    side = RESOLUTION
+    with pytest.raises(RequestError, match="dark everywhere"):
+        keep_of(Image.new("RGB", (side, side)), (side, side))
+    clear = Image.new("RGBA", (side, side), (255, 255, 255, 0))
     clear.paste((255, 255, 255, 255), (0, 0, 4, 4))
-    clear.save(tmp_path / "clear.png")
-    keep = mask_of(mask_image(tmp_path / "clear.png", picture), (RESOLUTION, RESOLUTION))
-    assert keep.shape == (3, RESOLUTION, RESOLUTION)
+    keep = keep_of(clear, (side, side))
+    assert keep.shape == (3, side, side)
     assert (~keep).sum() == 3 * 4 * 4

@@ -111,7 +111,7 @@ def create_app(engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_tes
         bare = _wants_png(body, request)
         wanted = resolve(body, spec, limits)
         try:
-            pictures = await _drawn(request, engine.submit(wanted))
+            pictures = await _drawn(request, engine.submit(engine.job(wanted)))
         except QueueFull as error:
             raise ApiError(503, str(error), retry_after_s=error.retry_after_s) from None
         except EngineStopped:

@@ -11,10 +11,13 @@ import torch
 
 from diffusion.recipe import Frozen
 from diffusion.sampler import run
+from diffusion.serving.editing import EditRequest, edit
 from diffusion.serving.engine import Engine
-from diffusion.serving.flight import converse
-from diffusion.serving.receipt import Opened, Receipt, device_name, pixels_sha256, stamp
+from diffusion.serving.given import Given
+from diffusion.serving.job import converse
+from diffusion.serving.receipt import Opened, Receipt, ReworkReceipt, device_name, pixels_sha256, stamp
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
+from diffusion.serving.restoring import RestoreRequest, restoration
 from diffusion.store.bundle_spec import BundleSpec
 
 
@@ -39,6 +42,23 @@ def redraw(receipt: Receipt, engine: Engine) -> np.ndarray:
         raise ValueError(f"the receipt names the bundle {receipt.bundle_digest[:16]}, not {engine.bundle.digest[:16]}")
     request = request_of(receipt, engine.bundle.spec)
     conversation = converse(request, range(receipt.image, receipt.image + 1), engine.bundle, engine.device)
+    return engine.bundle.pictures(run(conversation, engine.denoise)).numpy()[0]
+
+
+@torch.no_grad()
+def remake(receipt: ReworkReceipt, engine: Engine, given: Given, mask: Given | None) -> np.ndarray:
+    """The picture of a receipt made again of the given one, and its mask.  Returns uint8 (H, W, 3).  Raises ValueError where
+    this model could not have made it, or it was made of others."""
+    for what, file, sha256 in (("picture", given, receipt.given_sha256), ("mask", mask, receipt.mask_sha256)):
+        if (file and file.sha256) != sha256:
+            raise ValueError(f"the receipt is of another {what}: of that with sha256 {sha256}")
+    kind, make = (RestoreRequest, restoration) if receipt.command == "restore" else (EditRequest, edit)
+    said = {name: value for name, value in receipt if name in kind.model_fields and value is not None}
+    try:
+        rework = make(kind(**said, n=receipt.image + 1), given, mask, engine.bundle, engine.device)
+    except ValueError as error:
+        raise ValueError(f"the receipt is not of a picture that this model makes: {error}") from error
+    conversation = rework.job.converse(range(receipt.image, receipt.image + 1))
     return engine.bundle.pictures(run(conversation, engine.denoise)).numpy()[0]
 
 

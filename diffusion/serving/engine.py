@@ -25,6 +25,7 @@ from diffusion.guidance import by_model
 from diffusion.random import Stream, normal, uniform
 from diffusion.sampler import Denoise, Query
 from diffusion.serving.flight import Flight, gather
+from diffusion.serving.job import Job, generation
 from diffusion.serving.ladder import Ladder, prove
 from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
@@ -60,15 +61,19 @@ class Engine:
         self._stopping = False
         self._tick_began = time.monotonic()
 
-    def submit(self, request: ResolvedRequest) -> Ticket:
-        """Queue a request, from any thread.  Raises QueueFull, or EngineStopped if no worker runs."""
+    def job(self, request: ResolvedRequest) -> Job:
+        """The pictures of a request, drawn from nothing else."""
+        return generation(request, self.bundle, self.device)
+
+    def submit(self, job: Job) -> Ticket:
+        """Queue what is to be drawn, from any thread.  Raises QueueFull, or EngineStopped if no worker runs."""
         with self._wake:
             if not self._running():
                 raise EngineStopped("the engine is not running: call start() first")
             waiting = self._waiting()
-            if waiting + request.n > self.queue + max(0, self.slots - self._flying()):
-                raise QueueFull(waiting, request.n, self.queue, self._retry_after_s())
-            ticket = Ticket(request, time.monotonic() + self.timeout_s)
+            if waiting + job.request.n > self.queue + max(0, self.slots - self._flying()):
+                raise QueueFull(waiting, job.request.n, self.queue, self._retry_after_s())
+            ticket = Ticket(job, time.monotonic() + self.timeout_s)
             self._enqueue(ticket)
         return ticket
 
@@ -77,10 +82,17 @@ class Engine:
     ) -> list[list[Picture]]:
         """Draw all pictures of all requests, however many, and wait.  Returns one list per request, in their order.
 
-        progress(done, total) is told sampler evaluations as they happen.  Ticks here, unless a worker runs; several
-        threads may call it.  The first failure is raised and gives up the rest.
+        progress(done, total) is told sampler evaluations as they happen.
         """
-        tickets = [Ticket(resolve(request, self.bundle.spec)) for request in requests]
+        jobs = [self.job(resolve(request, self.bundle.spec)) for request in requests]
+        return [ticket.future.result() for ticket in self.draw(jobs, progress)]
+
+    def draw(self, jobs: Sequence[Job], progress: Callable[[int, int], None] | None = None) -> list[Ticket]:
+        """Draw whatever is to be drawn, and wait.  Returns their tickets, which are over.
+
+        Ticks here, unless a worker runs; several threads may call it.  The first failure is raised and gives up the rest.
+        """
+        tickets = [Ticket(job) for job in jobs]
         total = sum(ticket.progress.total for ticket in tickets)
         with self._wake:
             for ticket in tickets:
@@ -98,7 +110,7 @@ class Engine:
         finally:
             for ticket in tickets:
                 ticket.cancel()
-        return [ticket.future.result() for ticket in tickets]
+        return tickets
 
     def self_test(self) -> str:
         """Draw one picture alone and among others: it must be finite and the same.  Returns its pixels' sha256.
@@ -238,7 +250,7 @@ class Engine:
                 ticket.started = images.stop
                 if not ticket.waiting:
                     self._queue.popleft()
-            flight = Flight.depart(ticket, images, self.bundle, self.device)
+            flight = Flight.depart(ticket, images, self.bundle)
             with self._wake:
                 if flight is not None:
                     self._flights.append(flight)

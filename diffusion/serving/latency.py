@@ -66,7 +66,7 @@ def _repeated(engine: Engine, together: list[ResolvedRequest], requests: int) ->
 
 def _answered(engine: Engine, together: list[ResolvedRequest]) -> list[float]:
     began, seconds, bundle = time.monotonic(), [], engine.bundle
-    tickets = [engine.submit(request) for request in together]
+    tickets = [engine.submit(engine.job(request)) for request in together]
     identity = {"bundle_digest": bundle.digest, "model": "latency", "version": "0", "device": engine.device}
     for ticket, request in zip(tickets, together, strict=True):
         (picture,) = ticket.future.result()

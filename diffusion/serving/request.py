@@ -50,8 +50,8 @@ class RequestError(ValueError):
         self.allowed = allowed
 
 
-class GenerateRequest(Frozen):
-    """Pictures wanted.  What is left out, the model's own sampling recipe decides."""
+class Asked(Frozen):
+    """What every request for pictures may say.  What is left out, the model's own sampling recipe decides."""
 
     label: str | None = Field(
         None,
@@ -62,9 +62,6 @@ class GenerateRequest(Frozen):
         None, description="What the picture shows, in words, where the model reads them; null draws without"
     )
     n: Whole = Field(1, ge=1, description="Number of pictures")
-    size: str | None = Field(
-        None, max_length=20, description="WIDTHxHEIGHT in pixels, one of the model's sizes; null: the squarest of them"
-    )
     seed: Whole | None = Field(None, ge=0, lt=2**32, description="Picture i depends on the seed and i; null: drawn")
     sampler: SamplerName | None = Field(None, description="How the equation is solved; null: the model's own")
     steps: Whole | None = Field(None, ge=2, le=1_000, description="Noise levels visited; null: the model's own")
@@ -74,6 +71,14 @@ class GenerateRequest(Frozen):
     guidance_kind: GuidanceKind | None = Field(
         None,
         description="Away from what: the answer without class and prompt, or a worse model's; null: the model's own",
+    )
+
+
+class GenerateRequest(Asked):
+    """Pictures wanted, of nothing but this."""
+
+    size: str | None = Field(
+        None, max_length=20, description="WIDTHxHEIGHT in pixels, one of the model's sizes; null: the squarest of them"
     )
 
 
@@ -250,6 +255,8 @@ def _allowed(model: type[Frozen], name: str | None, limits: ServeRecipe | None) 
         if "enum" in branch:
             return branch["enum"]
         bounds = {key: branch[key] for key in ("minimum", "maximum") if key in branch}
+        if "exclusiveMinimum" in branch:
+            bounds["above"] = branch["exclusiveMinimum"]
         if "exclusiveMaximum" in branch:
             bounds["maximum"] = branch["exclusiveMaximum"] - 1
         maximum = _limit(name, limits) if limits else None
@@ -264,6 +271,8 @@ def _in_words(allowed: list | dict) -> str:
     if isinstance(allowed, list):
         return ", ".join(map(str, allowed))
     if "maximum" in allowed:
+        if "above" in allowed:
+            return f"above {allowed['above']} and up to {allowed['maximum']}"
         return f"{allowed['minimum']} to {allowed['maximum']}"
     return f"{allowed['minimum']} or more"
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion.sampler import evaluations
+from diffusion.serving.job import Job
 from diffusion.serving.request import ResolvedRequest
 
 Picture = np.ndarray  # uint8 (H, W, 3)
@@ -51,12 +51,17 @@ class Ticket:
     free at the next tick.
     """
 
-    request: ResolvedRequest
+    job: Job
     deadline: float = math.inf  # of time.monotonic()
     future: "Future[list[Picture]]" = field(default_factory=Future)
     started: int = 0  # pictures that have had a slot
     asked: int = 0  # evaluations answered, over all pictures
+    off: dict[int, float] = field(default_factory=dict)  # by picture, as `Job.off` has it
     _pictures: dict[int, Picture] = field(default_factory=dict)
+
+    @property
+    def request(self) -> ResolvedRequest:
+        return self.job.request
 
     @property
     def waiting(self) -> int:
@@ -65,7 +70,7 @@ class Ticket:
 
     @property
     def progress(self) -> Progress:
-        return Progress(self.asked, self.request.n * evaluations(self.request.sampler, self.request.steps))
+        return Progress(self.asked, self.request.n * self.job.evaluations)
 
     def cancel(self) -> bool:
         """Give the request up.  False if it is over already."""
@@ -76,8 +81,9 @@ class Ticket:
         if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
-    def add(self, first: int, pictures: Sequence[Picture]) -> None:
+    def add(self, first: int, pictures: Sequence[Picture], off: Sequence[float] | None = None) -> None:
         """Hand over pictures number `first` and following; with the last missing one the ticket is over."""
+        self.off.update(enumerate(off or (), first))
         self._pictures.update(enumerate(pictures, first))
         if len(self._pictures) == self.request.n and self.future.set_running_or_notify_cancel():
             self.future.set_result([self._pictures[i] for i in range(self.request.n)])

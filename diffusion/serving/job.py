@@ -1,0 +1,104 @@
+"""What an engine draws: the pictures of one request, each a conversation with the network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusion.degradation import image_channels
+from diffusion.guidance import MODEL, Cond, autoguided, classifier_free, conditioned
+from diffusion.random import Stream, normal
+from diffusion.sampler import SAMPLERS, Conversation, Noise, evaluations
+from diffusion.serving.request import ResolvedRequest
+from diffusion.spacing import sampling_sigmas
+from diffusion.store.bundle import Bundle
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Pictures that an engine is to draw with its bundle.
+
+    converse(images): the conversation about these of the request's pictures, a row for each; a row must be a function of
+    the request and its picture's number alone, so that it may be asked among any others.
+    """
+
+    request: ResolvedRequest
+    converse: Callable[[range], Conversation]
+    evaluations: int  # of the sampler, a picture: a guided pair of rows counts once
+    off: Callable[[Tensor], Tensor] | None = None  # x0 (B, C, H, W) -> (B,), how far from what was measured of them
+
+
+def generation(request: ResolvedRequest, bundle: Bundle, device: torch.device) -> Job:
+    """Pictures of nothing but the request."""
+    return Job(
+        request,
+        lambda images: converse(request, images, bundle, device),
+        evaluations(request.sampler, request.steps),
+    )
+
+
+def converse(request: ResolvedRequest, images: range, bundle: Bundle, device: torch.device) -> Conversation:
+    """The sampler's conversation about these pictures of a request, with its condition and guidance around it."""
+    sigmas = sampling_sigmas(bundle.spec.sampling, request.steps)
+    initial, fresh = (noise_of(request, stream, images, bundle, device) for stream in (Stream.INITIAL, Stream.CHURN))
+    inner = SAMPLERS[request.sampler](initial(0) * sigmas[0].float().item(), sigmas, fresh)
+    return under(inner, request, len(images), bundle, device)
+
+
+def noise_of(request: ResolvedRequest, stream: Stream, images: range, bundle: Bundle, device: torch.device) -> Noise:
+    """Step -> noise of these pictures, each a function of (seed, step, number of the picture) alone."""
+    shape = bundle.spec.shape_at(request.size)
+
+    def noise(step: int) -> Tensor:
+        # one picture at a time: a vectorized logarithm may depend on how many numbers are taken together
+        drawn = [normal(request.seed, stream, torch.tensor([(step << 32) + i]), shape) for i in images]
+        return torch.cat(drawn).to(device)
+
+    return noise
+
+
+def under(
+    conversation: Conversation,
+    request: ResolvedRequest,
+    rows: int,
+    bundle: Bundle,
+    device: torch.device,
+    *,
+    image: Tensor | None = None,
+) -> Conversation:
+    """A conversation about `rows` pictures, asked for the request's class and prompt with its guidance.
+
+    image: as in `condition`; guidance is towards class and prompt, beside it.
+    """
+    cond = condition(bundle, request.label_index, request.prompt, rows, device, image=image)
+    if not request.guided:
+        return conditioned(conversation, cond)
+    recipe = bundle.spec.sampling
+    where, rescale = recipe.guidance_interval, recipe.guidance_rescale
+    if request.guidance_kind == "autoguidance":
+        return autoguided(conversation, cond, request.guidance, where, rescale=rescale)
+    null = condition(bundle, len(bundle.spec.classes), None, rows, device, image=image)
+    return classifier_free(conversation, cond, null, request.guidance, where, rescale=rescale)
+
+
+def condition(
+    bundle: Bundle, label: int, prompt: str | None, rows: int, device: torch.device, *, image: Tensor | None = None
+) -> Cond:
+    """The same class and prompt for each of `rows` pictures.  label: the number of classes for none.  image: what stands
+    beside x, (1, channels, R, R), of a model that restores; None to draw freely.
+
+    Rows of all requests have the same columns, so that all can be asked together: where the model reads prompts or such
+    pictures also those without one, and where it has a guide all say that the model itself is asked.
+    """
+    cond = {"label": torch.full((rows,), label, device=device)}
+    if bundle.guide is not None:
+        cond[MODEL] = torch.zeros(rows, dtype=torch.int64, device=device)
+    if channels := image_channels(bundle.spec.degradations):
+        shape = (channels, *bundle.spec.shape_at()[1:])
+        nothing = torch.zeros(1, *shape, device=device)
+        cond["image"] = (nothing if image is None else image).expand(rows, *shape)
+    if bundle.encoder is None:
+        return cond
+    text = bundle.encoder([prompt or ""])._asdict()
+    return cond | {name: value.to(device).expand(rows, *value.shape[1:]) for name, value in text.items()}
