@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffusion.evaluation.facts.neighbours import at_most
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
 from diffusion.evaluation.metrics.kernel import kernel_distance, mean_within
 from diffusion.evaluation.metrics.manifold import K_DENSITY, Real, neighbourhood
-from diffusion.evaluation.metrics.pairs import Features, Picked
+from diffusion.evaluation.metrics.pairs import Features
 from diffusion.recipe import Frozen
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Interval(Frozen):
 
 
 class ClassFacts(Frozen):
-    """One class: its drawn beside its training pictures, and the loss on its held-out ones."""
+    """One class: its drawn beside its training pictures, as many as are compared, and the loss on its held-out ones."""
 
     label: str
     drawn: int
@@ -56,8 +57,8 @@ def by_class_of(gathered: Gathered) -> ByClass | None:
     losses, labels = _losses(gathered)
     facts = []
     for label, name in enumerate(names):
-        drawn = Picked(gathered.drawn, (gathered.drawn_labels == label).nonzero().flatten())
-        real = Picked(gathered.real, (gathered.real_labels == label).nonzero().flatten())
+        drawn = at_most(gathered.drawn, (gathered.drawn_labels == label).nonzero().flatten())
+        real = at_most(gathered.real, (gathered.real_labels == label).nonzero().flatten())
         measured = min(len(drawn), len(real)) >= LEAST
         own = losses[labels == label]
         facts.append(

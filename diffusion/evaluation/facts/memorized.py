@@ -5,6 +5,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from diffusion.data.reader import ShardReader
+from diffusion.evaluation.facts.neighbours import at_most
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.metrics.intervals import digits
@@ -69,36 +70,35 @@ def memorization_of(gathered: Gathered) -> Memorization | None:
     if gathered.control is None or gathered.drawn is None:
         return None
     training = Looks(gathered.real, gathered.real_small)
-    small = torch.cat([shrink(some) for some in gathered.thumbnails.split(TILE)])
-    drawn = nearest(Looks(gathered.drawn, small), training)
-    found = copies(drawn, nearest(gathered.control, training), training=len(gathered.real))
-    control = len(gathered.control_labels)
-    sample = sample_identity(
-        gathered, "memorization/1", samples=len(gathered.drawn), reference_pictures=len(gathered.real)
-    )
+    drawn, control = at_most(gathered.drawn), at_most(gathered.control.features)
+    small = torch.cat([shrink(gathered.thumbnails[some]) for some in drawn.places.split(TILE)])
+    honest = Looks(control, gathered.control.small[control.places])
+    found = copies(nearest(Looks(drawn, small), training), nearest(honest, training), training=len(gathered.real))
+    sample = sample_identity(gathered, "memorization/1", samples=len(drawn), reference_pictures=len(gathered.real))
     return Memorization(
-        identity=MemorizationIdentity(sample=sample, held_out_pictures=control),
+        identity=MemorizationIdentity(sample=sample, held_out_pictures=len(control)),
         share=digits(found.share),
         confidence=found.confidence,
         low=digits(found.low),
         high=digits(found.high),
         near=found.near,
         counted=found.counted,
-        expected=digits(len(found.score) * found.rank / (control + 1)),
+        expected=digits(len(found.score) * found.rank / (len(control) + 1)),
         threshold=digits(found.threshold),
-        pairs=_pairs(gathered, found),
+        pairs=_pairs(gathered, found, drawn.places.tolist()),
     )
 
 
-def _pairs(gathered: Gathered, found: Copies) -> tuple[Pair, ...]:
+def _pairs(gathered: Gathered, found: Copies, pictures: list[int]) -> tuple[Pair, ...]:
+    """pictures: which of the measured ones were compared."""
     measured, reader = [draw for draw in gathered.draws if draw.measured], _training(gathered)
     chosen = found.score.argsort(kind="stable")[: gathered.recipe.nearest_pairs].tolist()
     places = [gathered.compared[found.index[i]] for i in chosen]
     return tuple(
         Pair(
-            picture=i,
-            label=gathered.manifest.classes[measured[i].label],
-            seed=measured[i].seed,
+            picture=pictures[i],
+            label=gathered.manifest.classes[measured[pictures[i]].label],
+            seed=measured[pictures[i]].seed,
             training=place,
             key=reader.read(place).key,
             score=digits(found.score[i]),

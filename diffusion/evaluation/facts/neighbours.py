@@ -120,12 +120,17 @@ def neighbours_of(gathered: Gathered) -> Neighbours | None:
     )
 
 
+def at_most(features: Tensor, rows: Tensor | None = None) -> Picked:
+    """LIMIT of the features (N, D), evenly spaced; all, if fewer.  rows: only of these, int64."""
+    rows = torch.arange(len(features)) if rows is None else rows
+    return Picked(features, rows[list(evenly(len(rows), LIMIT))])
+
+
 def _chosen(gathered: Gathered) -> tuple[Picked, Picked, Tensor] | None:
     """Features of the drawn and the real pictures that are measured, and the labels of the latter."""
     if gathered.drawn is None or min(len(gathered.drawn), len(gathered.real)) < LEAST:
         return None
-    drawn = Picked(gathered.drawn, torch.tensor(evenly(len(gathered.drawn), LIMIT)))
-    real = Picked(gathered.real, torch.tensor(evenly(len(gathered.real), LIMIT)))
+    drawn, real = at_most(gathered.drawn), at_most(gathered.real)
     return drawn, real, gathered.real_labels[real.places]
 
 

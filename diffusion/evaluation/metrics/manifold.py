@@ -24,6 +24,7 @@ from diffusion.random import Stream, bits
 K_PRECISION = 3
 K_DENSITY = 5
 SPLITS = 32  # into halves, for the error of recall: a power of 2
+_PAIRS = 32_768  # of pictures at once
 _NEAR = 64  # neighbours among which the k-th of the same half is looked for
 
 
@@ -97,11 +98,7 @@ def neighbourhood(drawn: Features, real: Real) -> Neighbourhood:
         count[columns] += inside.sum(dim=0)
         mark[columns] += (inside * names[rows, None]).sum(dim=0)  # wraps: any two sets of pictures have two sums
         recalled[columns] |= (apart <= reach[rows, K_PRECISION - 1, None]).any(dim=0)
-        for split in range(SPLITS):
-            held = apart <= own[split, rows, None]
-            one = first[split, rows]
-            by_half[0, split, columns] |= held[one].any(dim=0)
-            by_half[1, split, columns] |= held[~one].any(dim=0)
+        _recall_of_halves(apart, own[:, rows], first[:, rows], by_half[:, :, columns])
     shares = by_half.double().mean(dim=2)
     return Neighbourhood(
         precision=_share_of(found),
@@ -127,6 +124,20 @@ def halves(n: int) -> Tensor:
         sign = torch.cat([torch.cat([sign, sign], dim=1), torch.cat([sign, 1 - sign], dim=1)])
     picture = torch.arange(n)
     return (sign[:, picture // 2 % SPLITS] + picture) % 2 == 0
+
+
+def _recall_of_halves(apart: Tensor, own: Tensor, first: Tensor, found: Tensor) -> None:
+    """Note in `found` (2, SPLITS, M) which real pictures lie in a ball of either half of each split.
+
+    apart (N, M): squared distances; own (SPLITS, N): squared radii; first (SPLITS, N): whether in the first half.  Few real
+    pictures are near to a drawn one: those alone are looked at, and of them those that are not in all halves yet.
+    """
+    near = (apart <= own.max(dim=0).values[:, None]) & ~found.all(dim=1).all(dim=0)
+    for pairs in near.nonzero().split(_PAIRS):
+        drawn, real = pairs.unbind(dim=1)
+        split, pair = (apart[drawn, real] <= own[:, drawn]).nonzero().unbind(dim=1)
+        half = (~first[split, drawn[pair]]).long()
+        found[half, split, real[pair]] = True
 
 
 def _neighbours(features: Features, k: int) -> tuple[Tensor, Tensor]:

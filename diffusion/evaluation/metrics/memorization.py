@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion.evaluation.metrics.intervals import CONFIDENCE
-from diffusion.evaluation.metrics.pairs import chunks, nearest_rows
+from diffusion.evaluation.metrics.pairs import TILE, Features, chunks, nearest_rows
 from diffusion.evaluation.metrics.shares import excess, excess_interval
 
 QUANTILE = 0.05  # of the held-out pictures are near: fewer are often duplicates in the data, more hide few copies
@@ -35,7 +35,7 @@ NEIGHBOURS = 50  # to whose mean distance the nearest one's is compared  [Carlin
 class Looks:
     """N pictures as the two witnesses see them."""
 
-    features: Tensor  # (N, D)
+    features: Features  # (N, D)
     small: Tensor  # uint8 (N, SIDE, SIDE, 3), of `shrink`
 
 
@@ -93,6 +93,18 @@ def standardized(pictures: Tensor) -> Tensor:
 
 def nearest(pictures: Looks, training: Looks) -> Nearest:
     """Of each picture, and in pixels of its mirror image as well, the nearest training picture."""
+    parts = (slice(start, start + TILE) for start in range(0, len(pictures.small), TILE))
+    found = [_nearest(Looks(pictures.features[rows], pictures.small[rows]), training) for rows in parts]
+
+    def joined(seen: list[Neighbour]) -> Neighbour:
+        return Neighbour(*(np.concatenate(each) for each in zip(*seen, strict=True)))
+
+    features, pixels, apart = zip(*found, strict=True)
+    return Nearest(joined(features), joined(pixels), np.concatenate(apart))
+
+
+def _nearest(pictures: Looks, training: Looks) -> Nearest:
+    """The same of a tile's pictures at most."""
     mirror = pictures.small.flip(2)
     straight, mirrored = (neighbour(x, training.small, standardized) for x in (pictures.small, mirror))
     nearer = mirrored.distance < straight.distance
