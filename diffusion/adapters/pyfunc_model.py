@@ -15,11 +15,12 @@ import mlflow
 import pandas as pd
 import torch
 import yaml
+from mlflow.exceptions import MlflowException
 
 from diffusion.recipe import canonical_json
 from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import receipt_of, stamp
-from diffusion.serving.request import GenerateRequest, parse, resolve
+from diffusion.serving.request import GenerateRequest, RequestError, parse, resolve
 from diffusion.store.bundle import load_bundle
 from diffusion.store.elsewhere import bring_bundle
 from diffusion.store.publish import temporary
@@ -42,8 +43,11 @@ class DiffusionModel(mlflow.pyfunc.PythonModel):
         self.engine = Engine(bundle, slots=_SLOTS)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
-        requests = [self._request(row, params or {}) for row in model_input.to_dict("records")]
-        pictures = self.engine.generate(requests)
+        try:
+            requests = [self._request(row, params or {}) for row in model_input.to_dict("records")]
+            pictures = self.engine.generate(requests)
+        except RequestError as wrong:  # of another kind of error MLflow's server answers with a traceback
+            raise MlflowException.invalid_parameter_value(str(wrong)) from wrong
         answers = [self._answer(*pair) for pair in zip(requests, pictures, strict=True)]
         return pd.DataFrame(answers, columns=["png", "receipt"])
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -15,13 +16,14 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 
 from diffusion.adapters.mlflow_model import signature_of
 from diffusion.adapters.mlflow_tracking import Tracking, connect, mlflow_environment
 from diffusion.data.images import decode_png
 from diffusion.presets import PRESETS
 from diffusion.serving.receipt import read_receipt
-from diffusion.serving.request import GenerateRequest, RequestError
+from diffusion.serving.request import GenerateRequest
 from diffusion.store.refs import ModelRef
 from diffusion.store.text_encoders import text_encoder
 from tests.mlflow_server import answers
@@ -85,8 +87,9 @@ def test_no_rows_give_no_pictures(loaded):
     ],
 )
 def test_a_wrong_request_is_refused_as_the_endpoint_refuses_it(loaded, row, params, message):
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(MlflowException, match=message) as refusal:
         loaded.predict(pd.DataFrame([row]), params=params)
+    assert refusal.value.get_http_status_code() == 400
 
 
 def test_a_fresh_process_loads_it_by_address_alone(champion, tracking, tmp_path):
@@ -160,7 +163,7 @@ def test_mlflow_models_predict_gives_the_bytes_of_the_endpoint(champion, command
     assert png == endpoint_png(champion, GenerateRequest(label="flags", seed=7))
 
 
-def test_mlflow_models_serve_gives_the_bytes_of_the_endpoint(champion, commands, tmp_path):
+def test_mlflow_models_serve_gives_the_bytes_and_refusals_of_the_endpoint(champion, commands, tmp_path):
     url = f"http://127.0.0.1:{(port := free_port())}"
     command = [sys.executable, "-m", "mlflow", "models", "serve", *LOCAL, "--host", "127.0.0.1", "--port", str(port)]
     with (
@@ -173,10 +176,22 @@ def test_mlflow_models_serve_gives_the_bytes_of_the_endpoint(champion, commands,
                 assert process.poll() is None, (tmp_path / "log").read_text()
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.2)
-            body, kind = json.dumps(ROWS).encode(), {"Content-Type": "application/json"}
-            with urllib.request.urlopen(urllib.request.Request(f"{url}/invocations", body, kind), timeout=120) as got:
-                (answer,) = json.load(got)["predictions"]
+            (answer,) = _asked(url, ROWS)["predictions"]
+            with pytest.raises(urllib.error.HTTPError) as refusal:
+                _asked(url, {"dataframe_records": [{"label": "flag", "seed": 7}]})
+            assert refusal.value.code == 400
+            refused = json.load(refusal.value)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
     assert base64.b64decode(answer["png"]) == endpoint_png(champion, GenerateRequest(label="flags", seed=7))
+    assert "did you mean 'flags'" in refused["message"]
+    assert "Traceback" not in json.dumps(refused)
+
+
+def _asked(url: str, rows: dict) -> dict:
+    request = urllib.request.Request(
+        f"{url}/invocations", json.dumps(rows).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as got:
+        return json.load(got)
