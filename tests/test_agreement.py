@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from diffusion.evaluation.extractors.features import extractor, identity_of
 from diffusion.evaluation.extractors.resize import bicubic
@@ -17,6 +16,7 @@ from diffusion.evaluation.report.report import load_report
 from diffusion.store.joint_encoders import joint_encoder, joint_identity
 from flows.preflight import check_drawing
 from tests.evaluated_run import make_run
+from tests.tokenizer import tokenizer_of
 from tests.words import reading
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,13 +26,7 @@ MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.25]
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A small random CLIP, as a site would provide it."""
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "flag", "face", ":"])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
-    )
+    tokenizer = tokenizer_of("a", "red", "flag", "face", ":")
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = shape | {"vocab_size": 8, "max_position_embeddings": 12}
     text |= {"eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 3}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from diffusion.presets import PRESETS
 from diffusion.recipe import ShardRecipe
 from diffusion.store import works
 from diffusion.store.storage import LocalFolder, open_storage
-from flows import cli
 from flows.cli import app
 from flows.cli_data import data_root
+from flows.command import named_dataset
 from flows.preflight import check
 from flows.site import Site
+from tests.commands import command, on
 from tests.made_dataset import Made, published
 from tests.made_sources import fill
 
@@ -44,16 +46,8 @@ def root(site: Site) -> LocalFolder:
 @pytest.fixture
 def diffusion(monkeypatch: pytest.MonkeyPatch, site: Site):
     """Runs `diffusion data ...` here; gives (exit code, what was said), and a ValueError is the answer."""
-    for name in ("guarded", "looking"):
-        monkeypatch.setattr(f"flows.cli_data.{name}", lambda work, debug, **given: work(site))
-
-    def run(*arguments: str) -> tuple[int, str]:
-        done = CliRunner().invoke(app, ["data", *arguments])
-        if done.exception is not None and not isinstance(done.exception, SystemExit):
-            raise done.exception
-        return done.exit_code, done.stdout
-
-    return run
+    on(site, monkeypatch, "cli_data", guards=("guarded", "looking"))
+    return partial(command, "data")
 
 
 @pytest.fixture
@@ -130,8 +124,8 @@ def test_a_damaged_manifest_does_not_hide_the_other_datasets(diffusion, root: Lo
 def test_what_only_looks_needs_no_home_that_can_be_written(root: LocalFolder, made: Dataset, tmp_path: Path) -> None:
     """The home's folder is a file: nothing can be written there, and no disk asked."""
     (tmp_path / "home2").write_text("")
-    for command in (["list"], ["info", made.uri], ["diff", made.uri, made.uri], ["lint", made.uri]):
-        done = CliRunner().invoke(app, ["data", *command, "--home", str(tmp_path / "home2")])
+    for words in (["list"], ["info", made.uri], ["diff", made.uri, made.uri], ["lint", made.uri]):
+        done = CliRunner().invoke(app, ["data", *words, "--home", str(tmp_path / "home2")])
         assert done.exit_code == 0, done.output
 
 
@@ -228,16 +222,16 @@ def test_a_report_tells_of_captions(diffusion, root: LocalFolder) -> None:
 
 def test_a_stage_goes_on_from_a_dataset_that_is_named(site: Site, made: Dataset, root: LocalFolder) -> None:
     recipe = PRESETS["smoke"]()
-    assert cli._given(None, "embedded", site) is None
-    assert cli._given("latest", None, site) == made.manifest.ref(made.uri)
+    assert named_dataset(None, "embedded", site) is None
+    assert named_dataset("latest", None, site) == made.manifest.ref(made.uri)
     with pytest.raises(ValueError, match="--source embedded and --dataset latest: give one of the two"):
-        cli._given("latest", "embedded", site)
+        named_dataset("latest", "embedded", site)
     unjudged = published(root, PICTURES[:3])
     with pytest.raises(ValueError, match=f"dataset {unjudged.digest[:16]} holds no pictures out"):
         check(recipe, "embedded", "register", site, unjudged.whole())
     root.remove(made.manifest.shards[0].tar)
     with pytest.raises(ValueError, match="is missing"):
-        cli._given("latest", None, site)
+        named_dataset("latest", None, site)
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "register", "run"])

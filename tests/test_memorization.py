@@ -1,12 +1,9 @@
 """Memorization: copies are found whatever was done to them, honest pictures are not accused, the nearest is the nearest."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from diffusion.evaluation.metrics.memorization import (
@@ -18,6 +15,7 @@ from diffusion.evaluation.metrics.memorization import (
     shrink,
     standardized,
 )
+from tests.changed_pictures import CHANGED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _BASIS = torch.randn(3 * 16 * 16, 24, generator=torch.Generator().manual_seed(9))
@@ -80,32 +78,11 @@ def test_honest_pictures_are_not_accused():
     assert accused <= 3  # more has a probability of 0.6 % at the stated 2.5 %
 
 
-def _exact(x: Tensor) -> Tensor:
-    return x
-
-
-def _mirrored(x: Tensor) -> Tensor:
-    return x.flip(2)
-
-
-def _jpeg(x: Tensor) -> Tensor:
-    def again(picture: np.ndarray) -> np.ndarray:
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=75)
-        return np.array(Image.open(file))
-
-    return torch.from_numpy(np.stack([again(picture) for picture in x.numpy()]))
-
-
-def _noisy(x: Tensor) -> Tensor:
-    return (x + 8 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255).round().byte()
-
-
-@pytest.mark.parametrize("changed", [_exact, _mirrored, _jpeg, _noisy])
+@pytest.mark.parametrize("changed", CHANGED)
 @pytest.mark.parametrize("planted", [24, 120])
 def test_planted_copies_are_found_and_named(changed, planted):
     honest = pictures(120 - planted, seed=4)
-    drawn = torch.cat([changed(TRAINING[:planted]), honest])
+    drawn = torch.cat([CHANGED[changed](TRAINING[:planted]), honest])
     found = copies(nearest(looks(drawn), looks(TRAINING)), HELD_OUT, training=len(TRAINING))
     assert 0 < found.low <= planted / 120 <= found.high
     assert found.share == pytest.approx(planted / 120, abs=0.06)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from diffusion.data.images import decode_png, encode_png
 from diffusion.recipe import canonical_json
@@ -16,8 +15,8 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import CHUNK, MAX_TEXT, Receipt, opened, pixels_sha256, receipt_of, stamp
 from diffusion.serving.request import GenerateRequest, resolve
 from diffusion.store.bundle import load_bundle
-from flows.cli import app
 from flows.site import Site
+from tests.commands import command, on
 from tests.random_bundle import CLASSES, guided_bundle, published_model, reading_bundle, shaped_bundle
 from tests.words import install
 
@@ -48,17 +47,9 @@ def bundle_with(home: Path, mark: str | None) -> Path:
 @pytest.fixture
 def diffusion(monkeypatch: pytest.MonkeyPatch, home: Path):
     """Runs a command here; its ValueError is the answer.  Returns exit code and what it said."""
-    for module in ("cli_pictures", "cli_lineage"):
-        monkeypatch.setattr(f"flows.{module}.guarded", lambda work, debug, **given: work(Site(home=home, gpu=False)))
+    on(Site(home=home, gpu=False), monkeypatch, "cli_pictures", "cli_lineage")
     install(monkeypatch)
-
-    def run(*arguments: object) -> tuple[int, str]:
-        done = CliRunner().invoke(app, [str(part) for part in arguments])
-        if isinstance(done.exception, Exception):
-            raise done.exception
-        return done.exit_code, done.stdout
-
-    return run
+    return command
 
 
 @pytest.fixture(scope="module")

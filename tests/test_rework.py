@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from diffusion.serving.receipt import ReworkReceipt, opened, stamp
-from flows.cli import app
 from flows.site import Site
+from tests.commands import command, on
 from tests.random_bundle import CLASSES, RESOLUTION, published_model, restoring_bundle
 
 TRAINED = ("super-resolution", "inpainting")
@@ -33,16 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def diffusion(monkeypatch: pytest.MonkeyPatch, folder: Path):
     """Runs a command here; its ValueError is the answer.  Returns exit code and what it said."""
-    for module in ("cli_pictures", "cli_lineage"):
-        monkeypatch.setattr(f"flows.{module}.guarded", lambda work, debug, **given: work(Site(home=folder, gpu=False)))
-
-    def run(*arguments: object) -> tuple[int, str]:
-        done = CliRunner().invoke(app, [str(part) for part in arguments])
-        if isinstance(done.exception, Exception):
-            raise done.exception
-        return done.exit_code, done.stdout
-
-    return run
+    on(Site(home=folder, gpu=False), monkeypatch, "cli_pictures", "cli_lineage")
+    return command
 
 
 MADE = {

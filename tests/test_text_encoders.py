@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from diffusion.data.sources import open_source
@@ -24,6 +24,7 @@ from diffusion.store.text_encoders import (
     text_identity,
 )
 from diffusion.text import TextEncoder
+from tests.tokenizer import tokenizer_of
 
 CAPTIONS = [
     "grinning face",
@@ -151,13 +152,7 @@ def test_a_site_is_told_how_to_name_a_folder(monkeypatch):
 
 def saved(folder: Path, name: str) -> Path:
     """A random CLIP text model or T5 with a tokenizer of a few words, as a site would provide it."""
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "flag", "grinning", "face"])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
-    )
+    tokenizer = tokenizer_of("a", "red", "flag", "grinning", "face")
     torch.manual_seed(0)
     if name == "clip":
         config = transformers.CLIPTextConfig(

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from diffusion.data.images import decode_png
 from diffusion.data.mix import mix
@@ -21,8 +20,8 @@ from diffusion.recipe import EvaluateRecipe, Recipe
 from diffusion.serving.receipt import opened, stamp
 from diffusion.store.bundle_spec import BundleSpec, read_spec
 from diffusion.store.storage import LocalFolder
-from flows.cli import app
 from flows.site import Site
+from tests.commands import command, on
 from tests.made_dataset import Made, published
 from tests.traced_home import KEY, bundle_in, make_home, run_of
 
@@ -42,12 +41,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, emoji_folder: Path, tiny_reci
 def diffusion(home: Path, *arguments: object) -> tuple[int, str]:
     """Runs a command here; its ValueError is the answer.  Returns exit code and what it said."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("cli_pictures", "cli_lineage"):
-            patch.setattr(f"flows.{module}.guarded", lambda work, debug, **given: work(Site(home=home, gpu=False)))
-        done = CliRunner().invoke(app, [str(part) for part in arguments])
-    if isinstance(done.exception, Exception):
-        raise done.exception
-    return done.exit_code, done.stdout
+        on(Site(home=home, gpu=False), patch, "cli_pictures", "cli_lineage")
+        return command(*arguments)
 
 
 @pytest.fixture

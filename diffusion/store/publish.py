@@ -51,6 +51,18 @@ class DiskFull(OSError):
         return self.strerror
 
 
+def read_published(folder: str | Path, file: str, digest: str | None, *, what: str, command: str) -> bytes:
+    """The digested file of a published folder; where `digest` is given, only that very one.  what: it is, for people;
+    command: what makes one.  Raises ValueError."""
+    path = Path(folder) / file
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {what} ({file} is missing): make one with `{command}`")
+    if digest is None:
+        return path.read_bytes()
+    again = f"A published {what} never changes, so this one is damaged: delete its folder and run `{command}` again"
+    return read_checked(path, digest, again)
+
+
 def disk_full(folder: Path, what: str, remedy: str = _REMEDY) -> DiskFull:
     """The error for `what` not going into `folder`, which need not exist."""
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

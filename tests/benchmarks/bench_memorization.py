@@ -10,12 +10,10 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 import diffusion.data
@@ -23,6 +21,7 @@ from diffusion.data.images import decode
 from diffusion.evaluation.extractors.features import extractor
 from diffusion.evaluation.metrics.memorization import Looks, copies, nearest, shrink
 from diffusion.threads import one_thread
+from tests.changed_pictures import CHANGED
 
 ARCHIVE = Path(diffusion.data.__file__).parent / "embedded" / "noto-emoji-64.zip"
 HELD_OUT, DRAWN = 207, 512  # as in the demo
@@ -37,25 +36,7 @@ def emoji(side: int = 32) -> Tensor:
     return torch.from_numpy(np.stack(pictures))
 
 
-def jpeg(pictures: Tensor) -> Tensor:
-    def again(picture: np.ndarray) -> np.ndarray:
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=75)
-        return np.array(Image.open(file))
-
-    return torch.from_numpy(np.stack([again(picture) for picture in pictures.numpy()]))
-
-
-def noisy(pictures: Tensor) -> Tensor:
-    noise = 8 * torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
-    return (pictures + noise).clamp(0, 255).round().byte()
-
-
-CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
-    "as they are": lambda pictures: pictures,
-    "mirrored": lambda pictures: pictures.flip(2),
-    "JPEG of quality 75": jpeg,
-    "noise of 8 levels": noisy,
+CHANGES = CHANGED | {
     "moved by 1 pixel": lambda pictures: pictures.roll(1, dims=2),
 }
 PLANTED = [("as they are", 0.03), ("as they are", 0.1), ("mirrored", 0.1), ("JPEG of quality 75", 0.1)]

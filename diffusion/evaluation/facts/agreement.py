@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion.evaluation.extractors.features import Extractor, ExtractorIdentity
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
-from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, half_width
 from diffusion.recipe import Frozen
 from diffusion.store.joint_encoders import JointEncoder, JointIdentity
 
@@ -76,7 +76,7 @@ def agreement_of(gathered: Gathered) -> Agreement | None:
     own, real, other = gathered.agreement.numpy().T
     apart, n = own - real, len(own)
     error = float(apart.std(ddof=1)) / math.sqrt(n)
-    half = t_quantile((1 + CONFIDENCE) / 2, n - 1) * error
+    half = half_width(error, n - 1)
     known = other[np.isfinite(other)]
     return Agreement(
         identity=sample_identity(gathered, "agreement/1", samples=n, reference_pictures=n),

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion.denoiser import Denoiser, linear
 from diffusion.density import stratified
 from diffusion.evaluation.gathered import Gathered
-from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, half_width
 from diffusion.guidance import Cond
 from diffusion.process import Bound, Chain, estimated_bound
 from diffusion.random import Stream, normal
@@ -132,7 +132,7 @@ class HeldOutBound(Frozen):
         total = prior + sums + decoder
         mean = float(total.mean())
         error = float(total.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-        half = t_quantile((1 + CONFIDENCE) / 2, n - 1) * error if n > 1 else math.nan
+        half = half_width(error, n - 1)
         identity = BoundIdentity(
             dataset_digest=dataset_digest,
             pictures=n,

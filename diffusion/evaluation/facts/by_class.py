@@ -8,7 +8,7 @@ import numpy as np
 from diffusion.evaluation.facts.neighbours import at_most
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
-from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, half_width
 from diffusion.evaluation.metrics.kernel import kernel_distance, mean_within
 from diffusion.evaluation.metrics.manifold import K_DENSITY, Real, neighbourhood
 from diffusion.evaluation.metrics.pairs import Features
@@ -105,7 +105,7 @@ def _around(value: float, error: float, parts: int) -> Interval | None:
     """Student's interval of a number whose standard error comes of so many parts."""
     if not math.isfinite(value):
         return None
-    half = t_quantile((1 + CONFIDENCE) / 2, parts - 1) * error
+    half = half_width(error, parts - 1)
     return Interval(value=digits(value), low=digits(value - half), high=digits(value + half))
 
 

@@ -7,7 +7,7 @@ from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.metrics.extrapolate import LEAST, Extrapolated, extrapolate
 from diffusion.evaluation.metrics.frechet import Gaussian
-from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, half_width
 from diffusion.evaluation.metrics.sample import BLOCKS, Distance, Sample, beside, jackknifed
 from diffusion.evaluation.metrics.splits import Floor, floor
 from diffusion.recipe import Frozen
@@ -32,16 +32,20 @@ class Frechet(Frozen):
 
     @classmethod
     def of(cls, distance: Distance, identity: SampleIdentity) -> "Frechet":
-        half = t_quantile((1 + CONFIDENCE) / 2, len(distance.left_out) - 1) * distance.standard_error
-        return cls(
-            identity=identity,
-            value=digits(distance.value),
-            standard_error=digits(distance.standard_error),
-            left_out=tuple(digits(value) for value in distance.left_out),
-            confidence=CONFIDENCE,
-            low=digits(max(0.0, distance.value - half)),
-            high=digits(distance.value + half),
-        )
+        return cls(identity=identity, **jackknifed_facts(distance, least=0.0))
+
+
+def jackknifed_facts(distance: Distance, *, least: float) -> dict:
+    """A distance with its jackknife as a report states it, its interval cut at the least value that there is."""
+    half = half_width(distance.standard_error, len(distance.left_out) - 1)
+    return {
+        "value": digits(distance.value),
+        "standard_error": digits(distance.standard_error),
+        "left_out": tuple(digits(value) for value in distance.left_out),
+        "confidence": CONFIDENCE,
+        "low": digits(max(least, distance.value - half)),
+        "high": digits(distance.value + half),
+    }
 
 
 class FrechetLimit(Frozen):
@@ -57,7 +61,7 @@ class FrechetLimit(Frozen):
 
     @classmethod
     def of(cls, found: Extrapolated, identity: SampleIdentity) -> "FrechetLimit":
-        half = math.hypot(t_quantile((1 + CONFIDENCE) / 2, BLOCKS - 1) * found.standard_error, found.doubt)
+        half = math.hypot(half_width(found.standard_error, BLOCKS - 1), found.doubt)
         return cls(
             identity=identity,
             value=digits(max(0.0, found.value)),
@@ -70,7 +74,7 @@ class FrechetLimit(Frozen):
 
 
 class FloorFacts(Frozen):
-    """What real pictures score in the place of generated ones, with the same extractor.  See `stats.floor`."""
+    """What real pictures score in the place of generated ones, with the same extractor.  See `splits.floor`."""
 
     value: float
     spread: float

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.denoiser import Denoiser, linear
 from diffusion.evaluation.gathered import Gathered
-from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import digits, half_width
 from diffusion.guidance import Cond
 from diffusion.loss import denoising_loss, edm_weight
 from diffusion.random import Stream, normal
@@ -57,10 +57,10 @@ class HeldOutLoss(Frozen):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """(low, high) of `stats.CONFIDENCE`, by Student's t over pictures; None of fewer than 9."""
+        """(low, high) of CONFIDENCE, by Student's t over pictures; None of fewer than 9."""
         if self.loss is None or self.standard_error is None or self.pictures < 9:
             return None
-        half = t_quantile((1 + CONFIDENCE) / 2, self.pictures - 1) * self.standard_error
+        half = half_width(self.standard_error, self.pictures - 1)
         return digits(max(0.0, self.loss - half)), digits(self.loss + half)
 
 

@@ -1,13 +1,15 @@
 """Kernel distance, precision, recall, density and coverage in the report, with identity and intervals."""
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from diffusion.evaluation.facts.distance import jackknifed_facts
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
-from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits
 from diffusion.evaluation.metrics.kernel import kernel_distance, mean_within
 from diffusion.evaluation.metrics.manifold import K_DENSITY, Estimate, Real, neighbourhood
 from diffusion.evaluation.metrics.pairs import Picked
@@ -36,16 +38,7 @@ class Kernel(Frozen):
 
     @classmethod
     def of(cls, distance: Distance, identity: SampleIdentity) -> "Kernel":
-        half = t_quantile((1 + CONFIDENCE) / 2, len(distance.left_out) - 1) * distance.standard_error
-        return cls(
-            identity=identity,
-            value=digits(distance.value),
-            standard_error=digits(distance.standard_error),
-            left_out=tuple(digits(value) for value in distance.left_out),
-            confidence=CONFIDENCE,
-            low=digits(distance.value - half),
-            high=digits(distance.value + half),
-        )
+        return cls(identity=identity, **jackknifed_facts(distance, least=-math.inf))
 
 
 class Measured(Frozen):

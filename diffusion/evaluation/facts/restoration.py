@@ -9,7 +9,7 @@ from pydantic import Field
 from diffusion.data.images import grid
 from diffusion.evaluation.extractors.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Gathered
-from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, half_width
 from diffusion.evaluation.restoration import EXACT, Case, case_of, steps_of
 from diffusion.recipe import Frozen, unset
 from diffusion.restore import REPEATS
@@ -106,7 +106,7 @@ class Restoration(Frozen):
 def of_mean(values: np.ndarray) -> tuple[float, float, float]:
     """The mean of values (N,) and its interval of CONFIDENCE, by Student's t.  NaN where one is not finite."""
     n, mean = len(values), float(values.mean())
-    half = t_quantile((1 + CONFIDENCE) / 2, n - 1) * float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    half = half_width(float(values.std(ddof=1)) / math.sqrt(n), n - 1) if n > 1 else math.nan
     return mean, mean - half, mean + half
 
 

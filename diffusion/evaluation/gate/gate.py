@@ -4,7 +4,7 @@ from diffusion.evaluation.facts.distance import Frechet
 from diffusion.evaluation.gate.limits import limits_of, may_differ
 from diffusion.evaluation.gate.verdict import Check, Verdict
 from diffusion.evaluation.identity import check_alike, differences
-from diffusion.evaluation.metrics.intervals import jackknife_error, t_quantile
+from diffusion.evaluation.metrics.intervals import half_width, jackknife_error
 from diffusion.evaluation.report.report import Report
 from diffusion.recipe import GateRecipe, digest_of
 from diffusion.serving.latency import Latency
@@ -102,7 +102,7 @@ def _compare(challenger: Frechet, champion: Frechet, gate: GateRecipe, *, ignore
     limit = allowed * champion.value
     pairs = zip(challenger.left_out, champion.left_out, strict=True)
     error = jackknife_error([one - allowed * other for one, other in pairs])
-    margin = t_quantile((1 + gate.confidence) / 2, challenger.blocks - 1) * error
+    margin = half_width(error, challenger.blocks - 1, gate.confidence)
     gain = limit - challenger.value
     passed = gain > margin
     who = f"the champion's {champion.value:.4g}"

@@ -23,6 +23,11 @@ def digits(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
+def half_width(error: float, degrees: int, confidence: float = CONFIDENCE) -> float:
+    """Half of Student's interval of a number with this standard error, of so many degrees of freedom; NaN without any."""
+    return t_quantile((1 + confidence) / 2, degrees) * error if degrees > 0 else math.nan
+
+
 def t_quantile(probability: float, degrees: int) -> float:
     """Student's t, by the expansion around the normal quantile: 3 digits from 8 degrees on.  [Abramowitz & Stegun 26.7.5]"""
     z = NormalDist().inv_cdf(probability)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.metrics.intervals import t_quantile
+from diffusion.evaluation.metrics.intervals import half_width, t_quantile
 from diffusion.evaluation.metrics.pairs import Features, nearest_rows, squared_distances, tiles
 from diffusion.random import Stream, bits
 
@@ -48,7 +48,7 @@ class Estimate:
 
     def mean_interval(self, confidence: float) -> tuple[float, float]:
         """Of a mean that is not below 0."""
-        half = t_quantile((1 + confidence) / 2, self.degrees) * self.standard_error
+        half = half_width(self.standard_error, self.degrees, confidence)
         return max(0.0, self.value - half), self.value + half
 
 

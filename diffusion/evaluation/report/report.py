@@ -27,7 +27,7 @@ from diffusion.evaluation.report.words import markdown
 from diffusion.recipe import Frozen, canonical_json, digest_of, unset
 from diffusion.store.averages import Reconstruction
 from diffusion.store.bundle_spec import Guide
-from diffusion.store.publish import publishing, sha256_file
+from diffusion.store.publish import publishing, read_published
 from diffusion.store.refs import EvaluationRef, RunRef
 from diffusion.text import TextIdentity
 
@@ -146,15 +146,7 @@ def publish_report(
 
 def load_report(uri: str | Path, digest: str | None = None) -> Report:
     """The report published in folder `uri`; where `digest` is given, only that very one.  Raises ValueError."""
-    path = Path(uri) / FILE
-    if not path.is_file():
-        raise ValueError(f"{uri} holds no report ({FILE} is missing): make one with `diffusion evaluate`")
-    if digest is not None and (actual := sha256_file(path)) != digest:
-        raise ValueError(
-            f"{path}: sha256 {actual[:12]}, expected {digest[:12]}. A published report never changes, so this one is"
-            f" damaged: delete its folder and run `diffusion evaluate` again"
-        )
-    return Report.model_validate_json(path.read_bytes())
+    return Report.model_validate_json(read_published(uri, FILE, digest, what="report", command="diffusion evaluate"))
 
 
 def class_grid(rows: list[list[np.ndarray]], classes: tuple[str, ...]) -> np.ndarray:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion.evaluation.metrics.intervals import jackknife_error, t_quantile
+from diffusion.evaluation.metrics.intervals import half_width, jackknife_error
 from diffusion.evaluation.metrics.sample import Distance
 from diffusion.guidance import classifier_free
 from diffusion.recipe import SamplingRecipe, SweepRecipe
@@ -48,7 +48,7 @@ class Difference:
 
     def half_width(self, confidence: float) -> float:
         """Of its two-sided interval."""
-        return t_quantile((1 + confidence) / 2, self.blocks - 1) * self.standard_error
+        return half_width(self.standard_error, self.blocks - 1, confidence)
 
 
 def rounds(sweep: SweepRecipe) -> tuple[int, ...]:

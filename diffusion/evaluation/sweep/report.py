@@ -12,12 +12,12 @@ from pydantic import Field
 
 from diffusion.data.images import encode_png
 from diffusion.evaluation.extractors.features import ExtractorIdentity
-from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, t_quantile
+from diffusion.evaluation.metrics.intervals import digits, half_width
 from diffusion.evaluation.metrics.sample import Distance
 from diffusion.evaluation.report.report import Environment
 from diffusion.evaluation.sweep.plot import pareto_plot
 from diffusion.recipe import Frozen, SamplingRecipe, Setting, SweepRecipe, canonical_json, digest_of, unset
-from diffusion.store.publish import publishing, sha256_file
+from diffusion.store.publish import publishing, read_published
 from diffusion.store.refs import RunRef, SweepRef
 
 FILE = "sweep.json"
@@ -39,7 +39,7 @@ class Tried(Frozen):
 
     @classmethod
     def of(cls, setting: Setting, evaluations: int, samples: int, distance: Distance) -> "Tried":
-        half = t_quantile((1 + CONFIDENCE) / 2, len(distance.left_out) - 1) * distance.standard_error
+        half = half_width(distance.standard_error, len(distance.left_out) - 1)
         return cls(
             setting=setting,
             evaluations=evaluations,
@@ -108,15 +108,7 @@ def publish_sweep(found: Sweep, store_root: Path, run: RunRef, seconds: list[flo
 
 def load_sweep(uri: str | Path, digest: str | None = None) -> Sweep:
     """The sweep published in folder `uri`; where `digest` is given, only that very one.  Raises ValueError."""
-    path = Path(uri) / FILE
-    if not path.is_file():
-        raise ValueError(f"{uri} holds no sweep ({FILE} is missing): make one with `diffusion sweep`")
-    if digest is not None and (actual := sha256_file(path)) != digest:
-        raise ValueError(
-            f"{path}: sha256 {actual[:12]}, expected {digest[:12]}. A published sweep never changes, so this one is"
-            f" damaged: delete its folder and run `diffusion sweep` again"
-        )
-    return Sweep.model_validate_json(path.read_bytes())
+    return Sweep.model_validate_json(read_published(uri, FILE, digest, what="sweep", command="diffusion sweep"))
 
 
 def load_seconds(uri: str | Path) -> list[float | None]:
