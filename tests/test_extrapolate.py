@@ -136,13 +136,16 @@ def test_a_part_is_that_part_alone(d):
         assert torch.allclose(each.shares, left[:, :rank].flip(1).square(), atol=1e-6)
 
 
-def test_shares_are_of_pictures_from_all_blocks(monkeypatch):
-    monkeypatch.setattr(spectrum, "ROWS", 16)
+@pytest.mark.parametrize(("n", "apart"), [(72, 5), (128, 9), (256, 17)])
+def test_shares_are_of_pictures_from_all_of_the_sample_and_all_blocks(monkeypatch, n, apart):
     model, reference = population(5, 0.5)
-    sample = beside(reference, drawn(model, 512, 3))
+    sample = beside(reference, drawn(model, n, 3))
+    every = next(spectra(sample)).shares
+    monkeypatch.setattr(spectrum, "ROWS", 16)
     whole, *without = spectra(sample)
-    assert len(whole.shares) == 16
-    assert {len(each.shares) for each in without} == {15, 16}
+    assert torch.equal(whole.shares, every[::apart])
+    fewer = [len(whole.shares) - len(each.shares) for each in without]
+    assert (sum(fewer), max(fewer)) == (len(whole.shares), 1)
 
 
 def test_the_doubt_is_large_where_the_model_lacks_the_references_spectrum():

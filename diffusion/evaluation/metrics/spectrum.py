@@ -28,7 +28,7 @@ def spectra(sample: Sample, *, part: int = 0, parts: int = 1) -> Iterator[Spectr
     Of many pictures the shares of ROWS at most: an odd number apart, so that all blocks have some.
     """
     number = torch.arange(part, len(sample), parts)
-    number = number[:: len(number) // ROWS | 1][:ROWS]
+    number = number[:: -(-len(number) // ROWS) | 1]
     projected = None
     for rest in sample.rests(part=part, parts=parts):
         n = rest.moments.n
@@ -41,7 +41,7 @@ def spectra(sample: Sample, *, part: int = 0, parts: int = 1) -> Iterator[Spectr
                 centred = checked(sample.features[sample.rows[number]]) - sample.reference.mean
                 projected = centred @ sample.reference.root
             kept = projected if rest.left is None else projected[number % sample.blocks != rest.left]
-            shares = ((kept - mean) @ vectors).square() / eigenvalues
+            shares = ((kept - mean) @ vectors).square_().div_(eigenvalues)
         yield Spectrum(n, float(rest.moments.squares / n), eigenvalues / (n - 1), shares)
 
 
