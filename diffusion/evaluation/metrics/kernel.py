@@ -58,13 +58,17 @@ def kernel_distance(
     for rows, _, a, b in tiles(features, reference):
         across[rows] += kernel(a, b).sum(dim=1) / len(reference)
     by_block, alike, squares = torch.zeros(n, blocks).double(), torch.zeros(n, blocks).double(), 0.0
-    for rows, columns, a, b in tiles(features, features):
-        block = kernel(a, b)
-        if rows == columns:
+    for rows, columns, a, b in tiles_within(features):
+        block, both = kernel(a, b), rows != columns
+        if not both:
             block.fill_diagonal_(0.0)
-        by_block[rows] += block @ member[columns]
-        squares += float(block.square().sum())
-        alike[rows] += block.mul_(stratum[rows, None] == stratum[columns]) @ member[columns]
+        squares += float(block.square().sum()) * (2 if both else 1)
+        for found in (by_block, alike):
+            if found is alike:
+                block.mul_(stratum[rows, None] == stratum[columns])
+            found[rows] += block @ member[columns]
+            if both:
+                found[columns] += block.T @ member[rows]
     row_sums = by_block.sum(dim=1)
     sums, sizes = member.T @ across, member.sum(dim=0)
 

@@ -66,8 +66,8 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} and {b.shape[1]} features a picture: not of the same extractor")
     squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1)
-    apart = squares - 2 * (a @ b.T)
-    return torch.where(apart > 1e-13 * squares, apart, 0.0)
+    apart = (a @ b.T).mul_(-2).add_(squares)
+    return apart.masked_fill_(apart <= squares.mul_(1e-13), 0.0)
 
 
 def nearest_rows(
