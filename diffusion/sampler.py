@@ -248,6 +248,18 @@ def evaluations(sampler: str, steps: int) -> int:
     return SAMPLERS[sampler].per_step * (steps - 1) + 1
 
 
+def watched(conversation: Conversation, tell: Callable[[Tensor], None]) -> Conversation:
+    """The same conversation; `tell` is told each answer, what x0 looks like from there, before it goes on."""
+    query = next(conversation)
+    while True:
+        answer = yield query
+        tell(answer)
+        try:
+            query = conversation.send(answer)
+        except StopIteration as done:
+            return done.value
+
+
 def run(conversation: Conversation, denoise: Denoise) -> Tensor:
     """Hold a conversation to its end with one denoiser.  Returns x0 (B, C, H, W)."""
     with torch.no_grad():

@@ -14,6 +14,7 @@ from diffusion.serving.job import Job
 from diffusion.serving.request import GenerateRequest, RequestError, resolve
 from diffusion.serving.restoring import RestoreRequest, restoration
 from diffusion.serving.rework import Rework
+from diffusion.serving.ticket import Preview
 from diffusion.store.bundle import Bundle
 from tests.random_bundle import CLASSES, RESOLUTION, random_bundle, reading_bundle, restoring_bundle
 from tests.running_engine import running, same
@@ -120,3 +121,35 @@ def test_a_file_that_is_no_picture_is_refused_by_its_name() -> None:
     with pytest.raises(RequestError, match="mask cannot be read as a picture") as found:
         Given.of(b"not a picture", "mask")
     assert found.value.param == "mask"
+
+
+@pytest.mark.parametrize("kind", ["generated", "restored", "edited", "inverted"])
+def test_previews_are_the_answers_on_the_way_and_change_nothing(kind: str) -> None:
+    engine = Engine(random_bundle(), slots=2)
+    job = {
+        "generated": lambda: generation(engine, label=CLASSES[0], seed=1, n=3, steps=8, sampler="ddim"),
+        "restored": lambda: reworks(engine)[1].job,
+        "edited": lambda: reworks(engine)[4].job,
+        "inverted": lambda: reworks(engine)[5].job,
+    }[kind]()
+    n, previews = job.request.n, min(3, job.shown - 1)
+    assert previews > 1
+    plain = engine.draw([job])[0].future.result()
+    seen: list[Preview] = []
+    with running(engine):
+        ticket = engine.submit(job, previews=3, show=seen.append)
+        assert same(ticket.future.result(60), plain)
+    assert sorted((preview.image, preview.number) for preview in seen) == [
+        (i, k) for i in range(n) for k in range(previews)
+    ]
+    for image in range(n):
+        own = [preview.picture for preview in seen if preview.image == image]
+        assert not np.array_equal(own[0], own[1])
+        if kind == "restored":  # what is known is in each of them
+            assert all(
+                np.array_equal(picture[:, : RESOLUTION // 2], plain[image][:, : RESOLUTION // 2]) for picture in own
+            )
+    with running(engine):  # a preview for each answer but the last, of which there is no more
+        few, all_of_them = generation(engine, seed=3, steps=3, sampler="ddim"), []
+        engine.submit(few, previews=9, show=all_of_them.append).future.result(60)
+    assert [preview.number for preview in all_of_them] == [0, 1]

@@ -14,7 +14,7 @@ from diffusion.sampler import run
 from diffusion.serving.editing import EditRequest, edit
 from diffusion.serving.engine import Engine
 from diffusion.serving.given import Given
-from diffusion.serving.job import converse
+from diffusion.serving.job import converse, unwatched
 from diffusion.serving.receipt import Opened, Receipt, ReworkReceipt, device_name, pixels_sha256, stamp
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
 from diffusion.serving.restoring import RestoreRequest, restoration
@@ -58,7 +58,7 @@ def remake(receipt: ReworkReceipt, engine: Engine, given: Given, mask: Given | N
         rework = make(kind(**said, n=receipt.image + 1), given, mask, engine.bundle, engine.device)
     except ValueError as error:
         raise ValueError(f"the receipt is not of a picture that this model makes: {error}") from error
-    conversation = rework.job.converse(range(receipt.image, receipt.image + 1))
+    conversation = rework.job.converse(range(receipt.image, receipt.image + 1), unwatched)
     return engine.bundle.pictures(run(conversation, engine.denoise)).numpy()[0]
 
 

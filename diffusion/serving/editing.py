@@ -1,7 +1,6 @@
 """Editing as the endpoint and the command do it: a given picture changed towards a class or a prompt, by noising it or by
 carrying it to noise under its own and back."""
 
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -14,9 +13,9 @@ from diffusion.recipe import ServeRecipe
 from diffusion.restore import null_space
 from diffusion.sampler import SAMPLERS, Conversation
 from diffusion.serving.given import Given, at_size, check_mask, fit_note, keep_of, size_for
-from diffusion.serving.job import Job, under
+from diffusion.serving.job import Watch, under, unwatched
 from diffusion.serving.request import Asked, Prompt, RequestError, ResolvedRequest, Whole
-from diffusion.serving.rework import Rework, asked_by, levels, refuse_student, resolved, start_of
+from diffusion.serving.rework import Converse, Rework, job_of, levels, refuse_student, resolved, start_of
 from diffusion.store.bundle import Bundle
 from diffusion.store.bundle_spec import BundleSpec
 
@@ -59,7 +58,7 @@ def edit(
     facts: dict[str, object] = {"command": "edit", "strength": asked.strength, "coarse": asked.coarse}
     facts |= {"from_label": asked.from_label, "from_prompt": asked.from_prompt}
     facts |= {"given_sha256": given.sha256, "mask_sha256": mask and mask.sha256}
-    return Rework(Job(request, converse, asked_by(converse)), before, facts, fit_note(given.image, size))
+    return Rework(job_of(request, converse), before, facts, fit_note(given.image, size))
 
 
 def _changing(
@@ -70,10 +69,10 @@ def _changing(
     keep: Mask | None,
     bundle: Bundle,
     device: torch.device,
-) -> Callable[[range], Conversation]:
+) -> Converse:
     """reference: the picture as the network sees it.  origin: the request under what it is."""
 
-    def converse(images: range) -> Conversation:
+    def converse(images: range, watch: Watch = unwatched) -> Conversation:
         sigmas = levels(request, bundle)
         initial, fresh = start_of(request, images, bundle, device)
 
@@ -81,6 +80,7 @@ def _changing(
             return SAMPLERS[request.sampler](x, sigmas, fresh)
 
         def wanted(conversation: Conversation) -> Conversation:
+            conversation = watch(conversation)
             if keep is not None:  # next to the sampler: the mask has the last word
                 conversation = null_space(conversation, keep, keep.forward(reference))
             if asked.coarse is not None:

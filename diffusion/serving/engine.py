@@ -29,7 +29,15 @@ from diffusion.serving.job import Job, generation
 from diffusion.serving.ladder import Ladder, prove
 from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
-from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, Picture, QueueFull, Ticket
+from diffusion.serving.ticket import (
+    DeadlineExceeded,
+    DrawingFailed,
+    EngineStopped,
+    Picture,
+    Preview,
+    QueueFull,
+    Ticket,
+)
 from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import Bundle
 from diffusion.store.bundle_spec import BundleSpec
@@ -65,15 +73,18 @@ class Engine:
         """The pictures of a request, drawn from nothing else."""
         return generation(request, self.bundle, self.device)
 
-    def submit(self, job: Job) -> Ticket:
-        """Queue what is to be drawn, from any thread.  Raises QueueFull, or EngineStopped if no worker runs."""
+    def submit(self, job: Job, *, previews: int = 0, show: Callable[[Preview], None] | None = None) -> Ticket:
+        """Queue what is to be drawn, from any thread.  previews, show: as `Ticket` has them.
+
+        Raises QueueFull, or EngineStopped if no worker runs.
+        """
         with self._wake:
             if not self._running():
                 raise EngineStopped("the engine is not running: call start() first")
             waiting = self._waiting()
             if waiting + job.request.n > self.queue + max(0, self.slots - self._flying()):
                 raise QueueFull(waiting, job.request.n, self.queue, self._retry_after_s())
-            ticket = Ticket(job, time.monotonic() + self.timeout_s)
+            ticket = Ticket(job, time.monotonic() + self.timeout_s, previews, show)
             self._enqueue(ticket)
         return ticket
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.sampler import Conversation, Query
-from diffusion.serving.ticket import DrawingFailed, Ticket
+from diffusion.sampler import Conversation, Query, watched
+from diffusion.serving.job import unwatched
+from diffusion.serving.ticket import DrawingFailed, Preview, Ticket
 from diffusion.store.bundle import Bundle
 
 
@@ -17,16 +18,20 @@ class Flight:
 
     ticket: Ticket
     images: range
-    conversation: Conversation
-    query: Query
     bundle: Bundle
+    conversation: Conversation | None = None
+    query: Query | None = None
+    heard: int = 0  # answers, of the job's `shown`
 
     @classmethod
     def depart(cls, ticket: Ticket, images: range, bundle: Bundle) -> "Flight | None":
         """Begin the conversation; where that is impossible the ticket fails and there is no flight."""
         try:
-            conversation = ticket.job.converse(images)
-            return cls(ticket, images, conversation, next(conversation), bundle)
+            flight = cls(ticket, images, bundle)
+            watch = flight._watching if ticket.previews and ticket.show else unwatched
+            flight.conversation = ticket.job.converse(images, watch)
+            flight.query = next(flight.conversation)
+            return flight
         except Exception as error:
             ticket.fail(DrawingFailed(f"the request could not be started: {error}"))
             return None
@@ -46,6 +51,21 @@ class Flight:
         except Exception as error:
             self.ticket.fail(DrawingFailed(f"the sampler failed: {error}"))
             return False
+
+    def _watching(self, conversation: Conversation) -> Conversation:
+        return watched(conversation, self._shown)
+
+    def _shown(self, answer: Tensor) -> None:
+        """Give the ticket a preview where one is due: they are evenly spaced, and none is of the last answer."""
+        ticket, job = self.ticket, self.ticket.job
+        previews = min(ticket.previews, job.shown - 1)
+        before, self.heard = self.heard, self.heard + 1
+        number = before * (previews + 1) // job.shown
+        if self.heard * (previews + 1) // job.shown == number or number == previews:
+            return
+        looks = job.known(answer) if job.known else answer
+        for i, picture in enumerate(self.bundle.pictures(looks).numpy()):
+            ticket.show(Preview(self.images.start + i, number, picture))
 
     def _send(self, answer: Tensor) -> Tensor | None:
         try:

@@ -14,36 +14,45 @@ from diffusion.serving.request import ResolvedRequest
 from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import Bundle
 
+Watch = Callable[[Conversation], Conversation]
+
+
+def unwatched(conversation: Conversation) -> Conversation:
+    """Nobody listens."""
+    return conversation
+
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """Pictures that an engine is to draw with its bundle.
 
-    converse(images): the conversation about these of the request's pictures, a row for each; a row must be a function of
-    the request and its picture's number alone, so that it may be asked among any others.
+    converse(images, watch): the conversation about these of the request's pictures, a row for each; a row must be a
+    function of the request and its picture's number alone, so that it may be asked among any others.  What stands in
+    `watch` hears every answer as the sampler does: guided, and mostly with what is known put into it.
     """
 
     request: ResolvedRequest
-    converse: Callable[[range], Conversation]
+    converse: Callable[[range, Watch], Conversation]
     evaluations: int  # of the sampler, a picture: a guided pair of rows counts once
+    shown: int  # of these, how many `watch` hears
     off: Callable[[Tensor], Tensor] | None = None  # x0 (B, C, H, W) -> (B,), how far from what was measured of them
+    known: Callable[[Tensor], Tensor] | None = None  # puts that into answers which `watch` heard without it
 
 
 def generation(request: ResolvedRequest, bundle: Bundle, device: torch.device) -> Job:
     """Pictures of nothing but the request."""
-    return Job(
-        request,
-        lambda images: converse(request, images, bundle, device),
-        evaluations(request.sampler, request.steps),
-    )
+    asked = evaluations(request.sampler, request.steps)
+    return Job(request, lambda images, watch: converse(request, images, bundle, device, watch), asked, asked)
 
 
-def converse(request: ResolvedRequest, images: range, bundle: Bundle, device: torch.device) -> Conversation:
+def converse(
+    request: ResolvedRequest, images: range, bundle: Bundle, device: torch.device, watch: Watch = unwatched
+) -> Conversation:
     """The sampler's conversation about these pictures of a request, with its condition and guidance around it."""
     sigmas = sampling_sigmas(bundle.spec.sampling, request.steps)
     initial, fresh = (noise_of(request, stream, images, bundle, device) for stream in (Stream.INITIAL, Stream.CHURN))
     inner = SAMPLERS[request.sampler](initial(0) * sigmas[0].float().item(), sigmas, fresh)
-    return under(inner, request, len(images), bundle, device)
+    return under(watch(inner), request, len(images), bundle, device)
 
 
 def noise_of(request: ResolvedRequest, stream: Stream, images: range, bundle: Bundle, device: torch.device) -> Noise:

@@ -1,7 +1,6 @@
 """Restoration as the endpoint and the command do it: a picture from a part of it - small, masked or grey - with a model
 trained for that, or for none of these."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -17,9 +16,9 @@ from diffusion.recipe import ServeRecipe, TaskName
 from diffusion.restore import REPEATS, TRAINED_STEPS, null_space, residual, zero_shot
 from diffusion.sampler import SAMPLERS, Conversation
 from diffusion.serving.given import Given, at_size, check_mask, fit_note, has_pixels, keep_of, size_for
-from diffusion.serving.job import Job, under
+from diffusion.serving.job import Watch, under, unwatched
 from diffusion.serving.request import Asked, RequestError, ResolvedRequest, Whole
-from diffusion.serving.rework import Rework, asked_by, levels, refuse_student, resolved, start_of
+from diffusion.serving.rework import Converse, Rework, job_of, levels, refuse_student, resolved, start_of
 from diffusion.store.bundle import Bundle
 from diffusion.store.bundle_spec import BundleSpec
 
@@ -65,7 +64,9 @@ def restoration(
     facts: dict[str, object] = {"command": "restore", "task": asked.task, "factor": asked.factor}
     facts |= {"given_sha256": given.sha256, "mask_sha256": mask and mask.sha256}
     facts |= {"way": "trained"} if trained else {"way": "zero-shot", "noise": asked.noise, "repeats": repeats}
-    job = Job(request, converse, asked_by(converse), lambda x0: residual(found.operator, x0, found.y))
+    operator, y = found.operator, found.y
+    exact = None if trained or asked.noise else lambda x0: operator.pinv(y) + x0 - operator.pinv(operator.forward(x0))
+    job = job_of(request, converse, lambda x0: residual(operator, x0, y), exact)
     return Rework(job, found.before, facts, found.notes)
 
 
@@ -78,30 +79,30 @@ def by_zero_shot(
     *,
     noise: float,
     repeats: int,
-) -> Callable[[range], Conversation]:
+) -> Converse:
     """The way of a model that only draws."""
 
-    def converse(images: range) -> Conversation:
+    def converse(images: range, watch: Watch = unwatched) -> Conversation:
         sigmas = levels(request, bundle)
         initial, fresh = start_of(request, images, bundle, device)
         x = initial * sigmas[0].float()
         way = zero_shot(x, sigmas, fresh, operator, y, sigma_y=noise, repeats=repeats)
-        return under(way, request, len(images), bundle, device)
+        return under(watch(way), request, len(images), bundle, device)
 
     return converse
 
 
 def by_training(
     request: ResolvedRequest, operator: LinearOperator, y: Tensor, bundle: Bundle, device: torch.device
-) -> Callable[[range], Conversation]:
+) -> Converse:
     """The way of a model that was shown such measurements: its own sampler, and y put into every answer exactly."""
 
-    def converse(images: range) -> Conversation:
+    def converse(images: range, watch: Watch = unwatched) -> Conversation:
         sigmas = levels(request, bundle)
         initial, fresh = start_of(request, images, bundle, device)
         inner = SAMPLERS[request.sampler](initial * sigmas[0].float(), sigmas, fresh)
         seen = beside(operator, operator.pinv(y))
-        return under(null_space(inner, operator, y), request, len(images), bundle, device, image=seen)
+        return under(null_space(watch(inner), operator, y), request, len(images), bundle, device, image=seen)
 
     return converse
 

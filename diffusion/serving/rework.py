@@ -10,9 +10,9 @@ from torch import Tensor
 from diffusion.data.pictures.buckets import shown
 from diffusion.random import Stream
 from diffusion.recipe import ServeRecipe
-from diffusion.sampler import Conversation, Noise, run
+from diffusion.sampler import Conversation, Noise, run, watched
 from diffusion.serving.given import Given, size_for
-from diffusion.serving.job import Job, noise_of
+from diffusion.serving.job import Job, Watch, noise_of
 from diffusion.serving.receipt import ReworkReceipt, device_name, pixels_sha256
 from diffusion.serving.request import Asked, GenerateRequest, RequestError, ResolvedRequest, resolve
 from diffusion.spacing import detailed_sigmas
@@ -58,20 +58,30 @@ def levels(request: ResolvedRequest, bundle: Bundle) -> Tensor:
     return detailed_sigmas(bundle.spec.sampling, request.steps)
 
 
-def asked_by(converse: Callable[[range], Conversation]) -> int:
-    """Evaluations of the sampler that a conversation about one picture takes, a guided pair counting once.
+Converse = Callable[[range, Watch], Conversation]
 
-    What it asks does not depend on the answers, so it is answered with its own question.
-    """
-    count = 0
+
+def job_of(
+    request: ResolvedRequest,
+    converse: Converse,
+    off: Callable[[Tensor], Tensor] | None = None,
+    known: Callable[[Tensor], Tensor] | None = None,
+) -> Job:
+    """What an engine draws by a conversation, which is held once to count its questions: these do not depend on the
+    answers, so it is answered with its own."""
+    asked = shown = 0
 
     def echo(x: Tensor, _sigma: Tensor, **_cond: Tensor) -> Tensor:
-        nonlocal count
-        count += 1
+        nonlocal asked
+        asked += 1
         return x
 
-    run(converse(range(1)), echo)
-    return count
+    def heard(_answer: Tensor) -> None:
+        nonlocal shown
+        shown += 1
+
+    run(converse(range(1), lambda conversation: watched(conversation, heard)), echo)
+    return Job(request, converse, asked, shown, off, known)
 
 
 def receipts(

@@ -1,7 +1,7 @@
 """A request inside the engine: what its caller holds, and the ways it can end without pictures."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -43,9 +43,19 @@ class Progress(NamedTuple):
     total: int
 
 
+class Preview(NamedTuple):
+    """A picture that is not done: which of the request's, its how many-th preview, from 0, and how it looks."""
+
+    image: int
+    number: int
+    picture: Picture
+
+
 @dataclass(eq=False)
 class Ticket:
     """A request in the engine.  `future` gives its pictures, a list of uint8 (H, W, 3), or raises how it ended.
+
+    previews: how often `show`, called in the engine's thread, is given each picture as it looks on its way there.
 
     The engine never marks the future as running, so it can be cancelled until the last picture is done; its slots are
     free at the next tick.
@@ -53,6 +63,8 @@ class Ticket:
 
     job: Job
     deadline: float = math.inf  # of time.monotonic()
+    previews: int = 0
+    show: Callable[[Preview], None] | None = None
     future: "Future[list[Picture]]" = field(default_factory=Future)
     started: int = 0  # pictures that have had a slot
     asked: int = 0  # evaluations answered, over all pictures
