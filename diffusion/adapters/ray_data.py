@@ -5,6 +5,7 @@ A source, a root or a work folder that is a folder must be at the same path on e
 
 import json
 import logging
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ _WAVE_TASKS = 2048
 _WAVE_BYTES = 2**26  # of tasks as text
 _GROUP_TASKS = 16  # that a worker gets in one go, and does again where it is killed
 _LOOK_S = 0.05  # how often Ray Data looks after its workers while it works for us
+_BEGUN_S = 1.0  # after this long Ray Data knows what the cluster has, and asks at its own pace again
 _open: dict[Callable, list] = {}  # what sets something of Ray Data's -> Ray's own, once for each block that is open
 _changing = RLock()  # re-entrant: an abandoned block may end wherever memory is collected
 
@@ -76,7 +78,11 @@ def _ray_wave(function: Callable[[dict], dict], wave: list[str], workers: int | 
         rows = ray.data.from_blocks([pa.table({"task": group}) for group in _groups(wave, workers or cpus)])
         rows.context.target_max_block_size = 1  # a result goes on its way with the next, not with its whole group
         done = rows.map(partial(_apply, function), compute=ray.data.TaskPoolStrategy(size=workers))
+        begun = time.monotonic()
         for row in done.iter_rows():
+            if begun and time.monotonic() >= begun + _BEGUN_S:
+                _ask_less()
+                begun = 0.0
             if row["error"]:
                 raise failure(row, "a sharding task failed on a worker")
             yield json.loads(row["result"])
@@ -136,6 +142,14 @@ def _prompt() -> Iterator[None]:
     """
     with _instead(_set_pace, (_LOOK_S, _LOOK_S)):
         yield
+
+
+def _ask_less() -> None:
+    """In a block of `_prompt`, when its workers have begun: each question for what the cluster has takes 1 ms of processor,
+    which two workers on two cores have not got."""
+    with _changing:
+        asking, _ = _open[_set_pace][0]
+        _set_pace((asking, _LOOK_S))
 
 
 @contextmanager

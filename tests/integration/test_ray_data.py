@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from ray.data import DataContext
+from ray.data._internal.execution import streaming_executor_state as state
 from ray.data._internal.execution.resource_manager import ResourceManager
 
 from diffusion.adapters import ray_data
@@ -172,6 +173,19 @@ def test_two_workers_begin_before_ray_data_looks_at_the_cluster_again(tmp_path, 
 
 def _pace() -> float:
     return ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_the_cluster_is_asked_at_ray_s_own_pace_once_the_workers_have_begun(monkeypatch):
+    theirs = _pace()
+    monkeypatch.setattr(ray_data, "_BEGUN_S", 0.0)
+    results = ray_each(dict, [{"n": n} for n in range(3)], workers=1)
+    next(results)
+    assert (_pace(), state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S) == (theirs, ray_data._LOOK_S)
+    with ray_data._prompt():  # of another thread, whose workers have not begun
+        assert _pace() == ray_data._LOOK_S != theirs
+    assert len(list(results)) == 2
+    assert _pace() == theirs
 
 
 def _noise() -> tuple[bool, int]:
