@@ -18,9 +18,9 @@ from diffusion.training.step import build_state, train_step
 
 
 def make_run(
-    source: Path, recipe: Recipe, root: Path, *, poison: bool = False, teacher: Denoiser | None = None
+    source: Path, recipe: Recipe, root: Path, *, steps: int = 2, poison: bool = False, teacher: Denoiser | None = None
 ) -> RunRef:
-    """Shard `source` below `root`, train two steps, save the recipe's checkpoints and the last.
+    """Shard `source` below `root`, train so many steps, save the recipe's checkpoints and the last.
 
     poison: spoil the average's weights, as a diverged run's.  teacher: of a recipe with a lesson.
     """
@@ -33,16 +33,16 @@ def make_run(
     checkpoints = root / f"checkpoints-{digest_of(train)[:8]}{'-poisoned' if poison else ''}"
     frozen = {"text": state.text, "codec": state.codec}
     facts = checkpoint.facts_of(train, dataset, world=1, device=torch.device("cpu"), **frozen)
-    for batch in batches(reader, order, train.batch_size, stop=2 * train.batch_size, threads=0):
-        start = state.images_seen
+    for batch in batches(reader, order, train.batch_size, stop=steps * train.batch_size, threads=0):
         with one_thread():
             train_step(state, batch, train)
-        if start and poison:
+        last = state.images_seen == steps * train.batch_size
+        if last and poison:
             with torch.no_grad():
                 for average in state.ema.averages.values():
                     for weight in average:
                         weight.fill_(torch.nan)
-        if start or state.images_seen in checkpoints_of(train):
+        if last or state.images_seen in checkpoints_of(train):
             folder = checkpoint.folder_of(checkpoints, state.images_seen)
             digest = checkpoint.save(state, folder, facts)
     return RunRef(

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import scipy.stats
 
 from diffusion.evaluation.facts.memorized import Memorization, MemorizationIdentity
@@ -74,7 +75,8 @@ def restoration(
     unknown = dict.fromkeys(name for name in Restoration.model_fields if name.partition("_")[0] in ("ssim", "distance"))
     guess = Guess(name="grey", psnr=15.0, ssim=None, distance=None, consistency=None)
     facts = {"psnr_low": None, "psnr_high": None, "gain_low": None, "gain_high": None, "consistency": 0.0, **unknown}
-    return Restoration(identity=identity, confidence=0.95, psnr=psnr, gain=gain, guess=guess, **facts)
+    each = (psnr,) * identity.pictures
+    return Restoration(identity=identity, confidence=0.95, psnr=psnr, each=each, gain=gain, guess=guess, **facts)
 
 
 def judged(
@@ -156,8 +158,29 @@ def test_a_task_of_restoration_may_not_become_worse_than_the_champions():
     found = judged(restoration=(restoration(19.1), restoration(28.9, case="inpainting")), theirs=champion)
     assert refused_for(found) == ["restoration, inpainting"]
     assert found.reasons == (
-        "inpainting: 28.9 dB against the champion's 30, lower by more than gate.max_restoration_loss=1",
+        "inpainting: 28.9 dB against the champion's 30, -1.1 picture by picture (95% interval up to -1.1): beyond doubt"
+        " lower by more than gate.max_restoration_loss=1",
     )
+    old = {"restoration": tuple(task.model_copy(update={"each": ()}) for task in champion["restoration"])}
+    assert all("run again" in reason for reason in judged(restoration=champion["restoration"], theirs=old).reasons)
+    assert refused_for(judged(restoration=champion["restoration"], theirs=old))
+
+
+@pytest.mark.parametrize(("apart", "passes"), [(4, False), (5, True)])
+def test_a_loss_of_restoration_counts_where_it_is_beyond_doubt(apart: int, passes: bool):
+    """Of 16 differences the interval of the median ends with the fourth largest: that one must be below the limit, too."""
+    champion = restoration(20.0)
+    each = (*(18.0,) * (16 - apart + 1), *(19.5,) * (apart - 1))
+    found = judged(
+        restoration=(restoration(18.0).model_copy(update={"each": each}),), theirs={"restoration": (champion,)}
+    )
+    assert found.passed == passes
+    pair = [restoration(psnr).model_copy(update={"each": (psnr,) * 5}) for psnr in (1.0, 20.0)]
+    assert judged(restoration=pair[:1], theirs={"restoration": pair[1:]}).passed
+
+
+def test_restoration_is_held_against_the_champions_as_it_is_served():
+    champion = {"restoration": (restoration(20.0), restoration(30.0, case="inpainting"))}
     inpainting = restoration(30.0, case="inpainting")
     assert judged(restoration=(restoration(21.0, steps=2), inpainting), theirs=champion).passed  # each as it is served
     worse = judged(restoration=(restoration(10.0, steps=2), inpainting), theirs=champion)

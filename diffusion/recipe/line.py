@@ -141,7 +141,7 @@ class GateRecipe(Frozen):
     max_restoration_loss: Annotated[float, Field(ge=0)] = Field(
         1.0,
         exclude_if=usual(1.0),
-        description="dB of PSNR by which a task of restoration may be worse than by the champion",
+        description="dB of PSNR; refused where a task of restoration is beyond doubt worse than the champion's by more",
     )
     min_restoration_gain: float | None = Field(
         None,

@@ -60,6 +60,9 @@ class Restoration(Frozen):
     psnr: float | None = Field(description="Median, dB; a picture that equals the truth counts 100")
     psnr_low: float | None
     psnr_high: float | None
+    each: tuple[float | None, ...] = Field(
+        (), exclude_if=unset, description="PSNR of every picture, dB: two models' are compared picture by picture"
+    )
     gain: float | None = Field(description="Median of the differences to the guess's PSNR, dB")
     gain_low: float | None
     gain_high: float | None
@@ -94,7 +97,8 @@ class Restoration(Frozen):
             consistency=digits(float(figures["guess_consistency"].max())),
         )
         consistency = digits(float(figures["consistency"].max()))
-        return cls(identity=identity, confidence=CONFIDENCE, consistency=consistency, guess=guess, **found)
+        each = tuple(digits(float(value)) for value in figures["psnr"])
+        return cls(identity=identity, confidence=CONFIDENCE, each=each, consistency=consistency, guess=guess, **found)
 
     def metrics(self) -> dict[str, float | None]:
         """Name -> value, for a tracker."""
