@@ -17,6 +17,7 @@ from diffusion.evaluation.metrics.extrapolate import (
     _Reference,
     _told,
     extrapolate,
+    of_pairs,
 )
 from diffusion.evaluation.metrics.frechet import Gaussian, frechet
 from diffusion.evaluation.metrics.intervals import jackknife_error, t_quantile
@@ -169,9 +170,17 @@ def test_pictures_that_are_all_one_have_a_limit():
     assert (found.standard_error, found.doubt) == (0, 0)
 
 
-def test_products_are_known_from_parts():
+def test_what_is_of_one_block_alone_is_no_product():
+    values = normals(64, 1, 0)[:, 0]
+    number = torch.arange(64)
+    left_out = [5 + float(values[number % 32 != k].mean()) for k in range(32)]
+    pairs = [5 + float(values[number % 16 != k].mean()) for k in range(16)]
+    assert of_pairs(5 + float(values.mean()), left_out, pairs) == pytest.approx(0, abs=1e-20)
+
+
+def test_products_are_known_from_parts_and_from_pairs():
     """Of the square of a mean, all of whose variance is of products: half of what the jackknife states."""
-    number, found, whole = torch.arange(64), [], []
+    number, found, by_pairs, whole = torch.arange(64), [], [], []
     halves = [number % 2 == part for part in range(2)]
 
     def squared(values: Tensor) -> float:
@@ -179,13 +188,17 @@ def test_products_are_known_from_parts():
 
     for seed in range(60):
         values = normals(64, 80, seed)
-        of_jackknife = jackknife_error([squared(values[number % 32 != k]) for k in range(32)]) ** 2
+        left_out = [squared(values[number % 32 != k]) for k in range(32)]
+        of_jackknife = jackknife_error(left_out) ** 2
         parts = [
             (squared(values[half]), [squared(values[half & (number % 32 != k)]) for k in range(part, 32, 2)])
             for part, half in enumerate(halves)
         ]
         found.append(of_jackknife - _products(of_jackknife, parts))
         whole.append(squared(values))
+        pairs = [squared(values[number % 16 != k]) for k in range(16)]
+        by_pairs.append(of_jackknife - of_pairs(squared(values), left_out, pairs))
+    assert np.mean(by_pairs) == pytest.approx(2 * 80 / 64**2, rel=0.15)
     assert np.mean(found) == pytest.approx(2 * 80 / 64**2, rel=0.15)
     assert np.var(whole) == pytest.approx(2 * 80 / 64**2, rel=0.4)
 

@@ -20,7 +20,7 @@ another value: the difference is stated as a doubt.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -31,7 +31,7 @@ from diffusion.evaluation.metrics.sample import BLOCKS, Distance, Sample
 from diffusion.evaluation.metrics.spectrum import Spectrum, spectra
 
 LEAST = 2 * BLOCKS  # samples
-HALVES, QUARTERS = 2, 4
+QUARTERS, PAIRS = 4, BLOCKS // 2
 _STEP = 0.1  # of log t
 _BEYOND = math.log(1e4)  # of the eigenvalues, on both sides
 _NEAR = 1.1  # times k(0), to where the slope is taken
@@ -61,25 +61,35 @@ def extrapolate(sample: Sample, distance: Distance) -> Extrapolated:
 
     Both errors are of the jackknife, which counts what products of two samples add to the variance twice, those of three
     three times.  [Efron & Stein 1981]  With V1 of the samples alone and V2 of products at N, it expects V1 + 2 V2 of the
-    distance and V1 + 2 p V2 of the mean over p parts, so both are known.  The limit is a square: where both sets are alike
-    it has hardly any V1, and the jackknife states sqrt 2 times too much, so V2 is taken off.  Of the distance's, which has
-    more of V1, half of it: all would state too little where V2 itself is uncertain.
+    distance and V1 + 8 V2 of the mean over quarters, so both are known.  Half of V2 is taken off the distance's: all of it
+    would state too little where V2 itself is uncertain.  The limit is a square: where both sets are alike it has hardly any
+    V1, and V2 does not grow so from parts to parts.  It is known from pairs of blocks, and taken off.
     """
     n = len(sample)
     if n < LEAST or len(distance.left_out) != BLOCKS:
         raise ValueError(f"{n} pictures are too few to extrapolate from: draw at least {LEAST}")
     reference = _Reference.of(sample)
-    values, doubt = reference.limits(spectra(sample))
-    halves = [reference.limits(spectra(sample, part=part, parts=HALVES))[0] for part in range(HALVES)]
+    (value, *left_out), doubt = reference.limits(spectra(sample))
+    (_, *pairs), _ = reference.limits(spectra(replace(sample, blocks=PAIRS)))
+    of_limit = jackknife_error(left_out) ** 2
     quarters = [sample.left_out(part=part, parts=QUARTERS) for part in range(QUARTERS)]
-    of_limit = jackknife_error(values[1:]) ** 2
     of_distance = jackknife_error(distance.left_out) ** 2
     return Extrapolated(
-        value=values[0],
-        standard_error=math.sqrt(of_limit - _products(of_limit, [(each[0], each[1:]) for each in halves])),
+        value=value,
+        standard_error=math.sqrt(of_limit - min(of_pairs(value, left_out, pairs), of_limit / 2)),
         doubt=doubt,
         distance_error=math.sqrt(of_distance - _products(of_distance, quarters) / 2),
     )
+
+
+def of_pairs(value: float, left_out: list[float], pairs: list[float]) -> float:
+    """V2, from the values without each block and without the k-th pair: blocks k and k + PAIRS.  Differences in which
+    constants and what is of one block alone vanish.  [Efron & Stein 1981, sec. 5]"""
+    differences = [
+        BLOCKS * value - (BLOCKS - 1) * (left_out[k] + left_out[k + PAIRS]) + (BLOCKS - 2) * pairs[k]
+        for k in range(PAIRS)
+    ]
+    return math.fsum(each**2 for each in differences) / PAIRS * (BLOCKS - 1) / (2 * BLOCKS)
 
 
 def _products(found: float, of_parts: list[tuple[float, list[float]]]) -> float:
