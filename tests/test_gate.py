@@ -147,8 +147,19 @@ def test_equal_or_worse_stays_challenger():
     assert not verdict(report(100.0, 0.0), report(100.0, 0.0, model="b"), GATE).passed
 
 
-def test_the_champion_itself_passes():
-    assert verdict(report(), report(), GATE).passed
+def test_the_champion_itself_passes_and_what_another_measurement_changed_is_said():
+    def said(former: Report) -> str:
+        found = verdict(report(403.0, identity=small), former, GATE)
+        assert found.passed
+        return found.checks[1].words
+
+    small = IDENTITY.model_copy(update={"extractor": IDENTITY.extractor.model_copy(update={"resolution": 64})})
+    assert said(report(403.0, identity=small)) == "it is the champion itself"
+    assert said(report(67.25)) == (
+        "it is the champion itself, measured anew: extractor.resolution is 64 here and 96 in its former report;"
+        " Frechet distance 403, was 67.25"
+    )
+    assert "which was not measured before" in said(report(None))
 
 
 def test_unlike_numbers_are_refused_and_every_difference_is_named():

@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from diffusion.adapters.mlflow_card import VERDICT_NAME
@@ -107,9 +108,15 @@ def stands(tracking: Tracking, model: ModelRef, gate: GateRecipe) -> bool:
 
 
 def _champion(tracking: Tracking, name: str, version: str, challenger: Report) -> Report:
-    """The champion's report; the challenger's own where they are one bundle, whose report may be of an earlier program."""
+    """The champion's report; the challenger's own where they are one bundle whose report cannot be read: it may be of an
+    earlier program, and measuring anew is the remedy."""
     digest = connect(tracking).get_model_version(name, version).tags.get("bundle_digest")
-    return challenger if digest == challenger.bundle_digest else report_of(tracking, name, version)
+    try:
+        return report_of(tracking, name, version)
+    except (ValueError, OSError, MlflowException):
+        if digest != challenger.bundle_digest:
+            raise
+        return challenger
 
 
 def _withdrawn(tracking: Tracking, name: str, challenger: Report) -> str | None:

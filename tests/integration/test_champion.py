@@ -271,6 +271,20 @@ def test_a_verdict_stands_until_the_gate_the_champion_or_a_withdrawal_would_chan
     assert stands(tracking, first, recipe.gate)
 
 
+def test_the_champion_measured_otherwise_says_what_changed_where_its_report_of_before_can_be_read(
+    client, tracking, home, run, tiny_recipe
+):
+    recipe, store = tiny_recipe.model_copy(update={"name": "anew"}), home / "store"
+    settle(tracking, evaluated(store, run, sampling(60), 12.0), recipe)
+    again = settle(tracking, evaluated(store, run, sampling(60), 40.0, samples=32), recipe)
+    assert (again.version, champion_of(client, "anew")) == ("1", "1")
+    words = verdict_of(tracking, "anew", "1").checks[1].words
+    assert words.endswith("samples is 32 here and 64 in its former report; Frechet distance 40, was 12")
+    client.set_tag(client.get_model_version("anew", "1").tags["evaluation_run"], "report_digest", "0" * 64)
+    settle(tracking, evaluated(store, run, sampling(60), 41.0, samples=16), recipe)
+    assert verdict_of(tracking, "anew", "1").checks[1].words == "it is the champion itself"
+
+
 # For people
 
 

@@ -21,6 +21,7 @@ def verdict(
 ) -> Verdict:
     """Whether `challenger` may take the place of `champion` (None: there is none yet).
 
+    champion: of the same bundle it is the report before this one; what changed is said, and nothing is refused for it.
     against: the champion's version.  withdrawn: for what `diffusion rollback` withdrew the challenger, if it did: then it
     stays so, whatever its numbers are.  latency: how long its pictures take, where gate.max_latency_s asks for it.
 
@@ -49,7 +50,7 @@ def _beside(challenger: Report, champion: Report | None, gate: GateRecipe) -> li
     if champion is None:
         return [Check(name="champion", passed=True, words="there was no champion to compare it with")]
     if challenger.bundle_digest == champion.bundle_digest:
-        return [Check(name="champion", passed=True, words="it is the champion itself")]
+        return [Check(name="champion", passed=True, words=f"it is the champion itself{_anew(challenger, champion)}")]
     if champion.frechet is None:
         unknown = "the champion has no Frechet distance to be compared with: evaluate and register its run again"
         return [Check(name="frechet", passed=False, words=unknown)]
@@ -63,6 +64,17 @@ def _beside(challenger: Report, champion: Report | None, gate: GateRecipe) -> li
         )
         return [Check(name="identity", passed=False, words=words) for words in (*unlike, again)]
     return [_compare(challenger.frechet, champion.frechet, gate, ignored=ignored, taught=taught)]
+
+
+def _anew(report: Report, former: Report) -> str:
+    """What another measurement of the same model has changed in its numbers; nothing where there is none."""
+    if report == former:
+        return ""
+    if former.frechet is None:
+        return f", measured anew: Frechet distance {report.frechet.value:.4g}, which was not measured before"
+    told = differences(report.frechet.identity, former.frechet.identity, whose="its former")
+    told += (f"Frechet distance {report.frechet.value:.4g}, was {former.frechet.value:.4g}",)
+    return f", measured anew: {'; '.join(told)}"
 
 
 def _sane(report: Report, gate: GateRecipe) -> list[Check]:
