@@ -240,17 +240,19 @@ class _Pace:
 
 
 def _plain(stage: str, unit: str, *, now: Callable[[], float] = time.monotonic) -> Update:
-    pace, said = _Pace(unit), now()
+    pace, said, last = _Pace(unit), now(), ""
 
     def update(done: int, total: int, note: str = "", **facts: float) -> None:
-        nonlocal said
+        nonlocal said, last
         time_now = now()
         speed = pace(done, total, time_now)
         if done < total and (time_now - said < PLAIN_EVERY_S or not speed):
             return
+        share = f"{done:,} of {total:,} {unit} ({100 * done // total if total else 100} %)"
+        if done >= total and last == (last := f"{share}{_facts(note, facts)}"):
+            return  # the end was told
         said = time_now
-        share = ", ".join(filter(None, (f"{done:,} of {total:,} {unit} ({100 * done // total} %)", speed)))
-        say(f"  {stage:<9} {share}  {_facts(note, facts)}".rstrip())
+        say(f"  {stage:<9} {', '.join(filter(None, (share, speed)))}  {_facts(note, facts)}".rstrip())
 
     return update
 

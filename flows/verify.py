@@ -21,7 +21,7 @@ def verify(site: Site) -> bool:
         looks = list(_looks(site))
     size = sum(one.bytes for one in looks)
     with progress("verify", "MiB") as update:
-        findings = look(looks, progress=lambda done, total: update(-(-done // _MIB), -(-total // _MIB)))
+        findings = look(looks, progress=lambda done, total: update(*_mib(done, total)))
     for found in findings:
         warn(f"{found.kind:<9}  {found.place}: {found.what}")
     kinds = Counter(found.kind for found in findings)
@@ -34,6 +34,12 @@ def verify(site: Site) -> bool:
         unknown = f"; {kinds['unknown']} that nothing names" if kinds["unknown"] else ""
         ticked(f"{looked}: all as they were written{unknown}")
     return not bad
+
+
+def _mib(done: int, total: int) -> tuple[int, int]:
+    """Bytes as MiB, of which the last one is done when all is."""
+    whole = -(-total // _MIB)
+    return (whole if done == total else done // _MIB), whole
 
 
 def _looks(site: Site) -> list[Look]:

@@ -266,6 +266,20 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys: pytest.Captu
     ]
 
 
+def test_without_a_terminal_the_end_is_told_once_and_nothing_to_do_is_all_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    update = console._plain("verify", "MiB")
+    for note in ("", "", "", "all", "all"):
+        update(3, 3, note)
+    console._plain("verify", "MiB")(0, 0)
+    assert [line.split("verify")[1].strip() for line in capsys.readouterr().out.splitlines()] == [
+        "3 of 3 MiB (100 %)",
+        "3 of 3 MiB (100 %)  all",
+        "0 of 0 MiB (100 %)",
+    ]
+
+
 def test_a_silence_is_worth_a_line_after_ten_seconds_and_then_after_twice_as_long() -> None:
     silence = console._Silence(100.0, every_s=10.0)
     lines = [now for now in range(100, 200) if silence.due(float(now))]

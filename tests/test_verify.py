@@ -221,6 +221,13 @@ def test_a_bundle_or_report_under_anothers_name_is_found(store: Path) -> None:
         other.rename(folder)
 
 
+def test_a_report_that_a_note_of_work_names_as_well_is_told_of_once(store: Path) -> None:
+    (path,) = store.glob("evaluations/*/report.json")
+    assert str(path.parent) in "".join(note.read_text() for note in (store / "works").iterdir())
+    with spoilt(path, path.read_bytes()[:-1]):
+        assert [(finding.kind, finding.place) for finding in look(store)] == [("damaged", str(path))]
+
+
 @pytest.mark.parametrize(("top", "looks"), [("runs", looks_at_runs), ("bundles", looks_at_bundles)])
 def test_what_a_site_keeps_elsewhere_is_looked_at(top: str, looks, store: Path, tmp_path: Path) -> None:
     shutil.copytree(store / top, tmp_path / top)
@@ -244,6 +251,7 @@ def test_the_command_says_it_and_changes_nothing(store: Path, monkeypatch: pytes
     assert done.exit_code == 0, done.output
     assert f"files and folders of {store}" in done.output
     assert "all as they were written" in done.output
+    assert done.output.count("MiB (100 %)") == 1, done.output
     weights = bundle_in_first(store) / "weights.safetensors"
     with spoilt(weights, b"no weights"):
         done = CliRunner().invoke(app, ["verify"])

@@ -13,8 +13,10 @@ from diffusion.store.storage import StorageRefused, StorageUnavailable
 
 
 def verify(looks: Sequence[Look], *, threads: int | None = None, progress: Callable[[int, int], None]) -> list[Finding]:
-    """What all looks find, in their order.  progress(bytes looked at, bytes in all).  Threads: one for each core, at most 8;
-    hashing lets go of Python's lock."""
+    """What all looks find, in their order; of a file that several are about what the first one says.
+
+    progress(bytes looked at, bytes in all).  Threads: one for each core, at most 8; hashing lets go of Python's lock.
+    """
     total, done, lock = sum(look.bytes for look in looks), 0, Lock()
 
     def tell(size: int) -> None:
@@ -36,11 +38,18 @@ def verify(looks: Sequence[Look], *, threads: int | None = None, progress: Calla
         except (OSError, ValueError) as error:
             return [Finding("damaged", look.place, f"it cannot be read ({error})")]
 
+    findings: dict[tuple[str, str], list[Finding]] = {}
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        findings = [_named_once(finding) for part in pool.map(found, looks) for finding in part]
+        for part in pool.map(found, looks):
+            told = set(
+                findings
+            )  # by looks before this one: a report is looked at for itself and for the note that names it
+            for finding in map(_named_once, part):
+                if (which := finding[:2]) not in told:
+                    findings.setdefault(which, []).append(finding)
     if done < total or not total:
         progress(total, total)
-    return findings
+    return [finding for same in findings.values() for finding in same]
 
 
 def _named_once(finding: Finding) -> Finding:
