@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffusion.evaluation.extractors.features import ExtractorIdentity
+from diffusion.evaluation.facts import neighbours
 from diffusion.evaluation.facts.by_class import LEAST, LEAST_HELD_OUT, by_class_of, class_words
 from diffusion.evaluation.gathered import Gathered, Result, Setup
 from diffusion.evaluation.plan import Task
@@ -70,6 +71,15 @@ def test_the_class_that_fails_stands_out():
     assert bad.kernel.low > 10 * good.kernel.high
     assert bad.coverage.value == 0 < bad.coverage.high < 0.2
     assert (rare.kernel, rare.coverage, rare.drawn, rare.training) == (None, None, LEAST - 1, 60)
+
+
+def test_of_a_large_class_some_are_compared_evenly_spaced_and_it_says_how_many(monkeypatch):
+    monkeypatch.setattr(neighbours, "LIMIT", 20)
+    classes = by_class_of(gathered()).classes
+    assert [(one.drawn, one.training) for one in classes] == [(20, 20)] * 3 + [(LEAST - 1, 20)]
+    chosen = neighbours.at_most(torch.zeros(100, 2), torch.arange(30, 70))
+    assert chosen.places.tolist() == list(range(30, 70, 2))
+    assert classes[2].kernel.low > 10 * classes[0].kernel.high
 
 
 def test_the_loss_is_a_mean_over_levels_and_pictures_of_the_class():

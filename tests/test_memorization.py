@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion.evaluation.metrics import memorization
 from diffusion.evaluation.metrics.memorization import (
     NEIGHBOURS,
     Looks,
@@ -47,6 +48,17 @@ def test_the_neighbour_is_that_of_all_differences():
     np.testing.assert_allclose(found.relative, every.values[:, 0] / every.values[:, :NEIGHBOURS].mean(dim=1), rtol=1e-6)
     assert not neighbour(1e4 + among[:5], 1e4 + among).distance.any()  # a copy is at 0, and not at round-off
     assert neighbour(rows, among[:1]).relative == pytest.approx(1)
+
+
+def test_a_tile_of_pictures_at_a_time_finds_the_same(monkeypatch):
+    drawn = looks(pictures(50, seed=2))
+    expected = nearest(drawn, TRAINING_LOOKS)
+    monkeypatch.setattr(memorization, "TILE", 7)
+    found = nearest(drawn, TRAINING_LOOKS)
+    for one, other in ((found.features, expected.features), (found.pixels, expected.pixels)):
+        assert np.array_equal(one.index, other.index)
+        np.testing.assert_allclose(one.relative, other.relative, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.apart, expected.apart, rtol=1e-9)
 
 
 def test_small_copies_are_means_of_areas():
