@@ -5,7 +5,8 @@ In the same turns: the same tasks on one and on two processes of a pool without 
 can give; two of them may share a processor with others, and then give less than twice one.  What each way takes of the
 processors, Ray's own processes and this one included, says what it would do where nobody else has them: with one worker
 this process and Ray's have the other processor for themselves, with two they take from the workers what they need.  So
-the bound is the time with one worker over half of what two take of the processors, and no order of work is faster.
+the bound is the time with one worker over half of what two take of the processors, and no order of work is faster; it says
+something where two had nearly two processors.
 """
 
 import argparse
