@@ -52,6 +52,8 @@ def remake(receipt: ReworkReceipt, engine: Engine, given: Given, mask: Given | N
     for what, file, sha256 in (("picture", given, receipt.given_sha256), ("mask", mask, receipt.mask_sha256)):
         if (file and file.sha256) != sha256:
             raise ValueError(f"the receipt is of another {what}: of that with sha256 {sha256}")
+    if receipt.mask_hole == "transparent":
+        mask = mask.as_hole()
     kind, make = (RestoreRequest, restoration) if receipt.command == "restore" else (EditRequest, edit)
     said = {name: value for name, value in receipt if name in kind.model_fields and value is not None}
     try:

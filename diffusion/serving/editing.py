@@ -57,7 +57,7 @@ def edit(
     converse = _changing(asked, request, origin, reference, keep, bundle, device)
     facts: dict[str, object] = {"command": "edit", "strength": asked.strength, "coarse": asked.coarse}
     facts |= {"from_label": asked.from_label, "from_prompt": asked.from_prompt}
-    facts |= {"given_sha256": given.sha256, "mask_sha256": mask and mask.sha256}
+    facts |= {"given_sha256": given.sha256, "mask_sha256": mask and mask.sha256, "mask_hole": mask and mask.hole}
     return Rework(job_of(request, converse), before, facts, fit_note(given.image, size))
 
 

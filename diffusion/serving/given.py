@@ -21,6 +21,7 @@ class Given:
 
     image: Image.Image  # RGB or RGBA, upright
     sha256: str  # of the file
+    hole: str | None = None  # of a mask: "transparent" where that, and not white, is drawn anew
 
     @classmethod
     def of(cls, data: bytes, param: str) -> "Given":
@@ -29,6 +30,14 @@ class Given:
             return cls(load(data), hashlib.sha256(data).hexdigest())
         except ValueError as error:
             raise RequestError(f"{param} cannot be read as a picture: {error}", param=param) from error
+
+    def as_hole(self) -> "Given":
+        """Of a mask whose transparent parts are to be drawn anew, as OpenAI's are: the same in white on black, and of one
+        without transparency itself."""
+        if self.image.mode != "RGBA" or self.image.getextrema()[3][0] == 255:
+            return self
+        clear = self.image.getchannel("A").point(lambda alpha: 255 * (alpha < 128))
+        return Given(clear.convert("RGB"), self.sha256, hole="transparent")
 
 
 def size_for(image: Image.Image, spec: BundleSpec) -> Size:

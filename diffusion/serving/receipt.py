@@ -52,6 +52,7 @@ class ReworkReceipt(Frozen):
     command: Literal["restore", "edit"]
     given_sha256: Digest  # of the file of the picture that was given
     mask_sha256: Digest | None  # and of the mask's
+    mask_hole: Literal["transparent"] | None = Field(None, exclude_if=unset)  # what is drawn anew, if not what is white
     model: str
     version: str
     bundle_digest: Digest

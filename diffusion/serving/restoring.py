@@ -62,7 +62,7 @@ def restoration(
     else:
         converse = by_zero_shot(request, found.operator, found.y, bundle, device, noise=asked.noise, repeats=repeats)
     facts: dict[str, object] = {"command": "restore", "task": asked.task, "factor": asked.factor}
-    facts |= {"given_sha256": given.sha256, "mask_sha256": mask and mask.sha256}
+    facts |= {"given_sha256": given.sha256, "mask_sha256": mask and mask.sha256, "mask_hole": mask and mask.hole}
     facts |= {"way": "trained"} if trained else {"way": "zero-shot", "noise": asked.noise, "repeats": repeats}
     operator, y = found.operator, found.y
     exact = None if trained or asked.noise else lambda x0: operator.pinv(y) + x0 - operator.pinv(operator.forward(x0))

@@ -1,0 +1,69 @@
+"""Pictures as answers: JSON with base64, one bare PNG, or a stream of events as OpenAI's clients read them."""
+
+import base64
+import json
+import time
+from collections.abc import AsyncGenerator
+
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from diffusion.adapters.http.errors import told
+from diffusion.adapters.http.served import Served, Stamped, Work
+from diffusion.data.images import encode_png
+from diffusion.serving.receipt import headers
+from diffusion.serving.ticket import Preview
+
+_OF_ONE = ("-Image", "-Pixels-Sha256")  # headers of one picture
+
+
+def one(stamped: list[Stamped]) -> Response:
+    """The only picture, bare."""
+    return Response(stamped[0].png, media_type="image/png", headers=headers(stamped[0].receipt))
+
+
+def many(stamped: list[Stamped], work: Work, served: Served) -> Response:
+    """All pictures, with their receipts."""
+    shared = {name: value for name, value in headers(stamped[0].receipt).items() if not name.endswith(_OF_ONE)}
+    about = {"model": served.model.name, "version": served.model.version, "seed": work.job.request.seed}
+    if work.rework is not None and work.rework.notes:
+        about["notes"] = list(work.rework.notes)
+    about |= {"created": int(time.time()), "output_format": "png", "data": [_datum(each) for each in stamped]}
+    return JSONResponse(about, headers=shared)
+
+
+def stream(events: AsyncGenerator[Preview | list[Stamped], None], kind: str) -> Response:
+    """Server-sent events `kind`.partial_image and `kind`.completed.  kind: image_generation or image_edit."""
+
+    async def lines() -> AsyncGenerator[str, None]:
+        try:
+            async for event in events:
+                if isinstance(event, Preview):
+                    shown = {"b64_json": _base64(encode_png(event.picture)), "partial_image_index": event.number}
+                    height, width = event.picture.shape[:2]
+                    yield _event(f"{kind}.partial_image", shown | {"image": event.image, "size": f"{width}x{height}"})
+                    continue
+                for stamped in event:
+                    # OpenAI's clients expect a usage; there are no tokens here
+                    usage = {"total_tokens": 0, "input_tokens": 0, "output_tokens": 0}
+                    yield _event(
+                        f"{kind}.completed", _datum(stamped) | {"image": stamped.receipt.image, "usage": usage}
+                    )
+        except Exception as error:  # the answer's status is sent already
+            yield _event("error", told(error).body)
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def _datum(stamped: Stamped) -> dict:
+    receipt = stamped.receipt.model_dump(mode="json")
+    off = {} if stamped.off is None else {"consistency": float(f"{stamped.off:.3g}")}
+    return {"b64_json": _base64(stamped.png), "receipt": receipt, **off}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _event(kind: str, fields: dict) -> str:
+    about = {"created_at": int(time.time()), "output_format": "png", "quality": "standard", "background": "opaque"}
+    return f"event: {kind}\ndata: {json.dumps({'type': kind} | about | fields)}\n\n"

@@ -1,0 +1,147 @@
+"""The application: its routes, each from a body to pictures."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from diffusion.adapters.http import answers, errors
+from diffusion.adapters.http.asked import EditBody, GenerationBody, RestorationBody, Wanted, bare
+from diffusion.adapters.http.bodies import Form, form, json_object, picture, typed
+from diffusion.adapters.http.card import card
+from diffusion.adapters.http.headers import SecureHeaders
+from diffusion.adapters.http.page import PAGE
+from diffusion.adapters.http.schema import described
+from diffusion.adapters.http.served import Served, Work, begun, drawn
+from diffusion.recipe import ServeRecipe
+from diffusion.serving.editing import EditRequest, edit
+from diffusion.serving.engine import Engine
+from diffusion.serving.request import Asked, GenerateRequest, RequestError, parse, resolve
+from diffusion.serving.restoring import RestoreRequest, restoration
+from diffusion.serving.rework import Rework
+from diffusion.store.refs import ModelRef
+
+_FILES = ("image", "mask")
+
+
+def create_app(engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_test: str) -> FastAPI:
+    """The application around a started engine that draws with `model`.
+
+    self_test: sha256 of the picture that the engine drew when it was loaded, which /healthz reports.
+    """
+    # the interactive documentation would fetch scripts from a foreign host
+    app = FastAPI(title="diffusion", version=model.version, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.add_middleware(SecureHeaders)
+    errors.install(app)
+    served = Served(engine, model, limits, self_test, int(time.time()))
+
+    @app.post("/v1/images/generations", openapi_extra=described(GenerationBody))
+    async def generations(request: Request) -> Response:
+        body = parse(GenerationBody, _plain(await json_object(request), served), limits)
+        served.check_model(body.model)
+        asked = _only(GenerateRequest, body)
+        work = Work(engine.job(resolve(asked, engine.bundle.spec, limits)))
+        return await _answered(request, body, work, served, "image_generation")
+
+    @app.post("/v1/images/restorations", openapi_extra=described(RestorationBody, _FILES))
+    async def restorations(request: Request) -> Response:
+        found = await form(request, _FILES)
+        body = parse(RestorationBody, typed(RestorationBody, found.fields), limits)
+        asked = _only(RestoreRequest, body)
+
+        def made() -> Rework:
+            mask = picture(found, "mask") if "mask" in found.files else None
+            return restoration(asked, picture(found, "image"), mask, engine.bundle, engine.device, limits)
+
+        return await _reworked(request, body, made, served)
+
+    @app.post("/v1/images/edits", openapi_extra=described(EditBody, _FILES))
+    async def edits(request: Request) -> Response:
+        found = await form(request, _FILES)
+        body = parse(EditBody, _plain(typed(EditBody, found.fields), served), limits)
+        return await _reworked(request, body, lambda: _edited(body, found, served), served)
+
+    @app.post("/v1/images/variations", openapi_extra=described(EditBody, _FILES[:1]))
+    async def variations(request: Request) -> Response:
+        found = await form(request, _FILES[:1])
+        body = parse(EditBody, _plain(typed(EditBody, found.fields), served), limits)
+        return await _reworked(request, body, lambda: _edited(body, found, served), served)
+
+    @app.get("/v1/models")
+    async def models() -> dict:
+        return {"object": "list", "data": [card(served)]}
+
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz")
+    async def health() -> Response:
+        alive = engine.alive()
+        state = {
+            "status": "ok" if alive else "engine stopped or stuck",
+            "model": model.name,
+            "version": model.version,
+            "bundle_digest": model.digest,
+            "self_test_sha256": self_test,
+            "batch_sizes": engine.ladder.sizes,
+            **engine.load(),
+        }
+        return JSONResponse(state, 200 if alive else 503)
+
+    @app.head("/", include_in_schema=False)
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> str:
+        return PAGE
+
+    return app
+
+
+def _edited(body: EditBody, found: Form, served: Served) -> Rework:
+    """With a mask and nothing said of how much is to change, what it shows is drawn anew; else the picture is edited."""
+    engine, limits = served.engine, served.limits
+    image, mask = picture(found, "image"), picture(found, "mask").as_hole() if "mask" in found.files else None
+    how = ("strength", "from_label", "from_prompt", "coarse")
+    if mask is not None and all(getattr(body, name) is None for name in how):
+        said = body.model_dump(include=set(Asked.model_fields), exclude_none=True)
+        return restoration(RestoreRequest(task="inpainting", **said), image, mask, engine.bundle, engine.device, limits)
+    asked = EditRequest(**body.model_dump(include=set(EditRequest.model_fields), exclude_none=True))
+    return edit(asked, image, mask, engine.bundle, engine.device, limits)
+
+
+def _plain(fields: dict[str, object], served: Served) -> dict[str, object]:
+    """OpenAI's ways to say what is said otherwise here: size=auto, and a prompt, which they must give, that is the name of a
+    class for a model that reads no prompts."""
+    said = {name: value for name, value in fields.items() if (name, value) != ("size", "auto")}
+    spec, prompt = served.engine.bundle.spec, said.get("prompt")
+    if spec.text is None and isinstance(prompt, str) and not {"label", "class"} & said.keys():
+        named = [name for name in spec.classes if name.casefold() == prompt.strip().casefold()]
+        if not named:
+            raise RequestError(
+                f"prompt={prompt[:80]!r}: this model reads no prompts, since it was trained without captions; give one of"
+                f" its classes, as prompt or as label: {', '.join(spec.classes)}",
+                param="prompt",
+                allowed=list(spec.classes),
+            )
+        del said["prompt"]
+        said["label"] = named[0]
+    return said
+
+
+def _only(kind: type[Asked], body: Asked) -> Asked:
+    """What a body says of the pictures."""
+    return kind(**body.model_dump(include=set(kind.model_fields)))
+
+
+async def _reworked(request: Request, body: Wanted, made: Callable[[], Rework], served: Served) -> Response:
+    served.check_model(body.model)
+    rework = await asyncio.to_thread(made)  # decodes pictures
+    return await _answered(request, body, Work(rework.job, rework), served, "image_edit")
+
+
+async def _answered(request: Request, body: Wanted, work: Work, served: Served, kind: str) -> Response:
+    body.check(work.job.request.n)
+    if body.stream:
+        return answers.stream(begun(request, work, served, body.partial_images or 0), kind)
+    alone = bare(body, work.job.request.n, request)
+    stamped = await drawn(request, work, served)
+    return answers.one(stamped) if alone else answers.many(stamped, work, served)

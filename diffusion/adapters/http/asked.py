@@ -1,0 +1,90 @@
+"""What requests say beside what is to be drawn: which model, and how the answer is wanted."""
+
+from typing import Annotated, Literal
+
+from fastapi import Request
+from pydantic import Field
+
+from diffusion.recipe import Frozen
+from diffusion.serving.editing import EditRequest
+from diffusion.serving.request import GenerateRequest, RequestError, Whole
+from diffusion.serving.restoring import RestoreRequest
+
+MAX_PREVIEWS = 3  # as OpenAI has it
+
+
+class Wanted(Frozen):
+    """Of every request.  `user`, `quality` and `background` are OpenAI's, and change nothing."""
+
+    model: str | None = Field(None, description="Name of the model served here; null: whichever it is")
+    response_format: Literal["b64_json", "png"] | None = Field(
+        None, description="JSON with PNGs in base64, or one bare PNG; null: what the Accept header prefers"
+    )
+    stream: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Server-sent events: previews, then pictures"
+    )
+    partial_images: Whole | None = Field(
+        None, ge=0, le=MAX_PREVIEWS, description="Previews of each picture in the stream; null: none"
+    )
+    user: str | None = Field(None, max_length=200, description="Whom the caller draws for; not looked at")
+    quality: Literal["auto", "standard"] | None = Field(None, description="There is one")
+    background: Literal["auto", "opaque"] | None = Field(None, description="Pictures have no transparency")
+
+    def check(self, n: int) -> None:
+        """Raises RequestError for what contradicts itself.  n: pictures wanted."""
+        if self.stream and self.response_format == "png":
+            raise RequestError(
+                "response_format=png: a stream of events holds PNGs in base64. Leave it out, or stream",
+                param="response_format",
+                allowed=[None, "b64_json"],
+            )
+        if self.partial_images is not None and not self.stream:
+            raise RequestError(
+                f"partial_images={self.partial_images}: they come in a stream; give stream=true, or leave it out",
+                param="partial_images",
+                allowed=[None],
+            )
+        if self.response_format == "png" and n > 1:
+            raise several(n)
+
+
+def bare(wanted: Wanted, n: int, request: Request) -> bool:
+    """Whether to answer with one bare PNG.  Raises RequestError where that is asked for and there are several."""
+    accept = request.headers.get("accept", "")
+    only = wanted.response_format == "png" or (
+        wanted.response_format is None and accept.startswith(("image/png", "image/*"))
+    )
+    if only and n > 1:
+        raise several(n)
+    return only
+
+
+def several(n: int) -> RequestError:
+    """Of more pictures than a bare PNG is."""
+    return RequestError(
+        f"n={n}: a bare PNG is one picture. Ask for response_format=b64_json (and JSON in Accept), or n=1",
+        param="n",
+        allowed=[1],
+    )
+
+
+class GenerationBody(GenerateRequest, Wanted):
+    """The body of POST /v1/images/generations."""
+
+
+class RestorationBody(RestoreRequest, Wanted):
+    """The fields of POST /v1/images/restorations, beside the files `image` and, of inpainting, `mask`."""
+
+
+class EditBody(EditRequest, Wanted):
+    """The fields of POST /v1/images/edits and /v1/images/variations, beside the file `image` and, of edits, `mask`.
+
+    `size` is OpenAI's: the picture's own shape decides.
+    """
+
+    strength: Annotated[float, Field(strict=True)] | None = Field(
+        None, gt=0, le=1, description="Share of the steps that are gone: little near 0, at 1 nothing stays; null: 0.6"
+    )
+    size: Literal["auto"] | None = Field(
+        None, description="Of the model's sizes the one nearest to the picture's shape"
+    )

@@ -1,0 +1,74 @@
+"""Answers that are not pictures: JSON, {"error": {"message", "type", "param", "allowed"}}.
+
+400 not JSON or no form, 403 from another site's page, 404 no such model or path, 413 too large, 415 of another type, 422 a
+field is wrong, 503 with Retry-After when the queue is full, 504 past the deadline.
+"""
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from diffusion.serving.request import RequestError
+from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull
+
+_log = logging.getLogger(__name__)
+_TYPES = {404: "not_found_error", 503: "overloaded_error", 504: "timeout_error"}
+
+
+class ApiError(Exception):
+    """An answer that is not pictures."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        allowed: Any = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.status = status
+        self.body = {"error": {"message": message, "type": kind, "param": param, "allowed": allowed}}
+        self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def told(error: Exception) -> ApiError:
+    """What a client is told of an error: of one inside nothing but that there was one."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestError):
+        return ApiError(422, str(error), param=error.param, allowed=error.allowed)
+    if isinstance(error, QueueFull):
+        return ApiError(503, str(error), retry_after_s=error.retry_after_s)
+    if isinstance(error, EngineStopped):
+        return ApiError(503, "this server is shutting down; ask again", retry_after_s=1)
+    if isinstance(error, DeadlineExceeded):
+        return ApiError(504, f"{error}: ask for fewer pictures or steps, or when there is less load")
+    _log.error("request failed: %s", error)
+    return ApiError(500, "the pictures could not be drawn; the server's log says why")
+
+
+def install(app: FastAPI) -> None:
+    """Make the application answer all errors this way."""
+
+    async def refused(_: Request, error: Exception) -> Response:
+        return told(error).response()
+
+    async def wrong_path(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path[:80]}: {error.detail}; see /openapi.json"
+        answer = ApiError(error.status_code, message).response()
+        answer.headers.update(error.headers or {})
+        return answer
+
+    known = (ApiError, RequestError, QueueFull, EngineStopped, DeadlineExceeded, DrawingFailed, Exception)
+    for kind in known:
+        app.add_exception_handler(kind, refused)
+    app.add_exception_handler(HTTPException, wrong_path)

@@ -1,0 +1,117 @@
+"""What the routes draw with, and how an answer waits for its pictures."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fastapi import Request
+from starlette.types import Message
+
+from diffusion.adapters.http.errors import ApiError
+from diffusion.recipe import ServeRecipe
+from diffusion.serving.engine import Engine
+from diffusion.serving.job import Job
+from diffusion.serving.receipt import AnyReceipt, receipt_of, stamp
+from diffusion.serving.rework import Rework, receipts
+from diffusion.serving.ticket import Picture, Preview, Ticket
+from diffusion.store.refs import ModelRef
+
+
+@dataclass(frozen=True)
+class Served:
+    """An engine that was started, the registered model in it, and the endpoint's limits."""
+
+    engine: Engine
+    model: ModelRef
+    limits: ServeRecipe
+    self_test: str  # sha256 of the picture that the engine drew when it was loaded
+    since: int  # seconds since 1970
+
+    def check_model(self, asked: str | None) -> None:
+        """Raises ApiError 404 for another model than this."""
+        if asked not in (None, self.model.name):
+            message = f"model={asked[:80]!r} is not served here, {self.model.name!r} is"
+            raise ApiError(404, message, param="model", allowed=[self.model.name])
+
+
+class Stamped(NamedTuple):
+    """A picture as a file with its receipt inside."""
+
+    png: bytes
+    receipt: AnyReceipt
+    off: float | None  # of a restored one: how far from what was given
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a request wants drawn: a job of the engine, and what it is made of where it is made of a given picture."""
+
+    job: Job
+    rework: Rework | None = None
+
+    def stamped(self, pictures: list[Picture], off: dict[int, float], served: Served) -> list[Stamped]:
+        """The pictures with their receipts."""
+        bundle, device, model = served.engine.bundle, served.engine.device, served.model
+        if self.rework is not None:
+            made = receipts(self.rework, pictures, bundle, model=model.name, version=model.version, device=device)
+        else:
+            names = {"bundle_digest": bundle.digest, "model": model.name, "version": model.version, "device": device}
+            made = [
+                receipt_of(picture, i, self.job.request, bundle.spec, **names) for i, picture in enumerate(pictures)
+            ]
+        both = enumerate(zip(pictures, made, strict=True))
+        return [Stamped(stamp(picture, receipt), receipt, off.get(i)) for i, (picture, receipt) in both]
+
+
+async def drawn(request: Request, work: Work, served: Served) -> list[Stamped]:
+    """The pictures.  When the client goes away the ticket is cancelled, and with it its slots."""
+    ticket = served.engine.submit(work.job)
+    gone, drawing = _gone(request), asyncio.wrap_future(ticket.future)
+    try:
+        await asyncio.wait({drawing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not drawing.done():
+            raise ApiError(499, "the client closed the connection")
+        pictures = drawing.result()
+    finally:
+        _end(ticket, drawing, gone)
+    return await asyncio.to_thread(work.stamped, pictures, ticket.off, served)
+
+
+def begun(request: Request, work: Work, served: Served, previews: int) -> AsyncGenerator[Preview | list[Stamped], None]:
+    """Submits the work; then previews as they come, and the pictures.  When the client goes away, or the generator is
+    closed, the ticket is cancelled."""
+    loop, waiting = asyncio.get_running_loop(), asyncio.Queue[Preview | None]()
+
+    def tell(preview: Preview | None) -> None:
+        loop.call_soon_threadsafe(waiting.put_nowait, preview)
+
+    ticket = served.engine.submit(work.job, previews=previews, show=tell)
+    ticket.future.add_done_callback(lambda _: tell(None))
+    gone = _gone(request)
+    gone.add_done_callback(lambda _: ticket.cancel())
+
+    async def events() -> AsyncGenerator[Preview | list[Stamped], None]:
+        try:
+            while (preview := await waiting.get()) is not None:
+                yield preview
+            pictures = await asyncio.wrap_future(ticket.future)
+            yield await asyncio.to_thread(work.stamped, pictures, ticket.off, served)
+        finally:
+            _end(ticket, gone)
+
+    return events()
+
+
+def _end(ticket: Ticket, *tasks: asyncio.Future) -> None:
+    ticket.cancel()
+    for task in tasks:
+        task.cancel()
+
+
+def _gone(request: Request) -> asyncio.Future:
+    async def disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    return asyncio.ensure_future(disconnected(request.receive))
