@@ -27,7 +27,7 @@ from flows.options import (
     Which,
     Workers,
 )
-from flows.preflight import check, check_encoders, check_serving, check_sweep, check_training
+from flows.preflight import check, check_encoders, check_measuring, check_serving, check_sweep, check_training
 from flows.site import Site
 
 app = typer.Typer()
@@ -162,6 +162,7 @@ def evaluate(
     def work(recipe: Recipe, site: Site) -> None:
         from flows.finished import swept
 
+        check_measuring(recipe.evaluate)
         run = trained_run(recipe, dataset, source, init, site)
         recipe = swept(recipe, run, site)
         with prefect_ready():
@@ -224,6 +225,7 @@ def distill(
         from flows.finished import evaluation_of, swept
 
         check_training(site, recipe.train)
+        check_measuring(recipe.evaluate)
         student_of(recipe, "0" * 64)  # before anything is started
         run = trained_run(recipe, dataset, source, init, site)
         recipe = swept(recipe, run, site)

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Literal, get_args
 
-from diffusion.recipe import Recipe, TrainRecipe, checkpoints_of, grid, student_of, tuned
+from diffusion.recipe import EvaluateRecipe, Recipe, TrainRecipe, checkpoints_of, grid, student_of, tuned
 from diffusion.store.refs import DatasetRef
 from flows.origin import look
 from flows.site import Site, ray_is_kept
@@ -54,10 +54,8 @@ def check(
 
 def check_drawing(recipe: Recipe) -> None:
     """Every way of drawing that the recipe asks for is possible: averages, noise levels; and it can be measured."""
-    from diffusion.evaluation.extractors.features import find_weights, identity_of  # they load torch
-    from diffusion.spacing import sampling_sigmas
+    from diffusion.spacing import sampling_sigmas  # they load torch
     from diffusion.store.averages import check_averages, wanted_by
-    from diffusion.store.joint_encoders import joint_identity
 
     asked = [recipe.evaluate]
     if recipe.sweep.on:
@@ -66,13 +64,20 @@ def check_drawing(recipe: Recipe) -> None:
     for average in sorted(averages):
         if average.sigma_rel not in recipe.train.ema:
             check_averages(recipe.train, average)
-    evaluate = recipe.evaluate
-    weights = find_weights(evaluate.extractor)
-    identity_of(evaluate.extractor, resolution=evaluate.extractor_resolution, weights=weights)
-    if evaluate.joint != "none":
-        joint_identity()
+    check_measuring(recipe.evaluate)
     for one in asked:
         sampling_sigmas(one.sampling, one.sampling.steps)
+
+
+def check_measuring(recipe: EvaluateRecipe) -> None:
+    """The networks that pictures are measured with are here, and are those they should be."""
+    from diffusion.evaluation.extractors.features import find_weights, identity_of  # they load torch
+    from diffusion.store.joint_encoders import joint_identity
+
+    weights = find_weights(recipe.extractor)
+    identity_of(recipe.extractor, resolution=recipe.extractor_resolution, weights=weights)
+    if recipe.joint != "none":
+        joint_identity()
 
 
 def check_sweep(recipe: Recipe) -> None:

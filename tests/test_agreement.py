@@ -112,6 +112,10 @@ def test_a_folder_that_cannot_serve_is_told_about(folder, monkeypatch, tiny_reci
         with pytest.raises(ValueError, match="set DIFFUSION_JOINT_CLIP to a folder"):
             look()
     check_drawing(tiny_recipe)  # which asks for none
+    monkeypatch.setenv("DIFFUSION_JOINT_CLIP", str(folder / "none"))
+    for look in (joint_identity, lambda: check_drawing(line)):
+        with pytest.raises(ValueError, match=r"^DIFFUSION_JOINT_CLIP=.*none is no folder: set it to one with config"):
+            look()
 
 
 def test_an_extractor_that_cannot_serve_is_told_about_before_the_line_starts(tmp_path, monkeypatch, tiny_recipe):

@@ -189,6 +189,7 @@ def test_an_empty_source_is_no_source(command: str, tmp_path: Path) -> None:
         ),
         (("train",), "run `diffusion shard` with the same options"),
         (("evaluate", "--dataset", "latest"), "no dataset"),
+        (("evaluate", "--set", "evaluate.extractor=dinov2"), "set DIFFUSION_EXTRACTOR_DINOV2 to"),
         (("sample", "--bundle", "{}/none"), "{}/none is no bundle"),
         (("sample", "--bundle", "{}/none", "--sampler", "euler"), "sampler='euler'"),
         (("sample", "--bundle", "{}/none", "--out", "/dev/null"), "/dev/null cannot be written"),
