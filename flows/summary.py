@@ -107,7 +107,7 @@ def measured(evaluation: EvaluationRef) -> None:
     if report.floor is not None:
         say(f"             {report.floor.value:.4g} ± {report.floor.spread:.2g} for real pictures in their place")
     for level in report.held_out:
-        say(f"  held out   {_shown(level.loss, level.standard_error)} at sigma {level.sigma:g}")
+        say(f"  held out   {_shown(level.loss, level.interval and level.standard_error)} at sigma {level.sigma:g}")
     if report.bound is not None:
         found = report.bound
         number = _shown(found.value, found.standard_error)
@@ -117,7 +117,7 @@ def measured(evaluation: EvaluationRef) -> None:
 
 
 def _shown(value: float | None, error: float | None) -> str:
-    """A number and its standard error, which a single picture has none of."""
+    """A number and its standard error, which few pictures have none of."""
     if value is None:
         return "not finite"
     return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"

@@ -148,6 +148,10 @@ def test_a_diverged_network_has_no_bound():
     one = facts(recipe, measure(recipe, gaussian_pictures(1, 8)))
     assert (one.standard_error, one.low, one.high) == (None, None, None)
     assert one.value > 0
+    page = markdown(report().model_copy(update={"bound": one}))
+    assert f"| **this model** | **{one.value:.4g}** | no interval of a single one; 1 held-out picture |" in page
+    page = markdown(report().model_copy(update={"bound": found}))
+    assert "| **this model** | **not finite** | no interval; 2 held-out pictures |" in page
 
 
 def test_the_plot_has_a_bar_for_each_part():
@@ -178,7 +182,8 @@ def test_reports_hold_it_and_those_of_before_read_as_they_are():
     text, value = markdown(made), made.bound.value
     assert f"**{value:.4g}**" in text
     assert "(bound.png)" in text
-    assert all(f"| bound {name} |" in text for name in made.bound.identity.model_dump())
+    identity = text.split("## Identity of the numbers")[1]
+    assert all(name in identity and str(value) in identity for name, value in made.bound.identity.model_dump().items())
     assert "Not measured: evaluate.bound_steps is 0" in markdown(before)
     names = {"bound_bits", "bound_bits_standard_error", "bound_bits_low", "bound_bits_high"}
     assert made.metrics().keys() - before.metrics().keys() == names

@@ -1,11 +1,14 @@
 """Memorization: copies are found whatever was done to them, honest pictures are not accused, the nearest is the nearest."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffusion.evaluation.facts.memorized import Memorization, MemorizationIdentity
 from diffusion.evaluation.metrics import memorization
 from diffusion.evaluation.metrics.memorization import (
     NEIGHBOURS,
@@ -16,7 +19,9 @@ from diffusion.evaluation.metrics.memorization import (
     shrink,
     standardized,
 )
+from diffusion.evaluation.report.words_memorization import memorization_words
 from tests.changed_pictures import CHANGED
+from tests.test_gate import IDENTITY, report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _BASIS = torch.randn(3 * 16 * 16, 24, generator=torch.Generator().manual_seed(9))
@@ -140,3 +145,18 @@ def test_blurs_that_are_near_to_one_plain_picture_count_once_and_what_is_repeate
     found = copies(drawn, control, training=30)
     assert (found.counted, found.near) == (120, 120)
     assert found.low > 0.9
+
+
+@pytest.mark.parametrize(
+    ("held_out", "training", "says"),
+    [
+        (2, 14, "the mean of the 14 nearest, .* rank 1 of 2, the nearest first"),
+        (100, 1_800, "the mean of the 50 nearest, .* rank 5 of 100, the nearest first"),
+    ],
+)
+def test_words_say_what_was_done_of_few_pictures_too(held_out, training, says):
+    sample = IDENTITY.model_copy(update={"metric": "memorization/1", "reference_pictures": training})
+    facts = {"share": 0.0, "confidence": 0.95, "low": 0.0, "high": 0.1, "near": 0, "counted": 0, "expected": 0.3}
+    identity = MemorizationIdentity(sample=sample, held_out_pictures=held_out)
+    found = Memorization(identity=identity, **facts, threshold=0.5, pairs=())
+    assert re.search(says, "\n".join(memorization_words(report().model_copy(update={"memorization": found}))))

@@ -84,4 +84,7 @@ def test_words_and_metrics_have_each_number_with_its_interval(pictures):
         ]
     assert f"| kernel distance | **{made.kernel.value:.4g}** |" in text
     assert metrics["kernel_low"] == made.kernel.low
-    assert neighbour_words(report()) == []
+    title, why = neighbour_words(report())
+    assert title == neighbour_words(made)[0]
+    assert why == "Not measured: it takes 16 drawn and 16 training pictures (`evaluate.samples`)."
+    assert "gave no pictures" in neighbour_words(report(None, problems=("not finite",)))[1]

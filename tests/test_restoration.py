@@ -147,6 +147,24 @@ def test_the_report_has_each_task_with_its_identity(evaluated):
     assert (report.restoration[0].guess.name, report.restoration[3].guess.name) == ("bicubic", "grey")
 
 
+def test_an_interval_of_a_mean_ends_where_its_range_does(evaluated):
+    _, _, ref = evaluated
+    identity = load_report(ref.uri).restoration[0].identity
+    figures = {name: np.array([0.1, 1.0, 0.2]) for name in ("psnr", "ssim", "distance", "consistency")}
+    figures |= {f"guess_{name}": values for name, values in figures.items()}
+    assert of_mean(figures["ssim"])[1] < 0
+    assert of_mean(figures["ssim"])[2] > 1
+    found = Restoration.of(figures, case_of(identity.case, (RESOLUTION, RESOLUTION)), identity)
+    assert -1 < found.ssim_low < 0
+    assert found.ssim_high == 1
+    assert found.distance_low == 0
+    assert found.distance_high > 1
+    lower = Restoration.of(
+        figures | {"ssim": -figures["ssim"]}, case_of(identity.case, (RESOLUTION, RESOLUTION)), identity
+    )
+    assert lower.ssim_low == -1
+
+
 def test_the_numbers_are_those_of_the_held_out_pictures(evaluated, tiny_recipe):
     """By one's own way: read, made small, enlarged without a model, compared."""
     run_ref, recipe, ref = evaluated

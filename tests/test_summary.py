@@ -66,12 +66,18 @@ def test_of_a_refused_model_each_check_is_said_on_a_line(capsys: pytest.CaptureF
     assert capsys.readouterr().out.endswith("  gate       it is worse\n")
 
 
-def test_of_a_single_held_out_picture_a_number_has_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_few_held_out_pictures_a_number_has_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = ((0.1, 0.5, None, 1), (0.5, 0.4, 0.25, 8), (1.0, 0.25, 0.125, 9), (3.0, None, None, 9))
     levels = tuple(
         HeldOutLoss(sigma=sigma, loss=loss, standard_error=error, zero=1.0, pictures=pictures)
-        for sigma, loss, error, pictures in ((0.1, 0.5, None, 1), (1.0, 0.25, 0.125, 9), (3.0, None, None, 9))
+        for sigma, loss, error, pictures in numbers
     )
     measured(publish(tmp_path, report().model_copy(update={"held_out": levels})))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     said = [line for line in lines if line.startswith("held out")]
-    assert said == ["held out 0.5 at sigma 0.1", "held out 0.25 ± 0.12 at sigma 1", "held out not finite at sigma 3"]
+    assert said == [
+        "held out 0.5 at sigma 0.1",
+        "held out 0.4 at sigma 0.5",
+        "held out 0.25 ± 0.12 at sigma 1",
+        "held out not finite at sigma 3",
+    ]

@@ -93,6 +93,8 @@ def test_it_is_shown_to_people(swept):
     text = Path(ref.uri, "sweep.md").read_text()
     assert f"**Chosen: {ref.chosen}.**" in text
     assert text.count("\n| ") > 12
+    for row in ("metric | frechet/1", "labels | in the frequencies of the data", "batch_size (drawn at once) | 8"):
+        assert f"\n| {row} |\n" in text
     assert Image.open(Path(ref.uri, "pareto.png")).size == (640, 360)
     seconds = load_seconds(ref.uri)
     assert all(value > 0 for value in seconds)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LIMIT = 10_000  # pictures of either kind, evenly spaced: every pair is looked at
 LEAST = 2 * (K_DENSITY + 3)  # of either kind, below which nothing is measured
 
+_TITLE = "## Precision, recall, density, coverage"
+
 
 class Kernel(Frozen):
     """The unbiased squared kernel distance, its standard error and its interval over samples of any size."""
@@ -131,7 +133,11 @@ def neighbour_words(report: "Report") -> list[str]:
     """Both for people."""
     found, kernel = report.neighbours, report.kernel
     if found is None or kernel is None:
-        return []
+        if report.problems:
+            why = "the model gave no pictures"
+        else:
+            why = f"it takes {LEAST} drawn and {LEAST} training pictures (`evaluate.samples`)"
+        return [_TITLE, f"Not measured: {why}."]
     rows = [
         f"| | this model | {found.confidence:.0%} interval | real pictures in their place |",
         "|---|---|---|---|",
@@ -152,4 +158,4 @@ def neighbour_words(report: "Report") -> list[str]:
         f" and with numbers of equal identity. The **kernel distance** has no such dependence. The intervals are over"
         f" samples of that size; the real pictures are taken as given."
     )
-    return ["## Precision, recall, density, coverage", "\n".join(rows), notes]
+    return [_TITLE, "\n".join(rows), notes]

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _FIGURES = tuple(f"{prefix}{name}" for prefix in ("", "guess_") for name in ("psnr", "ssim", "distance", "consistency"))
 
+_ANY = (-math.inf, math.inf)  # a range
+
 
 class RestorationIdentity(Frozen):
     """What must be equal for two restorations to be compared: everything but the model."""
@@ -81,14 +83,15 @@ class Restoration(Frozen):
     def of(cls, figures: dict[str, np.ndarray], case: Case, identity: RestorationIdentity) -> "Restoration":
         """figures: those of `fidelity`, and of the guess {"guess_psnr", ...}, of all pictures."""
         found: dict[str, float | None] = {}
-        for name, values, interval in (
-            ("psnr", figures["psnr"], of_median),
-            ("gain", figures["psnr"] - figures["guess_psnr"], of_median),
-            ("ssim", figures["ssim"], of_mean),
-            ("distance", figures["distance"], of_mean),
+        for name, values, interval, (least, most) in (
+            ("psnr", figures["psnr"], of_median, _ANY),
+            ("gain", figures["psnr"] - figures["guess_psnr"], of_median, _ANY),
+            ("ssim", figures["ssim"], of_mean, (-1.0, 1.0)),
+            ("distance", figures["distance"], of_mean, (0.0, math.inf)),
         ):
-            middle, low, high = interval(values)
-            found |= {name: digits(middle), f"{name}_low": digits(low), f"{name}_high": digits(high)}
+            middle, *ends = interval(values)
+            low, high = (digits(float(np.clip(end, least, most))) for end in ends)
+            found |= {name: digits(middle), f"{name}_low": low, f"{name}_high": high}
         guess = Guess(
             name=case.guessed,
             psnr=digits(float(np.median(figures["guess_psnr"]))),

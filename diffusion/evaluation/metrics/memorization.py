@@ -141,7 +141,7 @@ def copies(drawn: Nearest, held_out: Nearest, *, training: int, confidence: floa
     )
     control, _ = _scored(held_out, scales)
     score, index = _scored(drawn, scales)
-    rank = max(1, round(QUANTILE * len(control)))
+    rank = rank_of(len(control))
     threshold = float(np.sort(control)[rank - 1])
     near, sure = score < threshold, score < SURE * threshold
     at_each = np.bincount(index[near & ~sure])
@@ -152,6 +152,11 @@ def copies(drawn: Nearest, held_out: Nearest, *, training: int, confidence: floa
     return Copies(
         score, index, threshold, rank, int(near.sum()), counted, excess(counted, **facts), low, high, confidence
     )
+
+
+def rank_of(held_out: int) -> int:
+    """Which of so many held-out pictures, 1 the nearest, the threshold is the score of."""
+    return max(1, round(QUANTILE * held_out))
 
 
 def _scored(found: Nearest, scales: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -141,12 +141,17 @@ def _bound(report: "Report") -> list[str]:
         if report.teacher:
             why = _STUDENT
         return ["## Variational bound", f"Not measured: {why}."]
-    chain, interval = found.identity, f"{_shown(found.low)} to {_shown(found.high)}"
+    chain, error, interval = found.identity, "", "no interval"
+    if found.standard_error is not None and found.low is not None:
+        error = f" ± {_shown(found.standard_error, 2)} (standard error)"
+        interval = f"{found.confidence:.0%} interval {_shown(found.low)} to {_shown(found.high)}"
+    elif found.value is not None:
+        interval += " of a single one"
     rows = [
         "| | bits per value | |",
         "|---|---|---|",
-        f"| **this model** | **{_shown(found.value)}** ± {_shown(found.standard_error, 2)} (standard error) |"
-        f" {found.confidence:.0%} interval {interval}; {chain.pictures:,} held-out pictures |",
+        f"| **this model** | **{_shown(found.value)}**{error} | {interval};"
+        f" {chain.pictures:,} held-out picture{'s' * (chain.pictures > 1)} |",
         f"| its prior term | {_shown(found.prior, 2)} | what is left of a picture at sigma {chain.sigma_max:g} |",
         *(
             f"| its KL terms, sigma {part.sigma_from:.3g} to {part.sigma_to:.3g} | {_shown(part.bits, 3)} | |"

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from diffusion.evaluation.metrics.memorization import rank_of
+
 if TYPE_CHECKING:
     from diffusion.evaluation.facts.memorized import Memorization
     from diffusion.evaluation.report.report import Report
@@ -14,6 +16,7 @@ def memorization_words(report: "Report") -> list[str]:
         why = "the model gave no pictures" if report.problems else "the dataset has no held-out pictures"
         return ["## Memorization", f"Not measured: {why}."]
     facts, sample = found.identity, found.identity.sample
+    held_out, mean_of = facts.held_out_pictures, min(facts.neighbours, sample.reference_pictures)
     rows = [
         "| | share of copies | |",
         "|---|---|---|",
@@ -22,14 +25,14 @@ def memorization_words(report: "Report") -> list[str]:
         f" of a model that repeats none{_counted(found)} |",
     ]
     notes = (
-        f"Near is what only {facts.quantile:.0%} of {facts.held_out_pictures:,} held-out pictures, which nobody can have"
-        f" repeated, are: a nearest training picture much nearer than the {facts.neighbours} nearest are in the mean, in"
-        f" features of {sample.extractor.name} or in the pixels of copies of {facts.pixels} x {facts.pixels}, mirrored ones"
-        f" too. Copies are what there are more of such pictures than held-out ones would give. The interval counts both as"
-        f" samples: of models that repeat nothing {(1 - found.confidence) / 2:.1%} at most have one above 0; its upper end"
-        f" takes all near pictures for copies. Searched were"
-        f" {sample.reference_pictures:,} training pictures. Few copies, and pictures cut out, moved or put together of"
-        f" several, may stay unseen."
+        f"A picture is as near as its nearest training picture is beside the mean of the {mean_of:,} nearest, in features of"
+        f" {sample.extractor.name} or in the pixels of copies of {facts.pixels} x {facts.pixels}, mirrored ones too. Near"
+        f" are those nearer than the held-out picture of rank {rank_of(held_out)} of {held_out:,}, the nearest first:"
+        f" held-out pictures nobody can have repeated. Copies are what there are more of near pictures than held-out ones"
+        f" would give. The interval counts both as samples: of models that repeat nothing"
+        f" {(1 - found.confidence) / 2:.1%} at most have one above 0; its upper end takes all near pictures for copies."
+        f" Searched were {sample.reference_pictures:,} training pictures. Few copies, and pictures cut out, moved or put"
+        f" together of several, may stay unseen."
     )
     parts = ["## Memorization", "\n".join(rows), notes]
     if found.threshold == 0:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from diffusion.data.images import encode_png
 from diffusion.evaluation.extractors.features import ExtractorIdentity
+from diffusion.evaluation.identity import SampleIdentity
 from diffusion.evaluation.metrics.intervals import digits, half_width
 from diffusion.evaluation.metrics.sample import Distance
 from diffusion.evaluation.report.report import Environment
@@ -171,6 +172,7 @@ def markdown(found: Sweep) -> str:
         " itself, and larger than that of a difference."
     )
     facts: dict[str, object] = {
+        "metric": found.metric,
         "training run": found.run_digest,
         "training recipe": found.recipe_digest,
         "dataset": found.dataset_digest,
@@ -178,6 +180,8 @@ def markdown(found: Sweep) -> str:
         "reference": f"{found.reference_pictures:,} pictures of the split train",
         **{f"extractor {name}": value for name, value in found.extractor.model_dump().items()},
         **{f"sampling {name}": value for name, value in found.sampling.model_dump(exclude=_SWEPT).items()},
+        "labels": SampleIdentity.model_fields["labels"].default,
+        "batch_size (drawn at once)": found.batch_size,
         "torch": found.environment.torch,
         "device": found.environment.device,
     }
