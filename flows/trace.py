@@ -12,6 +12,7 @@ from diffusion.lineage.chain import (
     Seen,
     find_data,
     find_run,
+    first_seen,
     key_of,
     keys_in,
     missing_shards,
@@ -51,8 +52,11 @@ def trace(site: Site, picture: Path, *, every: bool, nearest: int, side: Path | 
         return False
     if nearest:
         whole &= _nearest(found, data, site, nearest, side)
-    seen = seen_by(data, run.facts.recipe, (spec or run.facts).images_seen) if run else None
-    whole &= _shards(data, seen, every=every)
+    seen, first = None, tuple(range(len(data.manifest.entries("train"))))
+    if run:
+        how = data, run.facts.recipe, (spec or run.facts).images_seen
+        seen, first = seen_by(*how), first_seen(*how, _FIRST)
+    whole &= _shards(data, seen, first[:_FIRST], every=every)
     return whole and run is not None
 
 
@@ -145,7 +149,8 @@ def _data(named: BundleSpec | AnyReceipt, site: Site) -> Data | None:
     return data
 
 
-def _shards(data: Data, seen: Seen | None, *, every: bool) -> bool:
+def _shards(data: Data, seen: Seen | None, first: tuple[int, ...], *, every: bool) -> bool:
+    """first: the numbers of those that are shown where not all are."""
     entries, gone = data.manifest.entries("train"), missing_shards(data)
     say(f"  shards     {len(entries):,} of training pictures, {sum(entry.bytes for entry in entries):,} bytes")
     if seen is not None:
@@ -153,8 +158,9 @@ def _shards(data: Data, seen: Seen | None, *, every: bool) -> bool:
         least, most = seen.times or (0, 0)
         times = f", each {least:,} times" if least == most else f", each {least:,} or {most:,} times"
         often = times if least else ""
-        say(f"             the run has seen {part} of the pictures{often}, of {len(seen.shards):,} shards")
-    shown = range(len(entries)) if every else sorted(seen.shards if seen else range(len(entries)))[:_FIRST]
+        these = ", first of these" if not every and len(first) < len(seen.shards) else ""
+        say(f"             the run has seen {part} of the pictures{often}, of {len(seen.shards):,} shards{these}")
+    shown = range(len(entries)) if every else first
     whole = not gone
     for number in shown:
         entry = entries[number]

@@ -14,7 +14,7 @@ from diffusion.data.reading_order import order_of
 from diffusion.evaluation.extractors.features import efficientnet_lite0
 from diffusion.evaluation.reference import ReferenceIdentity, path_of
 from diffusion.lineage import chain
-from diffusion.lineage.chain import Data, Missing, find_data, find_run, key_of, missing_shards, seen_by
+from diffusion.lineage.chain import Data, Missing, find_data, find_run, first_seen, key_of, missing_shards, seen_by
 from diffusion.lineage.nearest import known, search
 from diffusion.recipe import EvaluateRecipe, Recipe
 from diffusion.serving.receipt import opened, stamp
@@ -84,6 +84,18 @@ def test_every_link_is_named_by_its_digest(home: Path, picture: Path, tmp_path: 
     assert "! " not in told
 
 
+def test_the_shards_that_were_seen_first_are_shown(home: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.trace._FIRST", 2)
+    data = data_of(home)
+    entries = data.manifest.entries("train")
+    first = first_seen(data, run_recipe(home), 16, 2)
+    assert first != (0, 1), "else this shows nothing"
+    code, told = diffusion(home, "trace", picture, "--nearest", 0)
+    assert code == 0
+    assert [line.split()[1] for line in told.splitlines() if " of them" in line] == [entries[i].sha256 for i in first]
+    assert "shards, first of these" in told
+
+
 def run_recipe(home: Path):
     return find_run(home / "store", spec_of(home)).facts.recipe
 
@@ -98,6 +110,9 @@ def test_shards_are_seen_as_the_reading_order_says(home: Path) -> None:
         assert seen.shards == set(reader.shards_of(order).tolist())
         often = np.bincount(order, minlength=len(reader))
         assert seen.times == (often.min(), often.max())
+        in_turn = tuple(dict.fromkeys(reader.shards_of(order).tolist()))
+        for few in (1, 3, 1_000):
+            assert first_seen(data, recipe, count, few) == in_turn[:few]
 
 
 def test_of_a_mixture_likewise(tmp_path: Path, tiny_recipe: Recipe) -> None:
@@ -110,6 +125,8 @@ def test_of_a_mixture_likewise(tmp_path: Path, tiny_recipe: Recipe) -> None:
         order = order_of(data.manifest, "train", tiny_recipe.train).at(0, count)
         seen = seen_by(data, tiny_recipe.train, count)
         assert (seen.pictures, seen.times) == (len(set(order.tolist())), None)
+        in_turn = tuple(dict.fromkeys(reader.shards_of(order).tolist()))
+        assert first_seen(data, tiny_recipe.train, count, 2) == in_turn[:2]
         assert seen.shards == set(reader.shards_of(order).tolist())
 
 

@@ -26,6 +26,7 @@ from diffusion.store.storage import Storage, open_storage
 from diffusion.training.checkpoint import Facts
 
 _CHUNK = 2**20  # positions of a run that are looked up at a time
+_FEW = 2**12  # of which the first ones are looked for
 _GENERATIONS = 20  # of parents of a dataset, and of models that a model was started from
 
 
@@ -163,6 +164,18 @@ def seen_by(data: Data, recipe: TrainRecipe, images_seen: int) -> Seen:
             break
     shards = np.searchsorted(_ends(entries), np.flatnonzero(seen), side="right")
     return Seen(int(seen.sum()), frozenset(shards.tolist()), times)
+
+
+def first_seen(data: Data, recipe: TrainRecipe, images_seen: int, count: int) -> tuple[int, ...]:
+    """Numbers of so many of the training shards that a run has seen a picture of, those first seen first."""
+    order, ends = order_of(data.manifest, "train", recipe), _ends(data.manifest.entries("train"))
+    found: dict[int, None] = {}  # in order
+    for start in range(0, images_seen, _FEW):
+        pictures = order.at(start, min(_FEW, images_seen - start))
+        found |= dict.fromkeys(np.searchsorted(ends, pictures, side="right").tolist())
+        if len(found) >= min(count, len(ends)):
+            break
+    return tuple(found)[:count]
 
 
 def _ends(entries: tuple[ShardEntry, ...]) -> np.ndarray:
