@@ -6,6 +6,7 @@ from prefect.artifacts import create_link_artifact
 from diffusion.adapters import ray_serve
 from diffusion.adapters.mlflow_registry import resolve
 from diffusion.recipe import Frozen, ServeRecipe
+from diffusion.serving.keys import read
 from diffusion.store.refs import ModelRef
 from flows.console import ticked, waiting
 from flows.preflight import check_serving
@@ -18,6 +19,7 @@ class Endpoint(Frozen):
 
     url: str
     model: ModelRef
+    keys: bool = False  # whether requests need one
 
 
 @flow(name="deploy")
@@ -37,8 +39,14 @@ def deploy_stage(recipe: ServeRecipe, name: str, which: str, site: Site) -> Endp
         waiting("deploy    loading the model and proving that a picture does not depend on its batch"),
     ):
         url = ray_serve.deploy(
-            model, recipe, host=site.host, port=site.port, replicas=site.replicas, gpus=int(site.use_gpu)
+            model,
+            recipe,
+            host=site.host,
+            port=site.port,
+            replicas=site.replicas,
+            gpus=int(site.use_gpu),
+            access=site.access,
         )
     ticked(f"deploy    {name} version {model.version}")
     create_link_artifact(url, key="endpoint", description=f"{model.name} version {model.version}, {model.digest}")
-    return Endpoint(url=url, model=model)
+    return Endpoint(url=url, model=model, keys=site.access.needed or bool(read(site.access.keys)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from diffusion.recipe import EvaluateRecipe, Recipe, TrainRecipe, checkpoints_of, grid, student_of, tuned
+from diffusion.serving.keys import read as read_keys
 from diffusion.store.refs import DatasetRef
 from flows.origin import look
 from flows.site import Site, ray_is_kept
@@ -118,8 +119,18 @@ def check_serving(site: Site) -> None:
             "an endpoint needs a Ray that outlives this flow: set DIFFUSION_RAY to a cluster's address, or keep one in the"
             " foreground with `diffusion deploy`"
         )
+    check_access(site)
     if site.ray is None:
         check_port(site)
+
+
+def check_access(site: Site) -> None:
+    """Nobody but those with a key asks an endpoint that the network reaches, unless that is wanted."""
+    if not read_keys(site.access.keys) and site.access.needed:
+        raise ValueError(
+            f"host {site.host} is reached from the network, and there are no API keys: make one with `diffusion keys add"
+            " NAME`, stay on loopback with DIFFUSION_HOST=127.0.0.1, or let anybody ask with DIFFUSION_OPEN=true"
+        )
 
 
 def check_port(site: Site) -> None:

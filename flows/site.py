@@ -15,6 +15,8 @@ from diffusion.adapters.ray_cluster import local_ray, ray_environment
 from diffusion.data.damage import MAX_DAMAGED
 from diffusion.data.reading import Reading
 from diffusion.recipe import Frozen, mistake
+from diffusion.serving.keys import FILE as KEYS
+from diffusion.serving.keys import Access, is_loopback
 from diffusion.store.storage import open_storage
 from flows.console import waiting
 
@@ -56,7 +58,8 @@ class Site(Frozen):
     shard_weights: bool = Field(
         False, description="Divide weights, gradients, optimizer and averages over the training workers (FSDP2)"
     )
-    host: str = Field("127.0.0.1", description="Address the endpoint listens on")
+    host: str = Field("127.0.0.1", description="Address the endpoint listens on; beyond loopback it wants keys")
+    open: bool = Field(False, description="Let anybody ask an endpoint beyond loopback where there are no keys")
     port: int = Field(7777, ge=1, le=65_535, description="Port of the endpoint")
     replicas: int = Field(1, ge=1, description="Copies of the model behind the endpoint")
     mlflow: str | None = Field(None, description="MLflow tracking URI; none: an SQLite file in the home")
@@ -136,6 +139,11 @@ class Site(Frozen):
     def data_root(self) -> str:
         """Where datasets are published."""
         return self.data or str(self.store)
+
+    @property
+    def access(self) -> Access:
+        """Who may ask the endpoint."""
+        return Access(keys=self.home / KEYS, needed=not is_loopback(self.host) and not self.open)
 
     @property
     def logs(self) -> Path:

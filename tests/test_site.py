@@ -11,6 +11,7 @@ import pytest
 from diffusion.data.reading import Reading
 from diffusion.presets import PRESETS
 from diffusion.recipe import Recipe
+from diffusion.serving.keys import add
 from diffusion.store.storage import StorageRefused
 from flows.preflight import check, check_devices, check_home, check_port, check_serving, check_training
 from flows.site import Site, keeping_ray, ray_is_kept
@@ -31,6 +32,7 @@ FIELDS = {
     "shard_weights": "true",
     "validation": "true",
     "host": "0.0.0.0",
+    "open": "true",
     "port": "8123",
     "replicas": "2",
     "mlflow": "http://mlflow:5000",
@@ -52,6 +54,7 @@ def test_each_field_is_a_variable() -> None:
         "recompute": True,
         "shard_weights": True,
         "validation": True,
+        "open": True,
         "port": 8123,
         "replicas": 2,
         "shard_copies_mib": 500,
@@ -162,6 +165,23 @@ def test_an_endpoint_that_would_end_with_its_flow_is_refused(tmp_path: Path) -> 
         assert ray_is_kept()
         check_serving(site.model_copy(update={"port": free_port()}))
     assert not ray_is_kept()
+
+
+def test_an_endpoint_beyond_loopback_without_keys_is_refused_unless_that_is_wanted(tmp_path: Path) -> None:
+    site = Site(home=tmp_path, host="0.0.0.0", port=free_port(), ray="auto")  # a cluster's port is not looked at
+    with pytest.raises(ValueError, match=r"0\.0\.0\.0 .*diffusion keys add NAME.*DIFFUSION_HOST.*DIFFUSION_OPEN=true"):
+        check_serving(site)
+    with pytest.raises(ValueError, match="diffusion keys add NAME"):
+        check(PRESETS["smoke"](), "embedded", "deploy", site)
+    check_serving(site.model_copy(update={"host": "localhost"}))
+    opened = site.model_copy(update={"open": True})
+    check_serving(opened)
+    assert (site.access.needed, opened.access.needed) == (True, False)
+    add(site.access.keys, "web")
+    check_serving(site)
+    site.access.keys.write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        check_serving(site)
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,12 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 from diffusion.adapters.http import create_app
 from diffusion.recipe import Frozen, ServeRecipe
 from diffusion.serving.engine import Engine
+from diffusion.serving.keys import Access
 from diffusion.store.bundle import load_bundle
 from diffusion.store.refs import ModelRef
 
 APP = "diffusion"
+_ANYBODY = Access()
 _LOAD_TIMEOUT_S = 300
 _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
@@ -41,6 +43,7 @@ class Deployed(Frozen):
     replicas: int = Field(ge=1)
     cpus: float = Field(gt=0)
     gpus: float = Field(ge=0)
+    access: Access = Access()
 
 
 @serve.deployment(name="images", logging_config=_QUIET)
@@ -57,7 +60,10 @@ class Images:
         self.engine.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.engine, self.deployed.model, self.deployed.limits, self_test=self.self_test)
+        deployed = self.deployed
+        return create_app(
+            self.engine, deployed.model, deployed.limits, self_test=self.self_test, access=deployed.access
+        )
 
     def check_health(self) -> None:
         if not self.engine.alive():
@@ -81,17 +87,19 @@ def deploy(
     replicas: int = 1,
     cpus: float = 1,
     gpus: float = 0,
+    access: Access = _ANYBODY,
 ) -> str:
     """Serve this model and nothing else at http://host:port, in the Ray that is connected.  Returns that URL.
 
     cpus, gpus: of each replica; a rolling change needs room for as many replicas again.  The same model with the same
-    limits is left running.  Raises ValueError for a port that cannot be had, DeployFailed when the model does not load
+    limits is left running.  access: who may ask; each replica reads the file of keys and counts what they use for itself.
+    Raises ValueError for a port that cannot be had, DeployFailed when the model does not load
     or fails its self-test; then the model that served before serves on.
     """
     if not ray.is_initialized():
         raise ValueError("no Ray is connected: call this inside `with local_ray(...)` or after `ray.init(address=...)`")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    wanted = Deployed(model=model, limits=limits, replicas=replicas, cpus=cpus, gpus=gpus)
+    wanted = Deployed(model=model, limits=limits, replicas=replicas, cpus=cpus, gpus=gpus, access=access)
     url, before, status = f"http://{host}:{port}", deployed(), _status()
     if before == wanted and status == ApplicationStatus.RUNNING:
         _check_address(url)

@@ -113,9 +113,21 @@ def fsync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def folder_locked(folder: Path) -> Iterator[None]:
+    """One process at a time is in such a block of a folder, which is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     """A file to write in the block, under a temporary name.  When the block ends well it is flushed to the disk and takes
-    the place of `path`; on any exception it is deleted.
+    the place of `path`; on any exception it is deleted.  Until then its owner alone can read it, then who `mode` lets.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=PREFIX, dir=path.parent)
@@ -125,7 +137,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, mode)
             os.replace(temporary, path)
     except BaseException:
         with suppress(FileNotFoundError):
@@ -134,9 +146,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     fsync_path(path.parent)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Put a small file in place, replacing it if it exists: readers see the old bytes or the new, never a part."""
-    with replacing(path) as file:
+    with replacing(path, mode) as file:
         file.write(data)
 
 

@@ -41,9 +41,9 @@ LIMITS = ServeRecipe(slots=4, queue=8, max_n=6, max_steps=1000, timeout_s=60)
 
 
 @contextmanager
-def served(engine: Engine, limits: ServeRecipe = LIMITS) -> Iterator[httpx.Client]:
+def served(engine: Engine, limits: ServeRecipe = LIMITS, **given) -> Iterator[httpx.Client]:
     """The application on a free loopback port, and a client for it."""
-    app = create_app(engine, MODEL, limits, self_test=engine.self_test())
+    app = create_app(engine, MODEL, limits, self_test=engine.self_test(), **given)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run)
     engine.start()

@@ -11,6 +11,7 @@ from diffusion.adapters.http import answers, errors
 from diffusion.adapters.http.asked import EditBody, GenerationBody, RestorationBody, Wanted, bare
 from diffusion.adapters.http.bodies import Form, form, json_object, picture, typed
 from diffusion.adapters.http.card import card
+from diffusion.adapters.http.guard import Guard
 from diffusion.adapters.http.headers import SecureHeaders
 from diffusion.adapters.http.page import PAGE
 from diffusion.adapters.http.schema import described
@@ -18,21 +19,27 @@ from diffusion.adapters.http.served import Served, Work, begun, drawn
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.editing import EditRequest, edit
 from diffusion.serving.engine import Engine
+from diffusion.serving.keys import Access, Keyring
 from diffusion.serving.request import Asked, GenerateRequest, RequestError, parse, resolve
 from diffusion.serving.restoring import RestoreRequest, restoration
 from diffusion.serving.rework import Rework
 from diffusion.store.refs import ModelRef
 
 _FILES = ("image", "mask")
+_ANYBODY = Access()
 
 
-def create_app(engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_test: str) -> FastAPI:
+def create_app(
+    engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_test: str, access: Access = _ANYBODY
+) -> FastAPI:
     """The application around a started engine that draws with `model`.
 
     self_test: sha256 of the picture that the engine drew when it was loaded, which /healthz reports.
+    access: who may ask.  Raises ValueError where its file of keys is damaged.
     """
     # the interactive documentation would fetch scripts from a foreign host
     app = FastAPI(title="diffusion", version=model.version, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.add_middleware(Guard, ring=Keyring(access))
     app.add_middleware(SecureHeaders)
     errors.install(app)
     served = Served(engine, model, limits, self_test, int(time.time()))

@@ -1,7 +1,8 @@
 """Answers that are not pictures: JSON, {"error": {"message", "type", "param", "allowed"}}.
 
-400 not JSON or no form, 403 from another site's page, 404 no such model or path, 413 too large, 415 of another type, 422 a
-field is wrong, 503 with Retry-After when the queue is full, 504 past the deadline.
+400 not JSON or no form, 401 without a known key, 403 from another site's page, 404 no such model or path, 413 too large, 415
+of another type, 422 a field is wrong, 429 with Retry-After when a key has used up what it may, 503 with Retry-After when the
+queue is full, 504 past the deadline.
 """
 
 import logging
@@ -15,7 +16,13 @@ from diffusion.serving.request import RequestError
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull
 
 _log = logging.getLogger(__name__)
-_TYPES = {404: "not_found_error", 503: "overloaded_error", 504: "timeout_error"}
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class ApiError(Exception):
