@@ -10,13 +10,13 @@ from diffusion.recipe import ServeRecipe
 from diffusion.serving.editing import EditRequest, edit
 from diffusion.serving.engine import Engine
 from diffusion.serving.given import Given
-from diffusion.serving.job import Job
+from diffusion.serving.job import Job, together
 from diffusion.serving.request import GenerateRequest, RequestError, resolve
 from diffusion.serving.restoring import RestoreRequest, restoration
 from diffusion.serving.rework import Rework
 from diffusion.serving.ticket import Preview
 from diffusion.store.bundle import Bundle
-from tests.random_bundle import CLASSES, RESOLUTION, random_bundle, reading_bundle, restoring_bundle
+from tests.random_bundle import CLASSES, RESOLUTION, guided_bundle, random_bundle, reading_bundle, restoring_bundle
 from tests.running_engine import running, same
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,3 +153,15 @@ def test_previews_are_the_answers_on_the_way_and_change_nothing(kind: str) -> No
         few, all_of_them = generation(engine, seed=3, steps=3, sampler="ddim"), []
         engine.submit(few, previews=9, show=all_of_them.append).future.result(60)
     assert [preview.number for preview in all_of_them] == [0, 1]
+
+
+@pytest.mark.parametrize("bundle", [random_bundle(), guided_bundle("fp32"), reading_bundle("fp32")])
+def test_pictures_drawn_in_one_job_are_those_of_jobs_of_their_own(bundle: Bundle) -> None:
+    engine = Engine(bundle, slots=4, queue=64)
+    for how in ({"steps": 4}, {"steps": 5, "sampler": "ddpm", "guidance": 1.0}):
+        asked = [GenerateRequest(label=CLASSES[i % 3], seed=7 * i, **how) for i in range(6)]
+        requests = [resolve(one, bundle.spec) for one in asked]
+        (ticket,) = engine.draw([together(requests, bundle, engine.device)])
+        assert same(ticket.future.result(), [pictures[0] for pictures in engine.generate(asked)])
+    with pytest.raises(ValueError, match="drawn in one way"):
+        together([requests[0], requests[1].model_copy(update={"steps": 2})], bundle, engine.device)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from diffusion.codec import drawn
 from diffusion.data import manifest
 from diffusion.data.images import to_model, to_uint8
+from diffusion.data.pictures.buckets import Size
 from diffusion.data.pictures.buckets import shown as size_shown
 from diffusion.data.reader import ShardReader
 from diffusion.evaluation.extractors.features import Extractor, extractor
@@ -23,8 +25,9 @@ from diffusion.evaluation.plan import Draw, Task, evenly
 from diffusion.evaluation.restoration import SHOWN, case_of, fidelity, restored
 from diffusion.guidance import Cond
 from diffusion.serving.engine import Engine
+from diffusion.serving.job import together
 from diffusion.serving.ladder import NotReproducible
-from diffusion.serving.request import GenerateRequest, prompt_of
+from diffusion.serving.request import GenerateRequest, ResolvedRequest, prompt_of, resolve
 from diffusion.serving.ticket import DrawingFailed
 from diffusion.store.bundle import load_bundle
 from diffusion.store.joint_encoders import JointEncoder, joint_encoder
@@ -147,7 +150,7 @@ class Worker:
             for draw in task.draws
         ]
         engine, started = self._drawing(), time.perf_counter()
-        pictures = [answer[0] for answer in engine.generate(requests)]
+        pictures = self._alike(engine, [resolve(request, self.bundle.spec) for request in requests])
         seconds = time.perf_counter() - started
         drawn = list(zip(task.draws, pictures, strict=True))
         groups: dict[tuple[int, ...], list[int]] = {}  # shape -> places among the measured
@@ -161,6 +164,16 @@ class Worker:
         shown = (picture for draw, picture in drawn if draw.shown)
         named = {f"picture-{i}": picture for i, picture in enumerate(shown)}
         return Result(task.number, arrays | named, seconds=seconds)
+
+    def _alike(self, engine: Engine, requests: list[ResolvedRequest]) -> list[np.ndarray]:
+        """One picture of each request, those of one size drawn together."""
+        groups: dict[Size | None, list[int]] = {}
+        for place, request in enumerate(requests):
+            groups.setdefault(request.size, []).append(place)
+        jobs = [together([requests[i] for i in places], self.bundle, engine.device) for places in groups.values()]
+        drawn = [ticket.future.result() for ticket in engine.draw(jobs)]
+        order = [i for places in groups.values() for i in places]
+        return [picture for _, picture in sorted(zip(order, chain(*drawn), strict=True), key=lambda pair: pair[0])]
 
     def measured(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
         """What is known of drawn pictures of one size, uint8 (N, H, W, 3)."""

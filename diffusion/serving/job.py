@@ -1,6 +1,6 @@
 """What an engine draws: the pictures of one request, each a conversation with the network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,33 @@ def generation(request: ResolvedRequest, bundle: Bundle, device: torch.device) -
     return Job(request, lambda images, watch: converse(request, images, bundle, device, watch), asked, asked)
 
 
+def together(requests: Sequence[ResolvedRequest], bundle: Bundle, device: torch.device) -> Job:
+    """Single pictures of requests that differ in class, prompt and seed alone, as one job: each has the bits it would have
+    in a job of its own, and what lies between two questions is computed once for all.  Raises ValueError for others."""
+    first, ways = requests[0], {_way(request) for request in requests}
+    if len(ways) > 1 or any(request.n != 1 for request in requests):
+        raise ValueError("requests that are drawn together ask for one picture each, drawn in one way")
+
+    def conversation(images: range, watch: Watch) -> Conversation:
+        some = [requests[i] for i in images]
+        sigmas = sampling_sigmas(bundle.spec.sampling, first.steps)
+        initial, fresh = (
+            _noise([(request, 0) for request in some], stream, bundle, device)
+            for stream in (Stream.INITIAL, Stream.CHURN)
+        )
+        inner = watch(SAMPLERS[first.sampler](initial(0) * sigmas[0].float().item(), sigmas, fresh))
+        each = [condition(bundle, request.label_index, request.prompt, 1, device) for request in some]
+        cond = {name: torch.cat([one[name] for one in each]) for name in each[0]}
+        return _guided(inner, first, cond, bundle, device)
+
+    asked = evaluations(first.sampler, first.steps)
+    return Job(first.model_copy(update={"n": len(requests)}), conversation, asked, asked)
+
+
+def _way(request: ResolvedRequest) -> tuple:
+    return (request.size, request.sampler, request.steps, request.guidance, request.guidance_kind, request.guided)
+
+
 def converse(
     request: ResolvedRequest, images: range, bundle: Bundle, device: torch.device, watch: Watch = unwatched
 ) -> Conversation:
@@ -57,11 +84,17 @@ def converse(
 
 def noise_of(request: ResolvedRequest, stream: Stream, images: range, bundle: Bundle, device: torch.device) -> Noise:
     """Step -> noise of these pictures, each a function of (seed, step, number of the picture) alone."""
-    shape = bundle.spec.shape_at(request.size)
+    return _noise([(request, i) for i in images], stream, bundle, device)
+
+
+def _noise(
+    pictures: Sequence[tuple[ResolvedRequest, int]], stream: Stream, bundle: Bundle, device: torch.device
+) -> Noise:
+    shape = bundle.spec.shape_at(pictures[0][0].size)
 
     def noise(step: int) -> Tensor:
         # one picture at a time: a vectorized logarithm may depend on how many numbers are taken together
-        drawn = [normal(request.seed, stream, torch.tensor([(step << 32) + i]), shape) for i in images]
+        drawn = [normal(request.seed, stream, torch.tensor([(step << 32) + i]), shape) for request, i in pictures]
         return torch.cat(drawn).to(device)
 
     return noise
@@ -81,13 +114,26 @@ def under(
     image: as in `condition`; guidance is towards class and prompt, beside it.
     """
     cond = condition(bundle, request.label_index, request.prompt, rows, device, image=image)
+    return _guided(conversation, request, cond, bundle, device, image=image)
+
+
+def _guided(
+    conversation: Conversation,
+    request: ResolvedRequest,
+    cond: Cond,
+    bundle: Bundle,
+    device: torch.device,
+    *,
+    image: Tensor | None = None,
+) -> Conversation:
+    """The conversation asked for `cond`, a row for each picture, with the request's guidance."""
     if not request.guided:
         return conditioned(conversation, cond)
     recipe = bundle.spec.sampling
     where, rescale = recipe.guidance_interval, recipe.guidance_rescale
     if request.guidance_kind == "autoguidance":
         return autoguided(conversation, cond, request.guidance, where, rescale=rescale)
-    null = condition(bundle, len(bundle.spec.classes), None, rows, device, image=image)
+    null = condition(bundle, len(bundle.spec.classes), None, len(cond["label"]), device, image=image)
     return classifier_free(conversation, cond, null, request.guidance, where, rescale=rescale)
 
 
