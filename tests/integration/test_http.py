@@ -350,12 +350,14 @@ def test_every_answer_carries_the_secure_headers(client):
 
 
 def test_the_page_and_the_schema(client):
-    page = client.get("/").text
-    assert "/v1/images/generations" in page
-    sent = re.search(r"return JSON\.stringify\(\{(.*?)\}\)", page, re.DOTALL)[1]
-    for field in ("label", "prompt", "size", "n", "seed", "steps", "guidance"):
-        assert f'id="{field}"' in page
-        assert re.search(rf"\b{field}\b", sent)
+    page = client.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    parts = re.findall(r'(?:href|src)="(page/[^"]+)"', page.text)
+    assert parts == ["page/page.css", "page/page.js"]
+    for part, kind in zip(parts, ("text/css", "text/javascript"), strict=True):
+        assert client.get(f"/{part}").headers["content-type"] == f"{kind}; charset=utf-8"
+    for absent in ("page/page.py", "page/..%2f__init__.py", "page/", "page/page.html/"):
+        assert client.get(f"/{absent}").status_code == 404
     paths = client.get("/openapi.json").json()["paths"]
     schema = paths[URL]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) >= {

@@ -5,15 +5,14 @@ import time
 from collections.abc import Callable
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 
-from diffusion.adapters.http import answers, errors
+from diffusion.adapters.http import answers, errors, page
 from diffusion.adapters.http.asked import EditBody, GenerationBody, RestorationBody, Wanted, bare
 from diffusion.adapters.http.bodies import Form, form, json_object, picture, typed
 from diffusion.adapters.http.card import card
 from diffusion.adapters.http.guard import Guard
 from diffusion.adapters.http.headers import SecureHeaders
-from diffusion.adapters.http.page import PAGE
 from diffusion.adapters.http.schema import described
 from diffusion.adapters.http.served import Served, Work, begun, drawn
 from diffusion.recipe import ServeRecipe
@@ -42,6 +41,7 @@ def create_app(
     app.add_middleware(Guard, ring=Keyring(access))
     app.add_middleware(SecureHeaders)
     errors.install(app)
+    page.install(app)
     served = Served(engine, model, limits, self_test, int(time.time()))
 
     @app.post("/v1/images/generations", openapi_extra=described(GenerationBody))
@@ -94,11 +94,6 @@ def create_app(
             **engine.load(),
         }
         return JSONResponse(state, 200 if alive else 503)
-
-    @app.head("/", include_in_schema=False)
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def page() -> str:
-        return PAGE
 
     return app
 

@@ -3,6 +3,7 @@
 from diffusion.adapters.http.served import Served
 from diffusion.data.pictures.buckets import shown
 from diffusion.degradation import FACTORS
+from diffusion.sampler import SAMPLERS
 from diffusion.serving.restoring import TASKS
 
 
@@ -25,10 +26,13 @@ def card(served: Served) -> dict:
         "sizes": [shown(size) for size in spec.sizes or (spec.size,)],
         "parameters": spec.parameters,
         "guidance_kinds": spec.guidance_kinds,
+        "samplers": [spec.sampling.sampler] if spec.lesson else list(SAMPLERS),
+        "fixed": ["sampler", "steps", "guidance"] if spec.lesson else [],
         "restorations": list(TASKS) if restores else [],
         "trained_restorations": list(spec.degradations),
         "factors": [factor for factor in FACTORS if not spec.resolution % factor] if restores else [],
         "edits": spec.lesson is None,
+        "edit_masks": restores,
         "limits": limits.model_dump(include={"max_n", "max_steps", "queue", "timeout_s"}),
         "defaults": {name: getattr(spec.sampling, name) for name in ("sampler", "steps", "guidance", "guidance_kind")},
     }
