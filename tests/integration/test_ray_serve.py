@@ -14,6 +14,7 @@ from diffusion.adapters.ray_serve import DeployFailed, deploy, deployed, undeplo
 from diffusion.lineage.replay import redraw
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.engine import Engine
+from diffusion.serving.keys import Access, add, remove
 from diffusion.serving.receipt import opened, read_receipt, stamp
 from diffusion.store.bundle import load_bundle
 from diffusion.store.refs import ModelRef
@@ -32,15 +33,21 @@ def models(tmp_path_factory) -> list[ModelRef]:
 
 
 @pytest.fixture(scope="module")
+def access(tmp_path_factory) -> Access:
+    """A file of keys, which is not there yet: until one is made nobody needs one."""
+    return Access(keys=tmp_path_factory.mktemp("home") / "keys.json")
+
+
+@pytest.fixture(scope="module")
 def port(ray_local) -> Iterator[int]:
     yield free_port()
     undeploy()
 
 
 @pytest.fixture
-def url(port, models) -> str:
+def url(port, models, access) -> str:
     """Version 1, deployed; at once where it is already."""
-    return deploy(models[0], LIMITS, port=port, cpus=0.5)
+    return deploy(models[0], LIMITS, port=port, cpus=0.5, access=access)
 
 
 def ask(url: str, *, timeout_s: float = 120, **body) -> httpx.Response:
@@ -84,6 +91,17 @@ def test_errors_come_through_serve_unchanged(url):
     assert health.headers["x-content-type-options"] == "nosniff"
 
 
+def test_a_replica_follows_the_keys(url, access):
+    secret = add(access.keys, "web")
+    refused, health = ask(url), httpx.get(f"{url}/healthz", timeout=30)
+    known = httpx.post(
+        f"{url}/v1/images/generations", json=BODY, headers={"Authorization": f"Bearer {secret}"}, timeout=120
+    )
+    remove(access.keys, "web")
+    assert (refused.status_code, refused.headers["www-authenticate"], health.status_code) == (401, "Bearer", 200)
+    assert (known.status_code, ask(url).status_code) == (200, 200)
+
+
 def test_only_loopback_listens(url):
     port, listening = int(url.rpartition(":")[2]), "0A"
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
@@ -102,10 +120,10 @@ def test_a_client_that_leaves_frees_its_slots_through_serve(url):
     assert (state["drawing"], state["waiting"]) == (0, 0)
 
 
-def test_deploying_the_same_again_changes_nothing(url, models, port):
+def test_deploying_the_same_again_changes_nothing(url, models, port, access):
     before = replicas()
     assert len(before) == 1
-    assert deploy(models[0], LIMITS, port=port, cpus=0.5) == url
+    assert deploy(models[0], LIMITS, port=port, cpus=0.5, access=access) == url
     assert replicas() == before
 
 
@@ -125,7 +143,7 @@ def test_a_killed_replica_comes_back_with_the_same_pictures(url):
     assert replica not in replicas()
 
 
-def test_a_damaged_version_is_refused_and_the_old_one_goes_on(url, models, port, tmp_path):
+def test_a_damaged_version_is_refused_and_the_old_one_goes_on(url, models, port, tmp_path, access):
     damaged = published_model(tmp_path, seed=7, version="9")
     weights = Path(damaged.uri) / "weights.safetensors"
     weights.chmod(0o644)
@@ -133,18 +151,18 @@ def test_a_damaged_version_is_refused_and_the_old_one_goes_on(url, models, port,
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(DeployFailed, match=r"version 9 does not serve: .*sha256.* Version 1 goes on"):
-        deploy(damaged, LIMITS, port=port, cpus=0.5)
+        deploy(damaged, LIMITS, port=port, cpus=0.5, access=access)
     assert ask(url).json()["version"] == "1"
     assert deployed().model == models[0]
 
 
-def test_another_port_is_refused_while_serve_listens_elsewhere(url, models):
+def test_another_port_is_refused_while_serve_listens_elsewhere(url, models, access):
     with pytest.raises(DeployFailed, match="undeploy"):
-        deploy(models[0], LIMITS, port=free_port(), cpus=0.5)
+        deploy(models[0], LIMITS, port=free_port(), cpus=0.5, access=access)
     assert ask(url).status_code == 200
 
 
-def test_a_new_version_takes_over_without_a_lost_request(url, models, port):
+def test_a_new_version_takes_over_without_a_lost_request(url, models, port, access):
     statuses, versions, stop = [], [], threading.Event()
 
     def keep_asking() -> None:
@@ -156,7 +174,7 @@ def test_a_new_version_takes_over_without_a_lost_request(url, models, port):
     with ThreadPoolExecutor(2) as pool:
         asking = [pool.submit(keep_asking) for _ in range(2)]
         try:
-            assert deploy(models[1], LIMITS, port=port, cpus=0.5) == url
+            assert deploy(models[1], LIMITS, port=port, cpus=0.5, access=access) == url
             time.sleep(1)
         finally:
             stop.set()
