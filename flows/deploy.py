@@ -46,6 +46,7 @@ def deploy_stage(recipe: ServeRecipe, name: str, which: str, site: Site) -> Endp
             replicas=site.replicas,
             gpus=int(site.use_gpu),
             access=site.access,
+            log=site.logs / "requests.jsonl",
         )
     ticked(f"deploy    {name} version {model.version}")
     create_link_artifact(url, key="endpoint", description=f"{model.name} version {model.version}, {model.digest}")

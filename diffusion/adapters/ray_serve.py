@@ -6,9 +6,11 @@ itself, and takes over; one that cannot is refused and the old goes on.
 
 import json
 import logging
+import logging.handlers
 import socket
 import time
 import urllib.request
+from pathlib import Path
 
 import ray
 from fastapi import FastAPI
@@ -18,7 +20,7 @@ from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from diffusion.adapters.http import create_app
+from diffusion.adapters.http import create_app, seen
 from diffusion.recipe import Frozen, ServeRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.keys import Access
@@ -44,6 +46,7 @@ class Deployed(Frozen):
     cpus: float = Field(gt=0)
     gpus: float = Field(ge=0)
     access: Access = Access()
+    log: Path | None = Field(None, description="File that gets a line of JSON a request")
 
 
 @serve.deployment(name="images", logging_config=_QUIET)
@@ -58,6 +61,8 @@ class Images:
         self.engine = Engine(bundle, slots=limits.slots, queue=limits.queue, timeout_s=limits.timeout_s)
         self.self_test = self.engine.self_test()
         self.engine.start()
+        if self.deployed.log is not None:
+            _log_to(self.deployed.log)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         deployed = self.deployed
@@ -88,18 +93,21 @@ def deploy(
     cpus: float = 1,
     gpus: float = 0,
     access: Access = _ANYBODY,
+    log: Path | None = None,
 ) -> str:
     """Serve this model and nothing else at http://host:port, in the Ray that is connected.  Returns that URL.
 
     cpus, gpus: of each replica; a rolling change needs room for as many replicas again.  The same model with the same
     limits is left running.  access: who may ask; each replica reads the file of keys and counts what they use for itself.
-    Raises ValueError for a port that cannot be had, DeployFailed when the model does not load
-    or fails its self-test; then the model that served before serves on.
+    log: each replica appends a line a request to it.
+
+    Raises ValueError for a port that cannot be had, DeployFailed when the model does not load or fails its self-test; then
+    the model that served before serves on.
     """
     if not ray.is_initialized():
         raise ValueError("no Ray is connected: call this inside `with local_ray(...)` or after `ray.init(address=...)`")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    wanted = Deployed(model=model, limits=limits, replicas=replicas, cpus=cpus, gpus=gpus, access=access)
+    wanted = Deployed(model=model, limits=limits, replicas=replicas, cpus=cpus, gpus=gpus, access=access, log=log)
     url, before, status = f"http://{host}:{port}", deployed(), _status()
     if before == wanted and status == ApplicationStatus.RUNNING:
         _check_address(url)
@@ -119,6 +127,15 @@ def deploy(
             serve.delete(APP)
         raise DeployFailed(f"{model.name} version {model.version} does not serve: {error} {outcome}") from None
     return url
+
+
+def _log_to(file: Path) -> None:
+    """Requests leave their lines at the end of this file; one that is moved away is made anew."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    seen.log.handlers, seen.log.propagate = [handler], False
+    seen.log.setLevel(logging.INFO)
 
 
 def deployed() -> Deployed | None:

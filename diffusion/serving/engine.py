@@ -258,6 +258,7 @@ class Engine:
                     return
                 ticket = self._queue[0]
                 images = range(ticket.started, ticket.started + min(free, ticket.waiting))
+                ticket.started_at = ticket.started_at or time.monotonic()
                 ticket.started = images.stop
                 if not ticket.waiting:
                     self._queue.popleft()

@@ -1,6 +1,7 @@
 """A request inside the engine: what its caller holds, and the ways it can end without pictures."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -68,8 +69,27 @@ class Ticket:
     future: "Future[list[Picture]]" = field(default_factory=Future)
     started: int = 0  # pictures that have had a slot
     asked: int = 0  # evaluations answered, over all pictures
+    submitted_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None  # when its first picture had a slot
+    ended_at: float | None = None
     off: dict[int, float] = field(default_factory=dict)  # by picture, as `Job.off` has it
     _pictures: dict[int, Picture] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def ended(_: Future) -> None:
+            self.ended_at = time.monotonic()
+
+        self.future.add_done_callback(ended)
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds until its first picture had a slot, or until now or its end where none had."""
+        return (self.started_at or self.ended_at or time.monotonic()) - self.submitted_at
+
+    @property
+    def drew_s(self) -> float:
+        """Seconds from then until its end, or until now."""
+        return 0.0 if self.started_at is None else (self.ended_at or time.monotonic()) - self.started_at
 
     @property
     def request(self) -> ResolvedRequest:

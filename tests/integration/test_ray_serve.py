@@ -1,6 +1,7 @@
 """The endpoint on a real Ray Serve: deployed, changed under load, refused, killed."""
 
 import base64
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -39,15 +40,20 @@ def access(tmp_path_factory) -> Access:
 
 
 @pytest.fixture(scope="module")
+def log(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("logs") / "requests.jsonl"
+
+
+@pytest.fixture(scope="module")
 def port(ray_local) -> Iterator[int]:
     yield free_port()
     undeploy()
 
 
 @pytest.fixture
-def url(port, models, access) -> str:
+def url(port, models, access, log) -> str:
     """Version 1, deployed; at once where it is already."""
-    return deploy(models[0], LIMITS, port=port, cpus=0.5, access=access)
+    return deploy(models[0], LIMITS, port=port, cpus=0.5, access=access, log=log)
 
 
 def ask(url: str, *, timeout_s: float = 120, **body) -> httpx.Response:
@@ -102,6 +108,19 @@ def test_a_replica_follows_the_keys(url, access):
     assert (known.status_code, ask(url).status_code) == (200, 200)
 
 
+def test_a_request_leaves_a_line_in_the_log(url, log):
+    name = "a-request-of-mine"
+    answer = httpx.post(f"{url}/v1/images/generations", json=BODY, headers={"X-Request-ID": name}, timeout=120)
+    assert answer.headers["x-request-id"] == name
+    deadline, lines = time.monotonic() + 20, []
+    while not lines and time.monotonic() < deadline:
+        lines = [line for line in map(json.loads, log.read_text().splitlines()) if line["id"] == name]
+        time.sleep(0.05)
+    assert [(line["route"], line["status"], line["n"], line["steps"]) for line in lines] == [
+        ("/v1/images/generations", 200, 2, 3)
+    ]
+
+
 def test_only_loopback_listens(url):
     port, listening = int(url.rpartition(":")[2]), "0A"
     rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()[1:]]
@@ -120,10 +139,10 @@ def test_a_client_that_leaves_frees_its_slots_through_serve(url):
     assert (state["drawing"], state["waiting"]) == (0, 0)
 
 
-def test_deploying_the_same_again_changes_nothing(url, models, port, access):
+def test_deploying_the_same_again_changes_nothing(url, models, port, access, log):
     before = replicas()
     assert len(before) == 1
-    assert deploy(models[0], LIMITS, port=port, cpus=0.5, access=access) == url
+    assert deploy(models[0], LIMITS, port=port, cpus=0.5, access=access, log=log) == url
     assert replicas() == before
 
 
@@ -143,7 +162,7 @@ def test_a_killed_replica_comes_back_with_the_same_pictures(url):
     assert replica not in replicas()
 
 
-def test_a_damaged_version_is_refused_and_the_old_one_goes_on(url, models, port, tmp_path, access):
+def test_a_damaged_version_is_refused_and_the_old_one_goes_on(url, models, port, tmp_path, access, log):
     damaged = published_model(tmp_path, seed=7, version="9")
     weights = Path(damaged.uri) / "weights.safetensors"
     weights.chmod(0o644)
@@ -151,18 +170,18 @@ def test_a_damaged_version_is_refused_and_the_old_one_goes_on(url, models, port,
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(DeployFailed, match=r"version 9 does not serve: .*sha256.* Version 1 goes on"):
-        deploy(damaged, LIMITS, port=port, cpus=0.5, access=access)
+        deploy(damaged, LIMITS, port=port, cpus=0.5, access=access, log=log)
     assert ask(url).json()["version"] == "1"
     assert deployed().model == models[0]
 
 
-def test_another_port_is_refused_while_serve_listens_elsewhere(url, models, access):
+def test_another_port_is_refused_while_serve_listens_elsewhere(url, models, access, log):
     with pytest.raises(DeployFailed, match="undeploy"):
-        deploy(models[0], LIMITS, port=free_port(), cpus=0.5, access=access)
+        deploy(models[0], LIMITS, port=free_port(), cpus=0.5, access=access, log=log)
     assert ask(url).status_code == 200
 
 
-def test_a_new_version_takes_over_without_a_lost_request(url, models, port, access):
+def test_a_new_version_takes_over_without_a_lost_request(url, models, port, access, log):
     statuses, versions, stop = [], [], threading.Event()
 
     def keep_asking() -> None:
@@ -174,7 +193,7 @@ def test_a_new_version_takes_over_without_a_lost_request(url, models, port, acce
     with ThreadPoolExecutor(2) as pool:
         asking = [pool.submit(keep_asking) for _ in range(2)]
         try:
-            assert deploy(models[1], LIMITS, port=port, cpus=0.5, access=access) == url
+            assert deploy(models[1], LIMITS, port=port, cpus=0.5, access=access, log=log) == url
             time.sleep(1)
         finally:
             stop.set()

@@ -8,12 +8,14 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from diffusion.adapters.http import answers, errors, page
+from diffusion.adapters.http.account import Account
 from diffusion.adapters.http.asked import EditBody, GenerationBody, RestorationBody, Wanted, bare
 from diffusion.adapters.http.bodies import Form, form, json_object, picture, typed
 from diffusion.adapters.http.card import card
 from diffusion.adapters.http.guard import Guard
 from diffusion.adapters.http.headers import SecureHeaders
 from diffusion.adapters.http.schema import described
+from diffusion.adapters.http.seen import Seen
 from diffusion.adapters.http.served import Served, Work, begun, drawn
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.editing import EditRequest, edit
@@ -39,6 +41,7 @@ def create_app(
     # the interactive documentation would fetch scripts from a foreign host
     app = FastAPI(title="diffusion", version=model.version, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Guard, ring=Keyring(access))
+    app.add_middleware(Seen, routes=lambda: {route.path for route in app.routes})
     app.add_middleware(SecureHeaders)
     errors.install(app)
     page.install(app)
@@ -141,6 +144,8 @@ async def _reworked(request: Request, body: Wanted, made: Callable[[], Rework], 
 
 
 async def _answered(request: Request, body: Wanted, work: Work, served: Served, kind: str) -> Response:
+    account = Account.of(request.scope)
+    account.task, account.n, account.steps = work.task, work.job.request.n, work.job.request.steps
     body.check(work.job.request.n)
     if body.stream:
         return answers.stream(begun(request, work, served, body.partial_images or 0), kind)

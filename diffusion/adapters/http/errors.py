@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from diffusion.adapters.http.account import Account
 from diffusion.serving.request import RequestError
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull
 
@@ -25,8 +26,17 @@ _TYPES = {
 }
 
 
+_REASONS = {  # of the statuses that have but one
+    401: "key",
+    413: "size",
+    499: "cancelled",
+    500: "failed",
+    504: "deadline",
+}
+
+
 class ApiError(Exception):
-    """An answer that is not pictures."""
+    """An answer that is not pictures.  reason: a word for logs and metrics; None: the status's."""
 
     def __init__(
         self,
@@ -36,10 +46,11 @@ class ApiError(Exception):
         param: str | None = None,
         allowed: Any = None,
         retry_after_s: int | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-        self.status = status
+        self.status, self.reason = status, reason or _REASONS.get(status, "invalid")
         self.body = {"error": {"message": message, "type": kind, "param": param, "allowed": allowed}}
         self.headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
 
@@ -47,35 +58,39 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, self.headers)
 
 
-def told(error: Exception) -> ApiError:
-    """What a client is told of an error: of one inside nothing but that there was one."""
+def told(error: Exception, request_id: str = "") -> ApiError:
+    """What a client is told of an error: of one inside nothing but that there was one; the log has it, with the id."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestError):
         return ApiError(422, str(error), param=error.param, allowed=error.allowed)
     if isinstance(error, QueueFull):
-        return ApiError(503, str(error), retry_after_s=error.retry_after_s)
+        return ApiError(503, str(error), retry_after_s=error.retry_after_s, reason="queue")
     if isinstance(error, EngineStopped):
-        return ApiError(503, "this server is shutting down; ask again", retry_after_s=1)
+        return ApiError(503, "this server is shutting down; ask again", retry_after_s=1, reason="stopping")
     if isinstance(error, DeadlineExceeded):
         return ApiError(504, f"{error}: ask for fewer pictures or steps, or when there is less load")
-    _log.error("request failed: %s", error)
+    _log.error("request %s failed: %s", request_id, error)
     return ApiError(500, "the pictures could not be drawn; the server's log says why")
 
 
 def install(app: FastAPI) -> None:
     """Make the application answer all errors this way."""
 
-    async def refused(_: Request, error: Exception) -> Response:
-        return told(error).response()
+    async def refused(request: Request, error: Exception) -> Response:
+        account = Account.of(request.scope)
+        answer = told(error, account.id)
+        account.reason = answer.reason
+        return answer.response()
 
     async def wrong_path(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path[:80]}: {error.detail}; see /openapi.json"
+        Account.of(request.scope).reason = "invalid"
         answer = ApiError(error.status_code, message).response()
         answer.headers.update(error.headers or {})
         return answer
 
-    known = (ApiError, RequestError, QueueFull, EngineStopped, DeadlineExceeded, DrawingFailed, Exception)
+    known = (ApiError, RequestError, QueueFull, EngineStopped, DeadlineExceeded, DrawingFailed)
     for kind in known:
         app.add_exception_handler(kind, refused)
     app.add_exception_handler(HTTPException, wrong_path)

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from diffusion.adapters.http.account import Account
 from diffusion.adapters.http.errors import ApiError
 from diffusion.serving.keys import Keyring, NoKey, TooMany
 
@@ -21,18 +22,22 @@ class Guard:
         if scope["type"] != "http" or not _path(scope).startswith(GUARDED) or not self.ring.wanted:
             await self.app(scope, receive, send)
             return
+        account = Account.of(scope)
         try:
             key = self.ring.holder(_bearer(Headers(scope=scope).get("authorization", "")))
+            account.key = key.name
             use = self.ring.using(key) if scope["method"] == "POST" else nullcontext()
             with use:
                 await self.app(scope, receive, send)
         except NoKey as error:
             refused = ApiError(401, str(error))
             refused.headers["WWW-Authenticate"] = "Bearer"
-            await refused.response()(scope, receive, send)
         except TooMany as error:
-            refused = ApiError(429, str(error), retry_after_s=error.retry_after_s)
-            await refused.response()(scope, receive, send)
+            refused = ApiError(429, str(error), retry_after_s=error.retry_after_s, reason=error.reason)
+        else:
+            return
+        account.reason = refused.reason
+        await refused.response()(scope, receive, send)
 
 
 def _path(scope: Scope) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from fastapi import Request
 from starlette.types import Message
 
+from diffusion.adapters.http.account import Account
 from diffusion.adapters.http.errors import ApiError
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.engine import Engine
@@ -50,6 +51,12 @@ class Work:
     job: Job
     rework: Rework | None = None
 
+    @property
+    def task(self) -> str:
+        """generation, edit, or what is restored."""
+        facts = self.rework.facts if self.rework else {}
+        return str(facts.get("task") or facts.get("command") or "generation")
+
     def stamped(self, pictures: list[Picture], off: dict[int, float], served: Served) -> list[Stamped]:
         """The pictures with their receipts."""
         bundle, device, model = served.engine.bundle, served.engine.device, served.model
@@ -66,7 +73,7 @@ class Work:
 
 async def drawn(request: Request, work: Work, served: Served) -> list[Stamped]:
     """The pictures.  When the client goes away the ticket is cancelled, and with it its slots."""
-    ticket = served.engine.submit(work.job)
+    ticket = Account.of(request.scope).ticket = served.engine.submit(work.job)
     gone, drawing = _gone(request), asyncio.wrap_future(ticket.future)
     try:
         await asyncio.wait({drawing, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -86,7 +93,7 @@ def begun(request: Request, work: Work, served: Served, previews: int) -> AsyncG
     def tell(preview: Preview | None) -> None:
         loop.call_soon_threadsafe(waiting.put_nowait, preview)
 
-    ticket = served.engine.submit(work.job, previews=previews, show=tell)
+    ticket = Account.of(request.scope).ticket = served.engine.submit(work.job, previews=previews, show=tell)
     ticket.future.add_done_callback(lambda _: tell(None))
     gone = _gone(request)
     gone.add_done_callback(lambda _: ticket.cancel())

@@ -1,0 +1,78 @@
+"""What is remembered of a request: enough to find it again and to say where its time went.  Never its prompt, its key or a
+picture."""
+
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from starlette.types import Scope
+
+from diffusion.serving.ticket import DeadlineExceeded, Ticket
+
+_SCOPE = "diffusion.account"
+_LONGEST_ID = 128
+
+
+@dataclass(eq=False)
+class Account:
+    """Of one request.  What is not known stays None."""
+
+    id: str
+    route: str
+    method: str
+    began: float = field(default_factory=time.monotonic)  # seconds of time.monotonic()
+    status: int | None = None  # None: the client left before there was one
+    key: str | None = None  # the key's name
+    reason: str | None = None  # why it was refused
+    task: str | None = None
+    n: int | None = None
+    steps: int | None = None
+    ticket: Ticket | None = None
+
+    @classmethod
+    def of(cls, scope: Scope) -> "Account":
+        """That of a request on its way."""
+        return scope[_SCOPE]
+
+    @classmethod
+    def opened(cls, scope: Scope, asked_id: str, routes: set[str]) -> "Account":
+        """For a request that has come.  A path that is no route is not remembered: anything may stand in it."""
+        path = scope["path"]
+        sane = 0 < len(asked_id) <= _LONGEST_ID and asked_id.isascii() and asked_id.isprintable()
+        account = cls(asked_id if sane else uuid.uuid4().hex, path if path in routes else "other", scope["method"])
+        scope[_SCOPE] = account
+        return account
+
+    @property
+    def outcome(self) -> str:
+        """done, cancelled, or why there are no pictures."""
+        ended = self.ticket and self.ticket.future
+        if self.reason is not None:
+            return self.reason
+        if (ended and ended.cancelled()) or self.status in (None, 499):
+            return "cancelled"
+        if ended and ended.done() and (error := ended.exception()):  # in the middle of a stream
+            return "deadline" if isinstance(error, DeadlineExceeded) else "failed"
+        return "done"
+
+    def line(self) -> str:
+        """A line of JSON for the log, at the end of the request."""
+        about = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "id": self.id,
+            "method": self.method,
+            "route": self.route,
+            "status": self.status,
+            "outcome": self.outcome,
+            "seconds": time.monotonic() - self.began,
+            "key": self.key,
+            "task": self.task,
+            "n": self.n,
+            "steps": self.steps,
+        }
+        if self.ticket is not None:
+            about |= {"waited_s": self.ticket.waited_s, "drew_s": self.ticket.drew_s}
+        rounded = {name: round(value, 4) if isinstance(value, float) else value for name, value in about.items()}
+        return json.dumps({name: value for name, value in rounded.items() if value is not None})

@@ -1,0 +1,43 @@
+"""Every request seen: it has an id, which its answer carries, and leaves a line in the log."""
+
+import logging
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from diffusion.adapters.http.account import Account
+from diffusion.adapters.http.errors import told
+
+log = logging.getLogger("diffusion.requests")
+HEADER = "X-Request-ID"
+
+
+class Seen:
+    """The application, whose requests are seen.  routes: the paths there are, once they are known."""
+
+    def __init__(self, app: ASGIApp, routes: Callable[[], set[str]]) -> None:
+        self.app, self.routes = app, routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        account = Account.opened(scope, Headers(scope=scope).get(HEADER, ""), self.routes())
+
+        async def send_with(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                account.status = message["status"]
+                MutableHeaders(scope=message)[HEADER] = account.id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with)
+        except Exception as error:  # a defect of ours, which nothing inside has answered
+            if account.status is not None:
+                raise
+            refused = told(error, account.id)
+            account.reason = refused.reason
+            await refused.response()(scope, receive, send_with)
+        finally:
+            log.info(account.line())
