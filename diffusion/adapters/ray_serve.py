@@ -67,7 +67,12 @@ class Images:
     def __serve_build_asgi_app__(self) -> FastAPI:
         deployed = self.deployed
         return create_app(
-            self.engine, deployed.model, deployed.limits, self_test=self.self_test, access=deployed.access
+            self.engine,
+            deployed.model,
+            deployed.limits,
+            self_test=self.self_test,
+            access=deployed.access,
+            echoes=False,  # Serve's proxy makes ids and adds them
         )
 
     def check_health(self) -> None:

@@ -31,17 +31,24 @@ _ANYBODY = Access()
 
 
 def create_app(
-    engine: Engine, model: ModelRef, limits: ServeRecipe, *, self_test: str, access: Access = _ANYBODY
+    engine: Engine,
+    model: ModelRef,
+    limits: ServeRecipe,
+    *,
+    self_test: str,
+    access: Access = _ANYBODY,
+    echoes: bool = True,
 ) -> FastAPI:
     """The application around a started engine that draws with `model`.
 
     self_test: sha256 of the picture that the engine drew when it was loaded, which /healthz reports.
     access: who may ask.  Raises ValueError where its file of keys is damaged.
+    echoes: answers carry the request's id; not where a server before this adds it anyway, as Ray Serve's does.
     """
     # the interactive documentation would fetch scripts from a foreign host
     app = FastAPI(title="diffusion", version=model.version, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Guard, ring=Keyring(access))
-    app.add_middleware(Seen, routes=lambda: {route.path for route in app.routes})
+    app.add_middleware(Seen, routes=lambda: {route.path for route in app.routes}, echoes=echoes)
     app.add_middleware(SecureHeaders)
     errors.install(app)
     page.install(app)

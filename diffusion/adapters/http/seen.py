@@ -14,10 +14,11 @@ HEADER = "X-Request-ID"
 
 
 class Seen:
-    """The application, whose requests are seen.  routes: the paths there are, once they are known."""
+    """The application, whose requests are seen.  routes: the paths there are, once they are known.  echoes: whether answers
+    get the id here."""
 
-    def __init__(self, app: ASGIApp, routes: Callable[[], set[str]]) -> None:
-        self.app, self.routes = app, routes
+    def __init__(self, app: ASGIApp, routes: Callable[[], set[str]], echoes: bool) -> None:
+        self.app, self.routes, self.echoes = app, routes, echoes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -28,7 +29,8 @@ class Seen:
         async def send_with(message: Message) -> None:
             if message["type"] == "http.response.start":
                 account.status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = account.id
+                if self.echoes:
+                    MutableHeaders(scope=message)[HEADER] = account.id
             await send(message)
 
         try:
