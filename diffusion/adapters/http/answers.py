@@ -31,8 +31,12 @@ def many(stamped: list[Stamped], work: Work, served: Served) -> Response:
     return JSONResponse(about, headers=shared)
 
 
-def stream(events: AsyncGenerator[Preview | list[Stamped], None], kind: str) -> Response:
-    """Server-sent events `kind`.partial_image and `kind`.completed.  kind: image_generation or image_edit."""
+def stream(events: AsyncGenerator[Preview | list[Stamped], None], kind: str, notes: tuple[str, ...]) -> Response:
+    """Server-sent events `kind`.partial_image and `kind`.completed.  kind: image_generation or image_edit.
+
+    notes: for people, told with each picture where there are any.
+    """
+    about = {"notes": list(notes)} if notes else {}
 
     async def lines() -> AsyncGenerator[str, None]:
         try:
@@ -45,9 +49,8 @@ def stream(events: AsyncGenerator[Preview | list[Stamped], None], kind: str) -> 
                 for stamped in event:
                     # OpenAI's clients expect a usage; there are no tokens here
                     usage = {"total_tokens": 0, "input_tokens": 0, "output_tokens": 0}
-                    yield _event(
-                        f"{kind}.completed", _datum(stamped) | {"image": stamped.receipt.image, "usage": usage}
-                    )
+                    shown = _datum(stamped) | about | {"image": stamped.receipt.image, "usage": usage}
+                    yield _event(f"{kind}.completed", shown)
         except Exception as error:  # the answer's status is sent already
             yield _event("error", told(error).body)
 

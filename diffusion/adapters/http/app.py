@@ -155,7 +155,8 @@ async def _answered(request: Request, body: Wanted, work: Work, served: Served, 
     account.task, account.n, account.steps = work.task, work.job.request.n, work.job.request.steps
     body.check(work.job.request.n)
     if body.stream:
-        return answers.stream(begun(request, work, served, body.partial_images or 0), kind)
+        notes = work.rework.notes if work.rework else ()
+        return answers.stream(begun(request, work, served, body.partial_images or 0), kind, notes)
     alone = bare(body, work.job.request.n, request)
     stamped = await drawn(request, work, served)
     return answers.one(stamped) if alone else answers.many(stamped, work, served)

@@ -16,18 +16,20 @@ export function begin(asked, count, shape) {
   const run = {...asked, items: new Array(count).fill(null), done: false};
   show(run);
   at("tiles").style.setProperty("--shape", shape);
+  if (at("run").getBoundingClientRect().top > innerHeight / 2) at("run").scrollIntoView();  // on a phone they are below the form
   return run;
 }
 
 /** An event of the run's answer: a preview or a picture. */
 export function receive(run, event) {
   const data = `data:image/png;base64,${event.b64_json}`;
+  run.notes = event.notes ?? [];
   run.items[event.image] = {data, receipt: event.receipt ?? null};
   if (run !== shown) return;
   const tile = at("tiles").children[event.image];
   if (!tile) return;
   dress(tile, run, event.image);
-  if (event.receipt) at("said").textContent = sentence(run);
+  if (event.receipt) told(run);
 }
 
 /** The run has all its pictures: it goes into the history. */
@@ -52,7 +54,7 @@ export function show(run) {
   at("copied").textContent = "";
   at("tiles").replaceChildren();
   if (run === null) return;
-  at("said").textContent = sentence(run);
+  told(run);
   for (let i = 0; i < run.items.length; i++) {
     const tile = document.createElement("button");
     tile.type = "button";
@@ -61,6 +63,11 @@ export function show(run) {
     dress(tile, run, i);
   }
   list();
+}
+
+function told(run) {
+  at("said").textContent = sentence(run);
+  at("notes").textContent = run.notes?.length ? `Taken: ${run.notes.join("; ")}.` : "";
 }
 
 function dress(tile, run, i) {

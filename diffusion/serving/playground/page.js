@@ -110,12 +110,12 @@ async function draw() {
   at("error").textContent = "";
   const mine = new AbortController();
   drawing = mine;
+  busy(true);
   let run = null;
   try {
     const request = await wanted(), {image, mask} = request.files;
     if (image && !image.blob) throw new Error("Choose a picture first.");
     if (mask && !mask.blob) throw new Error("Paint over what is to be drawn anew first.");
-    busy(true);
     const shape = (request.fields.size ?? (image || card.sizes.length > 1 ? "1x1" : card.sizes[0])).replace("x", " / ");
     const state = {task: task(), title: TASKS[task()].name, values: values(), request};
     run = made.begin(state, request.fields.n ?? 1, shape);
@@ -134,9 +134,10 @@ async function draw() {
 }
 
 function tell(error) {
-  at("error").textContent = error.message;
+  at(error.status === 401 ? "locked" : "error").textContent = error.message;
   if (error.status === 401) {
     at("unlock").hidden = false;
+    at("unlock").scrollIntoView({block: "nearest"});
     at("key").focus();
   } else if (error.param && at(error.param)?.closest("form") === form) {
     at(error.param).closest("details")?.setAttribute("open", "");
@@ -214,6 +215,7 @@ function present() {
 }
 
 async function load() {
+  const known = card;
   try {
     [card] = await models();
   } catch (error) {
@@ -222,8 +224,8 @@ async function load() {
     return;
   }
   at("unlock").hidden = true;
-  at("error").textContent = "";
-  present();
+  at("locked").textContent = at("error").textContent = "";
+  if (known === null) present();
 }
 
 form.noValidate = true;  // the server says what is wrong, and in whole sentences
