@@ -25,7 +25,18 @@ ROOMS = {  # of diffusion.evaluation: what each may import of it; its own files 
     "sweep": {"metrics", "extractors", "report"},
     "gate": {"metrics", "facts", "report"},
 }
-EDGES = {"ray", "mlflow", "fastapi", "starlette", "uvicorn", "prefect", "typer", "rich", "sqlalchemy"}
+EDGES = {
+    "ray",
+    "mlflow",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "prefect",
+    "typer",
+    "rich",
+    "sqlalchemy",
+    "prometheus_client",
+}
 MATHEMATICS = {"torch", "numpy", "diffusion"}
 FILES = sorted(path.relative_to(ROOT) for package in ("diffusion", "flows") for path in ROOT.glob(f"{package}/**/*.py"))
 

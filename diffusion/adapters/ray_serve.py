@@ -73,6 +73,7 @@ class Images:
             self_test=self.self_test,
             access=deployed.access,
             echoes=False,  # Serve's proxy makes ids and adds them
+            replica=serve.get_replica_context().replica_id.unique_id,
         )
 
     def check_health(self) -> None:

@@ -49,7 +49,8 @@ class Engine:
     """Draws pictures with one bundle.
 
     slots: pictures drawn at once.  queue: pictures that may wait beyond those.  timeout_s: a submitted request older
-    than this fails with DeadlineExceeded.  `submit` needs `start`; `generate` does not.
+    than this fails with DeadlineExceeded.  `submit` needs `start`; `generate` does not.  `on_tick(rows, seconds)`, where one
+    is set, is told of each tick that asked the network, in the thread that ticks; it must not raise.
     """
 
     def __init__(self, bundle: Bundle, slots: int = 16, *, queue: int = 256, timeout_s: float = math.inf) -> None:
@@ -68,6 +69,7 @@ class Engine:
         self._worker: threading.Thread | None = None
         self._stopping = False
         self._tick_began = time.monotonic()
+        self.on_tick: Callable[[int, float], None] | None = None
 
     def job(self, request: ResolvedRequest) -> Job:
         """The pictures of a request, drawn from nothing else."""
@@ -204,6 +206,8 @@ class Engine:
             asking = [flight for group in same.values() for flight in self._ask(group)]
             with self._wake:
                 self._flights = asking
+            if self.on_tick is not None:
+                self.on_tick(rows, time.monotonic() - self._tick_began)
             return rows
 
     def _ask(self, flights: list[Flight]) -> list[Flight]:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -119,6 +120,8 @@ def test_a_request_leaves_a_line_in_the_log(url, log):
     assert [(line["route"], line["status"], line["n"], line["steps"]) for line in lines] == [
         ("/v1/images/generations", 200, 2, 3)
     ]
+    numbers = httpx.get(f"{url}/metrics", timeout=30).text
+    assert re.search(r'diffusion_pictures_total{key="",replica="\w+",task="generation"} [1-9]', numbers)
 
 
 def test_only_loopback_listens(url):

@@ -23,6 +23,7 @@ class Account:
     route: str
     method: str
     began: float = field(default_factory=time.monotonic)  # seconds of time.monotonic()
+    seconds: float | None = None  # the whole, once it is over
     status: int | None = None  # None: the client left before there was one
     key: str | None = None  # the key's name
     reason: str | None = None  # why it was refused
@@ -57,8 +58,14 @@ class Account:
             return "deadline" if isinstance(error, DeadlineExceeded) else "failed"
         return "done"
 
+    def close(self, scope: Scope) -> None:
+        """The request is over."""
+        self.seconds = time.monotonic() - self.began
+        if route := scope.get("route"):  # its template, where one was found
+            self.route = route.path
+
     def line(self) -> str:
-        """A line of JSON for the log, at the end of the request."""
+        """A line of JSON for the log, of a request that is over."""
         about = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "id": self.id,
@@ -66,7 +73,7 @@ class Account:
             "route": self.route,
             "status": self.status,
             "outcome": self.outcome,
-            "seconds": time.monotonic() - self.began,
+            "seconds": self.seconds,
             "key": self.key,
             "task": self.task,
             "n": self.n,

@@ -14,6 +14,7 @@ from diffusion.adapters.http.bodies import Form, form, json_object, picture, typ
 from diffusion.adapters.http.card import card
 from diffusion.adapters.http.guard import Guard
 from diffusion.adapters.http.headers import SecureHeaders
+from diffusion.adapters.http.metrics import CONTENT_TYPE, Metrics
 from diffusion.adapters.http.schema import described
 from diffusion.adapters.http.seen import Seen
 from diffusion.adapters.http.served import Served, Work, begun, drawn
@@ -38,17 +39,20 @@ def create_app(
     self_test: str,
     access: Access = _ANYBODY,
     echoes: bool = True,
+    replica: str = "",
 ) -> FastAPI:
     """The application around a started engine that draws with `model`.
 
     self_test: sha256 of the picture that the engine drew when it was loaded, which /healthz reports.
     access: who may ask.  Raises ValueError where its file of keys is damaged.
     echoes: answers carry the request's id; not where a server before this adds it anyway, as Ray Serve's does.
+    replica: its name where there may be several; the metrics have it.
     """
     # the interactive documentation would fetch scripts from a foreign host
     app = FastAPI(title="diffusion", version=model.version, docs_url=None, redoc_url=None, redirect_slashes=False)
+    metrics = Metrics(engine, model, replica)
     app.add_middleware(Guard, ring=Keyring(access))
-    app.add_middleware(Seen, routes=lambda: {route.path for route in app.routes}, echoes=echoes)
+    app.add_middleware(Seen, routes=lambda: {route.path for route in app.routes}, ended=metrics.ended, echoes=echoes)
     app.add_middleware(SecureHeaders)
     errors.install(app)
     page.install(app)
@@ -89,6 +93,10 @@ def create_app(
     @app.get("/v1/models")
     async def models() -> dict:
         return {"object": "list", "data": [card(served)]}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def numbers() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")

@@ -1,4 +1,4 @@
-"""Who may ask: requests to /v1/ without a known key are refused before anything of them is read."""
+"""Who may ask: requests to /v1/ and /metrics without a known key are refused before anything of them is read."""
 
 from contextlib import nullcontext
 
@@ -9,7 +9,7 @@ from diffusion.adapters.http.account import Account
 from diffusion.adapters.http.errors import ApiError
 from diffusion.serving.keys import Keyring, NoKey, TooMany
 
-GUARDED = ("/v1/",)  # the page, its files and /healthz tell nothing, and a page must open to ask for a key
+GUARDED = ("/v1/", "/metrics")  # the page, its files and /healthz tell nothing, and a page must open to ask for a key
 
 
 class Guard:

@@ -1,4 +1,4 @@
-"""Every request seen: it has an id, which its answer carries, and leaves a line in the log."""
+"""Every request seen: it has an id, which its answer carries, is counted, and leaves a line in the log."""
 
 import logging
 from collections.abc import Callable
@@ -15,10 +15,12 @@ HEADER = "X-Request-ID"
 
 class Seen:
     """The application, whose requests are seen.  routes: the paths there are, once they are known.  echoes: whether answers
-    get the id here."""
+    get the id here.  ended: is told of each request at its end."""
 
-    def __init__(self, app: ASGIApp, routes: Callable[[], set[str]], echoes: bool) -> None:
-        self.app, self.routes, self.echoes = app, routes, echoes
+    def __init__(
+        self, app: ASGIApp, routes: Callable[[], set[str]], ended: Callable[[Account], None], echoes: bool
+    ) -> None:
+        self.app, self.routes, self.ended, self.echoes = app, routes, ended, echoes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,4 +44,6 @@ class Seen:
             account.reason = refused.reason
             await refused.response()(scope, receive, send_with)
         finally:
+            account.close(scope)
+            self.ended(account)
             log.info(account.line())
