@@ -1,5 +1,6 @@
 """The page in a real Chromium, against a real server: what a person does, and what comes of it."""
 
+import base64
 import threading
 import time
 from collections.abc import Iterator
@@ -91,6 +92,19 @@ def test_a_server_that_is_gone_is_a_sentence(browser, one_thread) -> None:
         expect(page.locator("#error")).to_have_text("The server does not answer. Is it still running?")
 
 
+def test_a_failure_in_the_middle_is_a_sentence_and_what_was_made_stays(page, engine, monkeypatch) -> None:
+    before = draw(page)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.bundle.denoiser, "forward", lambda *a, **k: 1 / 0)
+        page.locator("#go").click()
+        expect(page.locator("#error")).to_have_text("the pictures could not be drawn; the server's log says why")
+    assert [image.get_attribute("src") for image in page.locator("#tiles img").all()] == [
+        "data:image/png;base64," + base64.b64encode(data).decode() for data in before
+    ]
+    expect(page.locator("#history button")).to_have_count(1)
+    assert len(draw(page)) == 4
+
+
 def test_words_for_a_model_that_reads_them(browser, one_thread) -> None:
     with served(Engine(reading_bundle(), slots=4)) as client, opened(browser, str(client.base_url)) as page:
         page.locator("#prompt").fill("un drapeau <b>très</b> 'rouge'")
@@ -166,6 +180,7 @@ def test_everything_by_keyboard(page, engine) -> None:
     more(page, steps=1000)
     page.keyboard.press("Enter")
     expect(page.locator("#stop")).to_be_visible()
+    expect(page.locator("#run-curl")).to_be_hidden()  # its seed is not known yet
     page.keyboard.press("Escape")
     expect(page.locator("#go")).to_be_enabled()
     assert idle(engine), "what was stopped is still being drawn"

@@ -67,6 +67,7 @@ export function show(run) {
 
 function told(run) {
   at("said").textContent = sentence(run);
+  at("run-curl").hidden = !run.items.every(item => item?.receipt);  // its seed is known then
   at("notes").textContent = run.notes?.length ? `Taken: ${run.notes.join("; ")}.` : "";
 }
 
