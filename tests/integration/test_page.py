@@ -75,9 +75,16 @@ def test_shows_previews_before_the_pictures(page) -> None:
 
 
 def test_a_mistake_is_the_servers_sentence(page) -> None:
-    page.locator("#n").fill("7")
-    page.locator("#go").click()
-    expect(page.locator("#error")).to_contain_text("n=7: this server allows 1 to 6")
+    for wrong, said in (
+        ("-1", "at least 1"),
+        ("1.5", "whole number"),
+        ("1e15", "1 to 6"),
+        ("7", "n=7: this server allows 1 to 6"),
+    ):
+        page.locator("#n").fill(wrong)
+        page.locator("#go").click()
+        expect(page.locator("#error")).to_contain_text(said)
+    expect(page.locator("#run")).to_be_hidden()
     expect(page.locator("#n")).to_be_focused()
     page.locator("#n").fill("1")
     draw(page)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from diffusion.adapters.ray_serve import DeployFailed, deploy, deployed, undeploy
 from diffusion.lineage.replay import redraw
@@ -20,6 +21,9 @@ from diffusion.serving.keys import Access, add, remove
 from diffusion.serving.receipt import opened, read_receipt, stamp
 from diffusion.store.bundle import load_bundle
 from diffusion.store.refs import ModelRef
+from tests.chromium import chromium
+from tests.chromium import opened as on_page
+from tests.on_page import draw, more
 from tests.ports import free_port
 from tests.processes import kill, ours
 from tests.random_bundle import published_model
@@ -64,6 +68,26 @@ def ask(url: str, *, timeout_s: float = 120, **body) -> httpx.Response:
 def replicas() -> list[int]:
     """Process ids of our replicas."""
     return ours("ServeReplica:diffusion:images")
+
+
+def test_the_page_draws_over_serve_and_stops(url):
+    with chromium() as browser, on_page(browser, url) as page:
+        page.locator("#n").fill("2")
+        found = [read_receipt(data) for data in draw(page)]
+        assert [(receipt.version, receipt.label, receipt.image) for receipt in found] == [
+            ("1", "cat", 0),
+            ("1", "cat", 1),
+        ]
+        more(page, steps=1000)
+        page.locator("#n").fill("6")
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#tiles img").first).to_be_visible()  # a preview came while the rest is drawn
+        page.locator("#stop").click()
+        expect(page.locator("#go")).to_be_enabled()
+    deadline = time.monotonic() + 30
+    while (load := httpx.get(f"{url}/healthz").json())["drawing"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (load["drawing"], load["waiting"]) == (0, 0)
 
 
 def test_pictures_over_serve_are_the_models(url, models):

@@ -118,7 +118,8 @@ async function draw() {
     if (mask && !mask.blob) throw new Error("Paint over what is to be drawn anew first.");
     const shape = (request.fields.size ?? (image || card.sizes.length > 1 ? "1x1" : card.sizes[0])).replace("x", " / ");
     const state = {task: task(), title: TASKS[task()].name, values: values(), request};
-    run = made.begin(state, request.fields.n ?? 1, shape);
+    const places = Math.min(Math.max(Math.trunc(request.fields.n ?? 1), 1), card.limits.max_n);  // what is wrong the server says
+    run = made.begin(state, places, shape);
     follow(run, mine);
     for await (const event of drawn(request, mine.signal)) made.receive(run, event);
     made.finish(run);
