@@ -19,7 +19,7 @@ class Endpoint(Frozen):
 
     url: str
     model: ModelRef
-    keys: bool = False  # whether requests need one
+    guarded: bool = False  # whether requests need a key; a field named `keys` would make Prefect take it for a dict
 
 
 @flow(name="deploy")
@@ -50,4 +50,4 @@ def deploy_stage(recipe: ServeRecipe, name: str, which: str, site: Site) -> Endp
         )
     ticked(f"deploy    {name} version {model.version}")
     create_link_artifact(url, key="endpoint", description=f"{model.name} version {model.version}, {model.digest}")
-    return Endpoint(url=url, model=model, keys=site.access.needed or bool(read(site.access.keys)))
+    return Endpoint(url=url, model=model, guarded=site.access.needed or bool(read(site.access.keys)))

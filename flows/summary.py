@@ -142,6 +142,6 @@ def answering(endpoint: "Endpoint") -> None:
     target = f"{endpoint.url}/v1/images/generations -o picture.png"
     say(f"  endpoint   {endpoint.url}  serves {endpoint.model.name} version {endpoint.model.version}")
     headers = "-H 'Content-Type: application/json' -H 'Accept: image/png'"
-    if endpoint.keys:
+    if endpoint.guarded:
         headers += ' -H "Authorization: Bearer $KEY"'
     say(f"  try        curl -fsS {target} {headers} -d {body}")

@@ -84,6 +84,7 @@ def test_what_is_refused_is_counted_by_why_and_tasks_apart(client, engine, monke
         assert client.post(f"/v1/images/{path}", files={"image": PICTURE}, data=fields).status_code == 200
     client.post(URL, json={"n": 0})
     client.get("/nowhere-at-all")
+    client.get("/page/nowhere-either")
     gate, inner = threading.Event(), engine.bundle.denoiser.forward
     with ThreadPoolExecutor(2) as pool, monkeypatch.context() as patch:
         patch.setattr(engine.bundle.denoiser, "forward", lambda *a, **k: gate.wait(60) and inner(*a, **k))
@@ -95,8 +96,9 @@ def test_what_is_refused_is_counted_by_why_and_tasks_apart(client, engine, monke
         gate.set()
         assert [answer.result().status_code for answer in waiting] == [200, 200]
     numbers = until(client, 1, "rejected_total", reason="queue")
-    assert value(numbers, "rejected_total", reason="invalid") == 2
+    assert value(numbers, "rejected_total", reason="invalid") == 3
     assert value(numbers, "requests_total", route="other", status="404") == 1
+    assert value(numbers, "requests_total", route="/page/{name}", status="404") == 1
     assert value(numbers, "requests_total", route=URL, status="422") == 1
     given = {"edit": 1, "colorization": 1, "inpainting": 0, "generation": 12}
     assert {task: value(numbers, "pictures_total", task=task, key="") for task in given} == given
