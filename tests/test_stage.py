@@ -7,10 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from prefect.utilities.collections import visit_collection
-
-from diffusion.store.refs import ModelRef
-from flows.deploy import Endpoint
 
 ROOT = Path(__file__).parent.parent
 PRELUDE = """
@@ -114,9 +110,16 @@ print("done")
     assert "! ConnectionError (no answer after 3 tries): trying again in a moment" in lines
 
 
-def test_prefect_takes_an_endpoint_apart() -> None:
+def test_prefect_takes_an_endpoint_apart(tmp_path: Path) -> None:
     """As it does with what a stage returns; a field that hides a dictionary's method would end it there."""
-    model = ModelRef(uri="m", digest="5" * 64, name="m", version="1", aliases=(), run_digest="1", dataset_digest="2")
-    seen = []
-    visit_collection(Endpoint(url="http://x", model=model, guarded=True), visit_fn=seen.append, max_depth=1)
-    assert model in seen
+    program = """
+from prefect.utilities.collections import visit_collection
+from diffusion.store.refs import ModelRef
+from flows.deploy import Endpoint
+model = ModelRef(uri="m", digest="5" * 64, name="m", version="1", aliases=(), run_digest="1", dataset_digest="2")
+seen = []
+visit_collection(Endpoint(url="http://x", model=model, guarded=True), visit_fn=seen.append, max_depth=1)
+assert model in seen
+"""
+    environment = os.environ | {"PREFECT_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True, timeout=100)
