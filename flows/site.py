@@ -143,7 +143,8 @@ class Site(Frozen):
     @property
     def access(self) -> Access:
         """Who may ask the endpoint."""
-        return Access(keys=self.home / KEYS, needed=not is_loopback(self.host) and not self.open)
+        needed = not is_loopback(self.host) and not self.open
+        return Access(keys=self.home / KEYS, needed=needed, by_any_name=self.open)
 
     @property
     def logs(self) -> Path:

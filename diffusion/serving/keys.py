@@ -49,6 +49,7 @@ class Access(Frozen):
 
     keys: Path | None = None
     needed: bool = False
+    by_any_name: bool = False  # whatever host a request names; else, where no key is wanted, this machine alone
 
 
 class NoKey(Exception):

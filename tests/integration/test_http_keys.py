@@ -13,7 +13,7 @@ from openai import AuthenticationError, OpenAI, RateLimitError
 from diffusion.serving.engine import Engine
 from diffusion.serving.keys import Access, add, remove
 from tests.integration.test_http import LIMITS, URL, error_of, idle, served
-from tests.random_bundle import random_bundle
+from tests.random_bundle import CLASSES, random_bundle
 
 BODY = {"label": "cat", "seed": 1, "steps": 2}
 
@@ -123,3 +123,28 @@ def test_openais_client_with_a_key_and_with_a_wrong_one(client, access, key) -> 
         with pytest.raises(RateLimitError, match="1 times a minute"):
             openai.images.generate(prompt="cat")
     remove(access.keys, "slow")
+
+
+def test_without_keys_it_answers_to_names_of_this_machine_alone(engine: Engine, tmp_path: Path) -> None:
+    """A page whose own name was made to point here would else be taken for this endpoint's own."""
+    with served(Engine(random_bundle(), slots=2), access=Access(keys=tmp_path / "keys.json")) as client:
+        for host, status in (
+            ("evil.example", 403),
+            ("evil.example:7777", 403),
+            ("127.0.0.1.evil.example", 403),
+            ("localhost:7777", 200),
+            ("127.0.0.1:1", 200),
+            ("[::1]:7777", 200),
+        ):
+            for ask in (
+                lambda host: client.get("/v1/models", headers={"Host": host}),
+                lambda host: client.post(URL, json={"label": CLASSES[0], "steps": 2}, headers={"Host": host}),
+            ):
+                assert ask(host).status_code == status, host
+        assert "make a key" in error_of(client.get("/v1/models", headers={"Host": "evil.example"}))["message"]
+        assert client.get("/healthz", headers={"Host": "evil.example"}).status_code == 200  # tells nothing
+        key = add(tmp_path / "keys.json", "proxy")
+        assert client.get("/v1/models", headers={"Host": "evil.example", **bearer(key)}).status_code == 200
+    open_to_all = Access(keys=tmp_path / "none.json", by_any_name=True)
+    with served(Engine(random_bundle(), slots=2), access=open_to_all) as client:
+        assert client.get("/v1/models", headers={"Host": "pictures.example"}).status_code == 200
