@@ -1,14 +1,25 @@
 """The program `diffusion`: its commands, and what a recipe says.
 
 Those of the line are in `cli_line`, those that draw in `cli_pictures`, those on origins in `cli_lineage`, those on
-versions in `cli_models`, those on keys in `cli_keys`, those on datasets in `cli_data` and `cli_quarantine`.
+versions in `cli_models`, those on keys in `cli_keys`, load on an endpoint in `cli_load`, those on datasets in `cli_data`
+and `cli_quarantine`.
 """
 
 from typing import Annotated
 
 import typer
 
-from flows import cli_data, cli_keys, cli_line, cli_lineage, cli_models, cli_pictures, cli_quarantine, recipes
+from flows import (
+    cli_data,
+    cli_keys,
+    cli_line,
+    cli_lineage,
+    cli_load,
+    cli_models,
+    cli_pictures,
+    cli_quarantine,
+    recipes,
+)
 from flows.foreground import leaving, reported
 from flows.options import Name, Preset, RecipeFile, Settings
 
@@ -24,6 +35,7 @@ app.add_typer(cli_line.app)
 app.add_typer(cli_pictures.app)
 app.add_typer(cli_lineage.app)
 app.add_typer(cli_models.app)
+app.add_typer(cli_load.app)
 app.add_typer(cli_data.app, name="data")
 cli_data.app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_keys.app, name="keys")
