@@ -262,7 +262,7 @@ def test_a_client_that_leaves_frees_its_slots(client, engine):
     address = (client.base_url.host, client.base_url.port)
     with socket.create_connection(address) as connection:
         head = (
-            f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         connection.sendall(head.encode() + body)
         deadline = time.monotonic() + 20
