@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
+expect.set_options(timeout=60_000)  # a busy machine takes its time; 5 s is what it would wait
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -45,7 +46,7 @@ def opened(browser: Browser, url: str, **context) -> Iterator[Page]:
     with browser.new_context(accept_downloads=True, **context) as made:
         made.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
         page = made.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("request", lambda request: asked.append(request))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", lambda line: said.append(line.text) if line.type in ("error", "warning") else None)
