@@ -261,7 +261,8 @@ def test_a_client_that_leaves_frees_its_slots(client, engine):
     body = json.dumps({"label": "cat", "n": 6, "steps": 1000, "seed": 0}).encode()
     address = (client.base_url.host, client.base_url.port)
     with socket.create_connection(address) as connection:
-        head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST {URL} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         deadline = time.monotonic() + 20
         while engine.load()["drawing"] < 4 and time.monotonic() < deadline:
