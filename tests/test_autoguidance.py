@@ -271,7 +271,8 @@ def test_the_endpoint_says_what_there_is_and_draws_with_it(engine):
         run_digest="1" * 64,
         dataset_digest="2" * 64,
     )
-    client = TestClient(create_app(engine, model, ServeRecipe(), self_test=engine.self_test()))
+    app = create_app(engine, model, ServeRecipe(), self_test=engine.self_test())
+    client = TestClient(app, base_url="http://127.0.0.1")
     card = client.get("/v1/models").json()["data"][0]
     assert card["guidance_kinds"] == ["classifier_free", "autoguidance"]
     assert card["defaults"]["guidance_kind"] == "autoguidance"
