@@ -10,7 +10,7 @@ import math
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
@@ -111,24 +111,21 @@ def open_loop(
 ) -> list[Answer]:
     """Send the requests at `rate` a second, at random moments that are a function of the seed."""
     due = np.cumsum(np.random.default_rng([seed, 1]).exponential(1 / rate, len(asked)))
-    began, done = time.monotonic(), 0
+    began = time.monotonic()
+    under_way: list[Future[Answer]] = []
 
-    def one(ask: Ask, at: float) -> Answer:
-        nonlocal done
-        answer = _answered(url, ask, key, timeout_s, began + at)
-        done += 1
-        return answer
+    def told() -> None:  # counted here: threads that each add one may lose some
+        progress(sum(each.done() for each in under_way), len(asked))
 
     with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
-        under_way = []
         for ask, at in zip(asked, due.tolist(), strict=True):
             while (left := began + at - time.monotonic()) > 0:
                 time.sleep(min(left, 0.1))
-                progress(done, len(asked))
-            under_way.append(pool.submit(one, ask, at))
-        while done < len(asked):
-            time.sleep(0.05)
-            progress(done, len(asked))
+                told()
+            under_way.append(pool.submit(_answered, url, ask, key, timeout_s, began + at))
+        while wait(under_way, timeout=0.1).not_done:
+            told()
+        told()
         return [each.result() for each in under_way]
 
 

@@ -161,7 +161,7 @@ async def _reworked(request: Request, body: Wanted, made: Callable[[], Rework], 
 async def _answered(request: Request, body: Wanted, work: Work, served: Served, kind: str) -> Response:
     account = Account.of(request.scope)
     account.task, account.n, account.steps = work.task, work.job.request.n, work.job.request.steps
-    body.check(work.job.request.n)
+    body.check()
     if body.stream:
         notes = work.rework.notes if work.rework else ()
         return answers.stream(begun(request, work, served, body.partial_images or 0), kind, notes)

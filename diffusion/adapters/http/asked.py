@@ -30,8 +30,8 @@ class Wanted(Frozen):
     quality: Literal["auto", "standard"] | None = Field(None, description="There is one")
     background: Literal["auto", "opaque"] | None = Field(None, description="Pictures have no transparency")
 
-    def check(self, n: int) -> None:
-        """Raises RequestError for what contradicts itself.  n: pictures wanted."""
+    def check(self) -> None:
+        """Raises RequestError for what contradicts itself."""
         if self.stream and self.response_format == "png":
             raise RequestError(
                 "response_format=png: a stream of events holds PNGs in base64. Leave it out, or stream",
@@ -44,8 +44,6 @@ class Wanted(Frozen):
                 param="partial_images",
                 allowed=[None],
             )
-        if self.response_format == "png" and n > 1:
-            raise several(n)
 
 
 def bare(wanted: Wanted, n: int, request: Request) -> bool:
@@ -55,17 +53,12 @@ def bare(wanted: Wanted, n: int, request: Request) -> bool:
         wanted.response_format is None and accept.startswith(("image/png", "image/*"))
     )
     if only and n > 1:
-        raise several(n)
+        raise RequestError(
+            f"n={n}: a bare PNG is one picture. Ask for response_format=b64_json (and JSON in Accept), or n=1",
+            param="n",
+            allowed=[1],
+        )
     return only
-
-
-def several(n: int) -> RequestError:
-    """Of more pictures than a bare PNG is."""
-    return RequestError(
-        f"n={n}: a bare PNG is one picture. Ask for response_format=b64_json (and JSON in Accept), or n=1",
-        param="n",
-        allowed=[1],
-    )
 
 
 class GenerationBody(GenerateRequest, Wanted):
