@@ -10,19 +10,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusion.data.images import decode_png, png_text, to_model, to_uint8
-from diffusion.degradation import FACTORS, beside
 from diffusion.edit import by_condition, levels_of
 from diffusion.guidance import classifier_free, conditioned
-from diffusion.operators import BlockMean
-from diffusion.restore import residual
 from diffusion.sampler import heun, run
 from diffusion.schedule import karras_sigmas
-from diffusion.serving.engine import Engine
-from diffusion.serving.given import Given, keep_of
 from diffusion.serving.job import condition
 from diffusion.serving.receipt import read_receipt
-from diffusion.serving.request import GenerateRequest, RequestError, resolve
-from diffusion.serving.restoring import TASKS, Measurement, RestoreRequest, by_training, check_restoration, measured
+from diffusion.serving.restoring import TASKS
 from diffusion.spacing import DETAIL
 from flows.cli import app
 from flows.site import Site
@@ -30,7 +24,6 @@ from tests.random_bundle import (
     CLASSES,
     RESOLUTION,
     published_model,
-    random_bundle,
     reading_bundle,
     restoring_bundle,
     shaped_bundle,
@@ -175,20 +168,6 @@ def test_what_is_not_learned_or_asked_otherwise_goes_zero_shot(given: tuple[str,
     assert (facts["way"], facts["repeats"]) == ("zero-shot", 3)
 
 
-def test_the_trained_way_asks_with_the_measurement_beside_x_and_puts_it_into_each_answer() -> None:
-    engine = Engine(restoring_bundle())
-    asked = GenerateRequest(label=CLASSES[0], seed=1, n=2, steps=2, guidance=2.0)
-    operator = BlockMean(4)
-    picture = torch.rand(1, 3, RESOLUTION, RESOLUTION, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    y = operator.forward(picture)
-    converse = by_training(resolve(asked, engine.bundle.spec), operator, y, engine.bundle, engine.device)
-    cond = next(converse(range(2))).cond
-    # two pictures, guided towards their class alone
-    torch.testing.assert_close(cond["image"], beside(operator, picture).expand(4, -1, -1, -1))
-    assert cond["label"].tolist() == [0, 0, len(CLASSES), len(CLASSES)]
-    assert residual(operator, run(converse(range(2)), engine.denoise), y).max() < 5e-6  # float32; answers may be large
-
-
 def test_an_edit_by_inversion_keeps_what_lies_outside_the_mask(diffusion, folder: Path) -> None:
     out, told = diffusion("edit", "picture.png", "--label", "dog", "--from-label", "cat", "--mask", "mask.png")
     picture, edited = np.array(Image.open(folder / "picture.png")), decode_png((out / "5-000.png").read_bytes())
@@ -330,37 +309,6 @@ def test_a_way_that_was_not_learned_is_refused_with_what_to_do(diffusion, monkey
         diffusion(*given, store="restorer")
 
 
-def given(image: Image.Image) -> Given:
-    return Given(image, "0" * 64)
-
-
-def measure(image: Image.Image, task: str, factor: int | None) -> Measurement:
-    asked = RestoreRequest(task=task, factor=factor)
-    check_restoration(asked, given(image), None, random_bundle().spec)
-    return measured(asked, image, None, (RESOLUTION, RESOLUTION), torch.device("cpu"))
-
-
-@pytest.mark.parametrize("factor", FACTORS)
-def test_a_small_picture_is_the_measurement_itself(factor: int) -> None:
-    small = RESOLUTION // factor
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (small, small, 3), dtype=np.uint8))
-    found = measure(image, "super-resolution", factor)
-    assert np.array_equal(to_uint8(found.y)[0].numpy(), np.array(image))
-    torch.testing.assert_close(found.operator.forward(found.before), found.y)
-
-
-@pytest.mark.parametrize("factor", FACTORS)
-def test_a_small_grey_picture_is_the_measurement_of_both(factor: int) -> None:
-    small = RESOLUTION // factor
-    values = np.random.default_rng(0).integers(0, 256, (small, small), dtype=np.uint8)
-    found = measure(Image.fromarray(values).convert("RGB"), "colorization", factor)
-    operator, y, before = found.operator, found.y, found.before
-    assert np.array_equal(to_uint8(y.expand(1, 3, small, small))[0, ..., 0].numpy(), values)
-    assert torch.equal(before, before[:, :1].expand_as(before))
-    torch.testing.assert_close(operator.forward(before), y)
-    torch.testing.assert_close(operator.forward(operator.pinv(y)), y)
-
-
 def test_colouring_and_enlarging_at_once_is_no_trained_way(diffusion) -> None:
     small = ("restore", "picture.png", "--task", "colorization", "--factor", "2")
     assert "zero-shot" in diffusion(*small, store="restorer")[1]
@@ -377,20 +325,6 @@ def test_what_a_picture_shows_can_be_said_in_words(diffusion) -> None:
         diffusion(*words, "dog")
 
 
-def test_too_small_a_picture_is_told_what_would_do() -> None:
-    with pytest.raises(RequestError, match=r"4 x 4, the model draws 16 x 16: give factor 4 or 8"):
-        measure(Image.new("RGB", (4, 4)), "super-resolution", 2)
-    with pytest.raises(RequestError, match="at least 2 x 2"):
-        measure(Image.new("RGB", (1, 9)), "super-resolution", 8)
-
-
-def test_a_mask_that_keeps_nothing_is_refused() -> None:
-    image = Image.new("RGB", (RESOLUTION, RESOLUTION))
-    white = given(Image.new("RGB", image.size, "white"))
-    with pytest.raises(RequestError, match="white everywhere"):
-        check_restoration(RestoreRequest(task="inpainting"), given(image), white, random_bundle().spec)
-
-
 def test_no_file_is_overwritten(diffusion, folder: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine" / "5-000.png"
     mine.parent.mkdir()
@@ -399,14 +333,3 @@ def test_no_file_is_overwritten(diffusion, folder: Path, tmp_path: Path) -> None
         with pytest.raises(ValueError, match="mine has files in it, and none is overwritten"):
             diffusion(command[0], "picture.png", *command[1:], out="mine")
     assert mine.read_bytes() == (folder / "picture.png").read_bytes()
-
-
-def test_a_mask_without_white_is_refused_and_transparency_is_dark() -> None:
-    side = RESOLUTION
-    with pytest.raises(RequestError, match="dark everywhere"):
-        keep_of(Image.new("RGB", (side, side)), (side, side))
-    clear = Image.new("RGBA", (side, side), (255, 255, 255, 0))
-    clear.paste((255, 255, 255, 255), (0, 0, 4, 4))
-    keep = keep_of(clear, (side, side))
-    assert keep.shape == (3, side, side)
-    assert (~keep).sum() == 3 * 4 * 4
