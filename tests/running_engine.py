@@ -34,18 +34,15 @@ def running(engine: Engine):
 @contextmanager
 def waiting_network(engine: Engine, monkeypatch):
     """A running engine whose network waits for the event: what happens meanwhile happens within one tick."""
-    gate, entered, inner = threading.Event(), threading.Event(), engine.ladder.answer
+    gate, entered, inner = threading.Event(), threading.Event(), engine.denoise
 
-    class Gated:
-        sizes, seconds = engine.ladder.sizes, engine.ladder.seconds
-
-        def answer(self, denoise, query):
-            entered.set()
-            assert gate.wait(30)
-            return inner(denoise, query)
+    def gated(*query, **cond):
+        entered.set()
+        assert gate.wait(30)
+        return inner(*query, **cond)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "ladder", Gated())
+        patch.setattr(engine, "denoise", gated)
         with running(engine):
             try:
                 yield gate, entered

@@ -139,7 +139,7 @@ def test_each_network_is_asked_once_a_tick_for_the_rows_of_all_requests():
     engine.generate([*requests, unguided])
     # 3 guided pictures, which is no proven size, and 2 unguided ones; two steps of Heun's are three evaluations
     assert model.rows == engine.ladder.plan(5) * 3
-    assert guide.rows == engine.guide_ladder.plan(3) * 3
+    assert guide.rows == engine.networks.ladder_of(guide, engine.bundle.spec.size).plan(3) * 3
     assert model.columns == guide.columns == {"label"}
 
 

@@ -14,9 +14,10 @@ from diffusion.random import Stream, normal
 from diffusion.recipe import SamplingRecipe
 from diffusion.sampler import SAMPLERS, run
 from diffusion.schedule import karras_sigmas
-from diffusion.serving.engine import Engine, trial_query
+from diffusion.serving.engine import Engine
 from diffusion.serving.job import converse
 from diffusion.serving.request import GenerateRequest, resolve
+from diffusion.serving.trial import trial_query
 from diffusion.spacing import sampling_sigmas
 from tests.random_bundle import CLASSES, RESOLUTION, random_bundle, restoring_bundle
 from tests.running_engine import MIXED, ask, running, same

@@ -21,10 +21,11 @@ from diffusion.guidance import classifier_free, conditioned
 from diffusion.random import Stream, normal
 from diffusion.sampler import SAMPLERS, run
 from diffusion.schedule import karras_sigmas
-from diffusion.serving.engine import Engine, trial_query
+from diffusion.serving.engine import Engine
 from diffusion.serving.receipt import read_receipt
 from diffusion.serving.request import GenerateRequest, RequestError, prompt_of
 from diffusion.serving.ticket import DrawingFailed
+from diffusion.serving.trial import trial_query
 from diffusion.store.bundle import load_bundle
 from diffusion.text import remembering
 from flows.preflight import check

@@ -5,28 +5,23 @@ their samplers' queries.  Each tick gathers the open queries of all of them - an
 the network in proven batch sizes, and hands each conversation its answer.  So a picture is a function of the model and
 its request alone: noise comes from (seed, number of the picture), arithmetic outside the network is elementwise, and
 inside it the ladder keeps rows independent of the batch.  A bundle with a guide has two networks, each with a ladder of
-its own; a tick deals the rows out to them.  Pictures of another size are asked in a call of their own, by a ladder that is
-proven when the first of them comes.
+its own; a tick deals the rows out to them.  Pictures of another size are asked in a call of their own.
 """
 
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 
 import torch
 from torch import Tensor
 
-from diffusion.data.pictures.buckets import Size
-from diffusion.degradation import image_channels
-from diffusion.guidance import by_model
-from diffusion.random import Stream, normal, uniform
-from diffusion.sampler import Denoise, Query
+from diffusion.serving.admission import Admission
 from diffusion.serving.flight import Flight, gather
 from diffusion.serving.job import Job, generation
-from diffusion.serving.ladder import Ladder, prove
+from diffusion.serving.ladder import Ladder
+from diffusion.serving.networks import Networks
 from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
 from diffusion.serving.ticket import (
@@ -35,12 +30,11 @@ from diffusion.serving.ticket import (
     EngineStopped,
     Picture,
     Preview,
+    Priority,
     QueueFull,
     Ticket,
 )
-from diffusion.spacing import sampling_sigmas
 from diffusion.store.bundle import Bundle
-from diffusion.store.bundle_spec import BundleSpec
 
 _LARGEST_CALL = {"cpu": 16, "cuda": 64}  # rows; beyond these a call only takes longer
 
@@ -59,12 +53,11 @@ class Engine:
         self.bundle = bundle
         self.slots, self.queue, self.timeout_s = slots, queue, timeout_s
         self.device = next(bundle.denoiser.parameters()).device
-        self.ladder = self._proven(bundle.denoiser, bundle.spec.size)
-        self.guide_ladder = self._proven(bundle.guide, bundle.spec.size) if bundle.guide else None
-        self._other_ladders: dict[tuple[Denoise, Size], Ladder] = {}  # of the other sizes
+        largest = min(_LARGEST_CALL.get(self.device.type, 64), 2 ** (2 * slots - 1).bit_length())
+        self.networks = Networks(bundle, self.device, largest)
         self._wake = threading.Condition()  # guards the queue, the flights and the worker
         self._ticking = threading.Lock()  # one tick at a time, whoever drives
-        self._queue: deque[Ticket] = deque()
+        self._queue = Admission()
         self._flights: list[Flight] = []
         self._worker: threading.Thread | None = None
         self._stopping = False
@@ -75,18 +68,26 @@ class Engine:
         """The pictures of a request, drawn from nothing else."""
         return generation(request, self.bundle, self.device)
 
-    def submit(self, job: Job, *, previews: int = 0, show: Callable[[Preview], None] | None = None) -> Ticket:
+    def submit(
+        self,
+        job: Job,
+        *,
+        previews: int = 0,
+        show: Callable[[Preview], None] | None = None,
+        priority: Priority = "normal",
+        timeout_s: float = math.inf,
+    ) -> Ticket:
         """Queue what is to be drawn, from any thread.  previews, show: as `Ticket` has them.
 
-        Raises QueueFull, or EngineStopped if no worker runs.
+        timeout_s: the engine's own is the longest.  Raises QueueFull, or EngineStopped if no worker runs.
         """
         with self._wake:
             if not self._running():
                 raise EngineStopped("the engine is not running: call start() first")
-            waiting = self._waiting()
+            waiting = self._queue.pictures
             if waiting + job.request.n > self.queue + max(0, self.slots - self._flying()):
                 raise QueueFull(waiting, job.request.n, self.queue, self._retry_after_s())
-            ticket = Ticket(job, time.monotonic() + self.timeout_s, previews, show)
+            ticket = Ticket(job, min(timeout_s, self.timeout_s), previews, show, priority)
             self._enqueue(ticket)
         return ticket
 
@@ -171,24 +172,16 @@ class Engine:
     def load(self) -> dict[str, int]:
         """Slots, pictures in them, and pictures waiting, now."""
         with self._wake:
-            return {"slots": self.slots, "drawing": self._flying(), "waiting": self._waiting()}
+            return {"slots": self.slots, "drawing": self._flying(), "waiting": self._queue.pictures}
+
+    @property
+    def ladder(self) -> Ladder:
+        """Of the model itself, for pictures of its own size."""
+        return self.networks.ladder_of(self.bundle.denoiser, self.bundle.spec.size)
 
     def denoise(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
         """D(x; sigma) of every row, with the bits it would have alone; by the guide where its column `model` is 1."""
-
-        size = tuple(x.shape[2:])
-
-        def asking(denoiser: Denoise, ladder: Ladder) -> Denoise:
-            if size != self.bundle.spec.size:
-                if (denoiser, size) not in self._other_ladders:
-                    self._other_ladders[denoiser, size] = self._proven(denoiser, size)
-                ladder = self._other_ladders[denoiser, size]
-            return lambda x, sigma, **cond: ladder.answer(denoiser, Query(x, sigma, cond))
-
-        model = asking(self.bundle.denoiser, self.ladder)
-        if self.bundle.guide is None:
-            return model(x, sigma, **cond)
-        return by_model(model, asking(self.bundle.guide, self.guide_ladder))(x, sigma, **cond)
+        return self.networks.denoise(x, sigma, **cond)
 
     def tick(self) -> int:
         """Admit, gather, ask, answer: one evaluation for every picture in a slot.  Returns the rows asked, 0 if idle."""
@@ -224,13 +217,6 @@ class Engine:
         parts = zip(flights, answer.split(rows), finite, strict=True)
         return [flight for flight, part, ok in parts if flight.hand(part, finite=bool(ok.all()))]
 
-    def _proven(self, denoiser: Denoise, size: Size) -> Ladder:
-        return prove(
-            denoiser,
-            lambda rows, trial: trial_query(self.bundle.spec, rows, trial, self.device, size),
-            largest=min(_LARGEST_CALL.get(self.device.type, 64), 2 ** (2 * self.slots - 1).bit_length()),
-        )
-
     def _work(self) -> None:
         while True:
             with self._wake:
@@ -249,29 +235,25 @@ class Engine:
         with self._wake:
             for ticket in self._tickets():
                 if ticket.deadline < now:
-                    ticket.fail(DeadlineExceeded(f"given up after {self.timeout_s:g} s"))
-            self._queue = deque(ticket for ticket in self._queue if not ticket.future.done())
+                    ticket.fail(DeadlineExceeded(f"given up after {ticket.timeout_s:g} s"))
+            self._queue.drop_ended()
             self._flights = [flight for flight in self._flights if not flight.ticket.future.done()]
 
     def _admit(self) -> None:
-        """Give free slots to waiting pictures, first come first served; a request may come in by parts."""
+        """Give free slots to those whose turn it is."""
         while True:
             with self._wake:
-                free = self.slots - self._flying()
-                if free < 1 or not self._queue:
+                turn = self._queue.take(self.slots - self._flying())
+                if turn is None:
                     return
-                ticket = self._queue[0]
-                images = range(ticket.started, ticket.started + min(free, ticket.waiting))
+                ticket, images = turn
                 ticket.started_at = ticket.started_at or time.monotonic()
-                ticket.started = images.stop
-                if not ticket.waiting:
-                    self._queue.popleft()
             flight = Flight.depart(ticket, images, self.bundle)
             with self._wake:
-                if flight is not None:
+                if flight is None:
+                    self._queue.drop_ended()
+                else:
                     self._flights.append(flight)
-                elif self._queue and self._queue[0] is ticket:
-                    self._queue.popleft()
 
     def _running(self) -> bool:
         return self._worker is not None and self._worker.is_alive() and not self._stopping
@@ -279,7 +261,7 @@ class Engine:
     def _enqueue(self, ticket: Ticket) -> None:
         if not self._queue and not self._flights:
             self._tick_began = time.monotonic()  # it was idle until now, not stuck
-        self._queue.append(ticket)
+        self._queue.add(ticket)
         self._wake.notify_all()
 
     def _fail_all(self, error: Exception) -> None:
@@ -292,9 +274,6 @@ class Engine:
     def _tickets(self) -> set[Ticket]:
         return {*self._queue, *(flight.ticket for flight in self._flights)}
 
-    def _waiting(self) -> int:
-        return sum(ticket.waiting for ticket in self._queue if not ticket.future.done())
-
     def _flying(self) -> int:
         return sum(len(flight.images) for flight in self._flights if not flight.ticket.future.done())
 
@@ -306,28 +285,3 @@ class Engine:
             rows += (total - done) * (2 if ticket.request.guided else 1)
         widest = self.ladder.sizes[-1]
         return min(600, max(1, math.ceil(rows / widest * self.ladder.seconds[widest])))
-
-
-def trial_query(spec: BundleSpec, rows: int, trial: int, device: torch.device, size: Size | None = None) -> Query:
-    """Rows like those of real requests: noise levels over the whole range, every label and the null label, where the model
-    restores something to restore and nothing, and where it reads prompts those from none to the longest.  size: None for
-    that of requests that do not say."""
-    index = torch.arange(rows)
-    levels = sampling_sigmas(spec.sampling, spec.sampling.steps).log()
-    low, high = levels[-2].item(), levels[0].item()  # the last is 0
-    sigma = (low + (high - low) * uniform(trial, Stream.SIGMA, index)).exp()
-    shape = spec.shape_at(size)
-    noise = normal(trial, Stream.INITIAL, index, shape)
-    label = (index + trial) % (len(spec.classes) + 1)
-    cond = {"label": label}
-    if channels := image_channels(spec.degradations):
-        shown = normal(trial, Stream.CHURN, index, (channels, *shape[1:]))
-        cond["image"] = shown * (index % 3 > 0).view(-1, 1, 1, 1)  # among them pictures drawn freely
-    if spec.text:
-        length = torch.linspace(0, spec.text.tokens, rows).round()
-        mask = torch.arange(spec.text.tokens) < length[:, None]
-        # as an encoder writes them: zeros where there is no token
-        text = normal(trial, Stream.INITIAL, rows + index, (spec.text.tokens, spec.text.width)) * mask[:, :, None]
-        cond |= {"text": text, "text_mask": mask}
-    on_device = {name: value.to(device) for name, value in cond.items()}
-    return Query((noise * sigma.view(-1, 1, 1, 1)).to(device), sigma.to(device), on_device)

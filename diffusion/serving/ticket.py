@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from diffusion.serving.job import Job
 from diffusion.serving.request import ResolvedRequest
 
 Picture = np.ndarray  # uint8 (H, W, 3)
+Priority = Literal["high", "normal", "low"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # the first goes first
 
 
 class QueueFull(RuntimeError):
@@ -56,6 +58,7 @@ class Preview(NamedTuple):
 class Ticket:
     """A request in the engine.  `future` gives its pictures, a list of uint8 (H, W, 3), or raises how it ended.
 
+    timeout_s: it fails where it is not done that long after it was submitted.
     previews: how often `show`, called in the engine's thread, is given each picture as it looks on its way there.
 
     The engine never marks the future as running, so it can be cancelled until the last picture is done; its slots are
@@ -63,9 +66,10 @@ class Ticket:
     """
 
     job: Job
-    deadline: float = math.inf  # of time.monotonic()
+    timeout_s: float = math.inf
     previews: int = 0
     show: Callable[[Preview], None] | None = None
+    priority: Priority = "normal"
     future: "Future[list[Picture]]" = field(default_factory=Future)
     started: int = 0  # pictures that have had a slot
     asked: int = 0  # evaluations answered, over all pictures
@@ -80,6 +84,11 @@ class Ticket:
             self.ended_at = time.monotonic()
 
         self.future.add_done_callback(ended)
+
+    @property
+    def deadline(self) -> float:
+        """Of time.monotonic()."""
+        return self.submitted_at + self.timeout_s
 
     @property
     def waited_s(self) -> float:

@@ -1,0 +1,61 @@
+"""Who of those who wait gets the next free slot.
+
+Each ticket has a rank that never changes: when it came, in seconds, put off by what its priority stands back.  The lowest is
+next.  So a ticket is passed only by those that come within these seconds after it, and every one has its turn.
+"""
+
+import bisect
+from collections.abc import Iterator
+
+from diffusion.serving.ticket import Priority, Ticket
+
+STANDS_BACK_S: dict[Priority, float] = {"high": 0.0, "normal": 30.0, "low": 90.0}
+
+
+def rank(ticket: Ticket) -> float:
+    """The lowest is next."""
+    return ticket.submitted_at + STANDS_BACK_S[ticket.priority]
+
+
+class Admission:
+    """The tickets whose pictures wait, in the order of their turns.  For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Ticket] = []
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(self._waiting)
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, ticket: Ticket) -> None:
+        """Behind those of the same rank."""
+        bisect.insort(self._waiting, ticket, key=rank)
+
+    def take(self, free: int) -> tuple[Ticket, range] | None:
+        """The pictures that get slots next, at most `free`, which are all of one ticket; None where there are none.
+
+        A request comes in by parts where its pictures are more than the free slots.
+        """
+        if free < 1 or not self._waiting:
+            return None
+        ticket = self._waiting[0]
+        images = range(ticket.started, ticket.started + min(free, ticket.waiting))
+        ticket.started = images.stop
+        if not ticket.waiting:
+            del self._waiting[0]
+        return ticket, images
+
+    def drop_ended(self) -> None:
+        """Forget the tickets that are over."""
+        self._waiting = [ticket for ticket in self._waiting if not ticket.future.done()]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._waiting = []
+
+    @property
+    def pictures(self) -> int:
+        """How many wait."""
+        return sum(ticket.waiting for ticket in self._waiting if not ticket.future.done())
