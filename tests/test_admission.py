@@ -13,8 +13,8 @@ ARRIVALS = st.lists(
 )
 
 
-def ticket(submitted_at: float, priority: str = "normal", n: int = 1) -> Ticket:
-    job = SimpleNamespace(request=SimpleNamespace(n=n))
+def ticket(submitted_at: float, priority: str = "normal", n: int = 1, rows: int = 1) -> Ticket:
+    job = SimpleNamespace(request=SimpleNamespace(n=n), rows=rows)
     return Ticket(job, priority=priority, submitted_at=submitted_at)
 
 
@@ -76,6 +76,17 @@ def test_the_urgent_go_first_and_no_picture_is_given_twice():
     assert queue.take(2) is None
     assert queue.pictures == 0
     assert not queue
+
+
+def test_pictures_of_two_rows_need_room_for_both_and_are_not_passed():
+    queue = Admission()
+    guided, plain = ticket(0.0, n=3, rows=2), ticket(1.0)
+    queue.add(guided)
+    queue.add(plain)
+    assert queue.take(8, 5) == (guided, range(2))
+    assert queue.take(6, 1) is None  # though the other has room
+    assert queue.take(6, 2) == (guided, range(2, 3))
+    assert queue.take(5, 1) == (plain, range(1))
 
 
 def test_what_is_over_is_forgotten():

@@ -10,7 +10,7 @@ import torch
 
 from diffusion.sampler import SAMPLERS, Sampler, evaluations
 from diffusion.serving.engine import Engine
-from diffusion.serving.request import GenerateRequest
+from diffusion.serving.request import GenerateRequest, resolve
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull
 from tests.random_bundle import random_bundle
 from tests.running_engine import MIXED, ask, running, same, waiting_network
@@ -49,6 +49,22 @@ def test_slots_are_filled_until_the_last_wave(quick, monkeypatch):
     quick.generate(requests)
     waves = 12 // quick.slots
     assert rows == [quick.slots] * (waves * evaluations("heun", 3))
+
+
+def test_slots_of_its_own_choice_fill_no_more_than_the_call_they_were_chosen_for(quick, monkeypatch):
+    """Guided pictures ask for two rows, others for one; what is drawn is the same."""
+    engine, rows = Engine(random_bundle(), slots="auto"), []
+    assert engine.slots == engine.rows == max(2, engine.ladder.knee)
+    tick = engine.tick
+    monkeypatch.setattr(engine, "tick", lambda: rows.append(tick()))
+    for ours, theirs in zip(engine.generate(MIXED), quick.generate(MIXED), strict=True):
+        assert same(ours, theirs)
+    assert max(rows) == engine.rows
+    assert sum(rows) == sum(r.n * evaluations(r.sampler or "heun", r.steps or 5) * guided(r) for r in MIXED)
+
+
+def guided(request: GenerateRequest) -> int:
+    return resolve(request, random_bundle().spec).guided + 1
 
 
 def test_progress_counts_every_evaluation_once(quick):

@@ -72,3 +72,11 @@ def test_answers_come_back_in_order_whatever_the_plan():
     for sizes in [(8,), (1,), (2, 8), (1, 2, 4, 8, 16)]:
         ladder = Ladder(sizes, {size: 1.0 + size for size in sizes})
         assert torch.equal(ladder.answer(honest, query), honest(query.x, query.sigma, **query.cond))
+
+
+def test_the_knee_is_where_larger_calls_gain_little():
+    flat = {2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0}
+    assert Ladder((2, 4, 8, 16), flat).knee == 16
+    assert Ladder((2, 4, 8, 16), {2: 0.009, 4: 0.0125, 8: 0.0194, 16: 0.039}).knee == 8  # a CPU's
+    assert Ladder((2, 4, 8, 16), {size: size * 1.0 for size in flat}).knee == 2
+    assert Ladder((1,), {1: 1.0}).knee == 1

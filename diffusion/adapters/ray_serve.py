@@ -182,7 +182,7 @@ def _run(wanted: Deployed) -> None:
         num_replicas=wanted.replicas,
         ray_actor_options={"num_cpus": wanted.cpus, "num_gpus": wanted.gpus},
         # the engine refuses with Retry-After; Serve is to let everything through to it
-        max_ongoing_requests=limits.slots + limits.queue + 64,
+        max_ongoing_requests=limits.queue + 128 + (0 if limits.slots == "auto" else limits.slots),
         max_surge_percent=100,
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=limits.timeout_s,

@@ -156,7 +156,9 @@ class GateRecipe(Frozen):
 class ServeRecipe(Frozen):
     """Limits of the endpoint."""
 
-    slots: int = Field(16, ge=1, le=1_024, description="Pictures drawn at once; more wait in the queue")
+    slots: Annotated[int, Field(ge=1, le=1_024)] | Literal["auto"] = Field(
+        "auto", description="Pictures drawn at once; auto: as many as the measured throughput gains by"
+    )
     queue: int = Field(256, ge=1, description="Pictures waiting at most; then 503 with Retry-After")
     max_n: int = Field(16, ge=1, le=256, description="Pictures per request")
     max_steps: int = Field(100, ge=2, le=1_000)

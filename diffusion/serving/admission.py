@@ -5,6 +5,7 @@ next.  So a ticket is passed only by those that come within these seconds after 
 """
 
 import bisect
+import math
 from collections.abc import Iterator
 
 from diffusion.serving.ticket import Priority, Ticket
@@ -33,15 +34,18 @@ class Admission:
         """Behind those of the same rank."""
         bisect.insort(self._waiting, ticket, key=rank)
 
-    def take(self, free: int) -> tuple[Ticket, range] | None:
-        """The pictures that get slots next, at most `free`, which are all of one ticket; None where there are none.
+    def take(self, slots: int, rows: float = math.inf) -> tuple[Ticket, range] | None:
+        """The pictures that get slots next, all of one ticket; None where it has no room in the free slots and rows.
 
-        A request comes in by parts where its pictures are more than the free slots.
+        A request comes in by parts where its pictures are more than have room.
         """
-        if free < 1 or not self._waiting:
+        if not self._waiting:
             return None
         ticket = self._waiting[0]
-        images = range(ticket.started, ticket.started + min(free, ticket.waiting))
+        room = int(min(slots, rows // ticket.job.rows, ticket.waiting))
+        if room < 1:
+            return None
+        images = range(ticket.started, ticket.started + room)
         ticket.started = images.stop
         if not ticket.waiting:
             del self._waiting[0]

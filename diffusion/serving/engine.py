@@ -8,11 +8,13 @@ inside it the ladder keeps rows independent of the batch.  A bundle with a guide
 its own; a tick deals the rows out to them.  Pictures of another size are asked in a call of their own.
 """
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,25 +38,36 @@ from diffusion.serving.ticket import (
 )
 from diffusion.store.bundle import Bundle
 
+_log = logging.getLogger(__name__)
 _LARGEST_CALL = {"cpu": 16, "cuda": 64}  # rows; beyond these a call only takes longer
 
 
 class Engine:
     """Draws pictures with one bundle.
 
-    slots: pictures drawn at once.  queue: pictures that may wait beyond those.  timeout_s: a submitted request older
-    than this fails with DeadlineExceeded.  `submit` needs `start`; `generate` does not.  `on_tick(rows, seconds)`, where one
-    is set, is told of each tick that asked the network, in the thread that ticks; it must not raise.
+    slots: pictures drawn at once; "auto": as many as fill the call beyond which the measured throughput hardly gains, a
+    guided picture counting twice, for it asks for two rows.  queue: pictures that may wait beyond those.  timeout_s: a
+    submitted request older than this fails with DeadlineExceeded.  `submit` needs `start`; `generate` does not.
+    `on_tick(rows, seconds)`, where one is set, is told of each tick that asked the network, in the thread that ticks; it
+    must not raise.
     """
 
-    def __init__(self, bundle: Bundle, slots: int = 16, *, queue: int = 256, timeout_s: float = math.inf) -> None:
-        if slots < 1 or queue < 0:
+    def __init__(
+        self, bundle: Bundle, slots: int | Literal["auto"] = 16, *, queue: int = 256, timeout_s: float = math.inf
+    ) -> None:
+        if (slots != "auto" and slots < 1) or queue < 0:
             raise ValueError(f"slots={slots}, queue={queue}: an engine needs a slot, and a queue of 0 or more")
         self.bundle = bundle
-        self.slots, self.queue, self.timeout_s = slots, queue, timeout_s
         self.device = next(bundle.denoiser.parameters()).device
-        largest = min(_LARGEST_CALL.get(self.device.type, 64), 2 ** (2 * slots - 1).bit_length())
+        largest = _LARGEST_CALL.get(self.device.type, 64)
+        if slots != "auto":
+            largest = min(largest, 2 ** (2 * slots - 1).bit_length())
         self.networks = Networks(bundle, self.device, largest)
+        self.rows = math.inf  # of the network that a tick asks at most
+        if slots == "auto":
+            self.rows = slots = max(2, self.ladder.knee)
+            _log.info("%d slots: a call of so many rows takes %s", slots, self.ladder.told())
+        self.slots, self.queue, self.timeout_s = slots, queue, timeout_s
         self._wake = threading.Condition()  # guards the queue, the flights and the worker
         self._ticking = threading.Lock()  # one tick at a time, whoever drives
         self._queue = Admission()
@@ -243,7 +256,9 @@ class Engine:
         """Give free slots to those whose turn it is."""
         while True:
             with self._wake:
-                turn = self._queue.take(self.slots - self._flying())
+                flying = [flight for flight in self._flights if not flight.ticket.future.done()]
+                rows = sum(len(flight.images) * flight.ticket.job.rows for flight in flying)
+                turn = self._queue.take(self.slots - self._flying(), self.rows - rows)
                 if turn is None:
                     return
                 ticket, images = turn
@@ -282,6 +297,6 @@ class Engine:
         rows = 0
         for ticket in self._tickets():
             done, total = ticket.progress
-            rows += (total - done) * (2 if ticket.request.guided else 1)
+            rows += (total - done) * ticket.job.rows
         widest = self.ladder.sizes[-1]
         return min(600, max(1, math.ceil(rows / widest * self.ladder.seconds[widest])))

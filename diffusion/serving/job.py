@@ -38,6 +38,11 @@ class Job:
     off: Callable[[Tensor], Tensor] | None = None  # x0 (B, C, H, W) -> (B,), how far from what was measured of them
     known: Callable[[Tensor], Tensor] | None = None  # puts that into answers which `watch` heard without it
 
+    @property
+    def rows(self) -> int:
+        """Of the network that a picture asks in an evaluation, at most."""
+        return 2 if self.request.guided else 1
+
 
 def generation(request: ResolvedRequest, bundle: Bundle, device: torch.device) -> Job:
     """Pictures of nothing but the request."""

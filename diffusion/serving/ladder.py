@@ -6,7 +6,7 @@ So every size is tried against the reference size, and only those that give the 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,8 @@ from diffusion.sampler import Denoise, Query
 
 REFERENCE = 8  # never the number of slots: a picture must not depend on how large a server drew it
 LARGEST = 64
+_ROUNDS, _PATIENCE_S = 4, 1.0  # of measuring how long the calls take
+_NEARLY = 0.9  # of the most rows a second
 
 
 class NotReproducible(RuntimeError):
@@ -32,6 +34,16 @@ class Ladder:
     sizes: tuple[int, ...]
     seconds: dict[int, float]
     _plans: dict[int, list[int]] = field(default_factory=lambda: {0: []}, repr=False)
+
+    @property
+    def knee(self) -> int:
+        """The smallest size that answers nearly as many rows a second as the best: larger calls only take longer."""
+        best = max(size / self.seconds[size] for size in self.sizes)
+        return next(size for size in self.sizes if size / self.seconds[size] >= _NEARLY * best)
+
+    def told(self) -> str:
+        """The measured costs, for people."""
+        return ", ".join(f"{size}: {self.seconds[size] * 1000:.3g} ms" for size in self.sizes)
 
     def plan(self, rows: int) -> list[int]:
         """The cheapest calls that hold `rows` rows: sizes, of which only the last may have to be padded."""
@@ -108,4 +120,14 @@ def prove(denoise: Denoise, draw: Callable[[int, int], Query], *, largest: int =
                 "the network answers the same row with other bits when asked again, so no picture could be drawn twice."
                 " Choose deterministic kernels (torch.use_deterministic_algorithms) or another precision"
             )
+    began = time.perf_counter()
+    for _ in range(_ROUNDS):  # in turns, so that what else the machine does is not one size's alone
+        for size in sizes:
+            answers(Query(pools[0].x[:size], pools[0].sigma[:size], _first(pools[0].cond, size)), size, 0)
+        if time.perf_counter() - began > _PATIENCE_S:
+            break
     return Ladder(sizes, {size: seconds[size] for size in sizes})
+
+
+def _first(cond: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    return {name: value[:rows] for name, value in cond.items()}

@@ -30,6 +30,7 @@ from diffusion.data.images import encode_png
 from diffusion.denoiser import denoiser_of
 from diffusion.presets import PRESETS
 from diffusion.sampler import Conversation, Query
+from diffusion.serving.admission import Admission
 from diffusion.serving.editing import EditRequest, edit
 from diffusion.serving.engine import Engine
 from diffusion.serving.flight import gather
@@ -37,6 +38,7 @@ from diffusion.serving.given import Given
 from diffusion.serving.job import Job, unwatched
 from diffusion.serving.request import GenerateRequest, resolve
 from diffusion.serving.restoring import RestoreRequest, restoration
+from diffusion.serving.ticket import Ticket
 from diffusion.store.bundle import Bundle
 from tests.random_bundle import random_spec
 
@@ -107,7 +109,7 @@ class Waiting:
 
     @property
     def rows(self) -> int:
-        return 2 if self.job.request.guided else 1
+        return self.job.rows
 
     def ask(self) -> None:
         self.conversation = self.job.converse(range(1), unwatched)
@@ -201,19 +203,24 @@ def simulated(engine: Engine, policy: str, jobs: list[Job], arrivals: np.ndarray
     """The policy with a clock: a call takes what the ladder measured for its rows, all else nothing."""
     clock, coming, queue, done = 0.0, deque(zip(jobs, arrivals, strict=True)), list[Waiting](), list[Waiting]()
     flying: dict[Waiting, int] = {}
+    turns, by_job = Admission(), dict[Job, Waiting]()  # the engine's own rule, and whose job it is
 
     def cost(rows: int) -> float:
         return engine.ladder.cost(engine.ladder.plan(rows))
 
-    while coming or queue or flying:
+    while coming or queue or flying or turns:
         while coming and coming[0][1] <= clock:
             queue.append(Waiting(*coming.popleft()))
-        if not queue and not flying:
+        if not queue and not flying and not turns:
             clock = coming[0][1]
             continue
         if policy == "ours":
-            while queue and len(flying) < slots:
-                one = queue.pop(0)
+            for one in queue:
+                turns.add(Ticket(one.job, submitted_at=one.arrived))
+                by_job[one.job] = one
+            queue = []
+            while turn := turns.take(engine.slots - len(flying), engine.rows - sum(one.rows for one in flying)):
+                one = by_job.pop(turn[0].job)
                 flying[one] = one.job.evaluations
             clock += cost(sum(one.rows for one in flying))
             flying = {one: left - 1 for one, left in flying.items()}
@@ -277,22 +284,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--requests", type=int, default=300)
-    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--slots", type=int, default=16, help="of the others: pictures of a batch")
+    parser.add_argument("--ours", type=lambda text: text if text == "auto" else int(text), default="auto")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--simulate", action="store_true", help="only what measured costs lead to expect")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    engine = Engine(bundle_of(arguments.preset), slots=arguments.slots, queue=10**6)
+    engine = Engine(bundle_of(arguments.preset), slots=arguments.ours, queue=10**6)
     print("seconds a call by rows:", {size: float(f"{s:.3g}") for size, s in engine.ladder.seconds.items()})
     slots = arguments.slots
+    print(f"ours: {engine.slots} slots, {engine.rows} rows a tick")
     if arguments.simulate:
         policies = ("ours", *POLICIES)
         contenders = {p: lambda jobs, at, p=p: simulated(engine, p, jobs, at, slots) for p in policies}
     else:
         contenders = {"ours": lambda jobs, at: by_engine(engine, jobs, at)}
         contenders |= {p: lambda jobs, at, p=p: by_policy(engine, p, jobs, at, slots) for p in POLICIES}
-    print(f"{arguments.requests} requests of {STEPS} steps, {slots} slots, {threading.active_count()} threads of ours")
+    print(
+        f"{arguments.requests} requests of {STEPS} steps, batches of {slots}, {threading.active_count()} threads of ours"
+    )
     table(engine, contenders, arguments)
 
 

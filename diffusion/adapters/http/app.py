@@ -109,6 +109,7 @@ def create_app(
             "bundle_digest": model.digest,
             "self_test_sha256": self_test,
             "batch_sizes": engine.ladder.sizes,
+            "batch_seconds": {size: round(s, 5) for size, s in engine.ladder.seconds.items()},
             **engine.load(),
         }
         return JSONResponse(state, 200 if alive else 503)
