@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -61,6 +61,7 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
         _temp_dir=str(temp_dir),
     )
     litter = outer if elsewhere else None
+    watched = ExitStack()
     try:
         with _groups_of_their_own():
             try:
@@ -70,11 +71,13 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
                     raise
                 ray.shutdown()
                 start()
+        watched.enter_context(_ended_with_us())
         session = temp_dir / ray.get_runtime_context().get_session_name()
         yield
         litter = litter or session
     finally:
         ray.shutdown()
+        watched.close()
         _started.clear()
         if litter:
             shutil.rmtree(litter, ignore_errors=True)
@@ -86,6 +89,20 @@ def end_processes() -> None:
         if process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
+
+
+@contextmanager
+def _ended_with_us() -> Iterator[None]:
+    """What Ray runs for this process is killed at the end of the block or of this process, however that ends.
+
+    Where its raylet is killed, as Ray does itself to one that a busy machine keeps from ending within a second, the raylet's
+    agents ask a GCS that is gone for a minute before they see that they are alone.
+    """
+    groups = [f"-{process.pid}" for process in _started]
+    command = ["/bin/sh", "-c", 'read -r _; kill -9 "$@"', "sh", *groups]  # a shell that waits for our end of a pipe
+    null = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True):
+        yield
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def test_killed_in_its_midst_it_goes_on_and_what_it_chose_is_registered(
         process.kill()
         process.wait()
         before = drawn()
-    assert place.wait_for_end(180) == [], "on a busy machine Ray takes a minute to see that its driver is gone"
+    assert place.wait_for_end() == []
     assert len(before) < 8 * 8, "it was at its end before it was killed"
     assert not list(store.glob("sweeps/*/sweep.json"))
 

@@ -1,0 +1,40 @@
+"""A Ray of our own leaves nothing running, however its processes end."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.processes import command_of
+from tests.program import ROOT, Place
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from diffusion.adapters import ray_cluster
+from tests.processes import descendants
+
+with ray_cluster.local_ray(Path(sys.argv[1]), cpus=1):
+    import ray
+    ray.get(ray.remote(lambda: None).remote())
+    print(*descendants(os.getpid()), flush=True)
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    for process in ray_cluster._started:
+        process.terminate = process.kill  # what Ray does on a busy machine to those that are not gone in a second
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("busy", 0), ("killed", -9)])
+def test_agents_end_though_their_raylet_is_killed(place: Place, end: str, code: int) -> None:
+    """By themselves they take up to a minute: they ask a GCS that is gone."""
+    command = [sys.executable, "-c", PROGRAM, str(place.home), end]
+    done = subprocess.run(command, cwd=ROOT, env=place.environment(), stdout=subprocess.PIPE, timeout=120)
+    assert done.returncode == code
+    left = list(map(int, done.stdout.split()))
+    assert len(left) > 5
+    deadline = time.monotonic() + 10
+    while (left := list(filter(command_of, left))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [command_of(pid) for pid in left] == []
