@@ -1,6 +1,7 @@
 """A command in the foreground: libraries' output kept apart, errors in words, an end that leaves nothing running."""
 
 import atexit
+import errno
 import faulthandler
 import logging
 import os
@@ -27,6 +28,7 @@ from flows.preflight import check_home
 from flows.site import Site, keeping_ray, ray_is_kept
 
 _NEARLY_FULL_BYTES = 2**24  # where libraries fail to write, each with words of its own
+_NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 _LONGEST_END_S = 30.0  # Prefect's own end takes up to 5 on a busy machine
 _LONELY_END_S = 5.0
 _INTERRUPTED = 130  # exit code
@@ -162,6 +164,11 @@ def _told(problem: BaseException, log: Path | None, in_words: bool) -> str:
     """A problem, for people.  in_words: its message says all, and what to do."""
     if in_words:
         return first_mistake(problem) if isinstance(problem, ValueError) else str(problem)
+    if isinstance(problem, OSError) and problem.errno in _NO_RIGHT and problem.filename:
+        why = (
+            f"{problem.filename}: {problem.strerror}. Let this user read and write there, and the same command goes on"
+        )
+        return why if log is None else f"{why}\nDetails: {log}"
     details = "\nDetails: the same command with --debug" if log is None else f"\nDetails: {log}"
     if log and (left := shutil.disk_usage(log.parent).free) < _NEARLY_FULL_BYTES:
         details += (

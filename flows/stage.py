@@ -1,5 +1,6 @@
 """What all stages share: finished work is not done twice, transient failures are tried again, artifacts are small."""
 
+import errno
 import fcntl
 import os
 import time
@@ -12,7 +13,6 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
 from diffusion.recipe import Frozen
-from diffusion.store.publish import DiskFull
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef, SweepRef
 from diffusion.store.works import recall, remember, work_path
 from flows.console import say, seconds, ticked, warn
@@ -77,13 +77,16 @@ def _alone(stage: str, key: str, site: Site) -> Iterator[None]:
 # The next try would find the same mistake: in the recipe, the source, the data, the program.
 _PERMANENT = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, ImportError, AttributeError)
 _REASON = 200  # characters of an error of which a second try is made
+_PERMANENT_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _PERMANENT_FILES = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 
 
 def worth_another_try(_task: Task, _run: TaskRun, state: State) -> bool:
     """Whether a failure may be gone the next time: a worker that died, a connection, a locked database."""
     error = state.result(raise_on_failure=False)
-    if isinstance(error, (*_PERMANENT, *_PERMANENT_FILES, DiskFull)) or not isinstance(error, Exception):
+    if isinstance(error, (*_PERMANENT, *_PERMANENT_FILES)) or not isinstance(error, Exception):
+        return False
+    if isinstance(error, OSError) and error.errno in _PERMANENT_DISKS:
         return False
     reason = " ".join(str(error).split())[:_REASON]
     warn(f"{type(error).__name__}{f' ({reason})' if reason else ''}: trying again in a moment")

@@ -1,3 +1,4 @@
+import errno
 import logging
 import re
 import signal
@@ -196,6 +197,11 @@ def test_a_full_disk_is_told_in_a_sentence_whoever_met_it(capsys, tmp_path, monk
     assert "Traceback" in log.read_text()
     assert said(RuntimeError("500 Internal Server Error"), log) == (
         f"error: RuntimeError: 500 Internal Server Error\nDetails: {log}\n"
+    )
+    locked = OSError(errno.EROFS, "Read-only file system", "/srv/store/a.lock")
+    assert said(locked, log) == (
+        "error: /srv/store/a.lock: Read-only file system. Let this user read and write there, and the same command goes on"
+        f"\nDetails: {log}\n"
     )
     monkeypatch.setattr(foreground, "_NEARLY_FULL_BYTES", 2**63)
     (tmp_path / "b.log").mkdir()  # cannot be written either

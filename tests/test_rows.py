@@ -1,11 +1,17 @@
 """Features kept in a file: the same numbers, in any order of writing, with no file left behind."""
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diffusion.evaluation.rows import Rows, unnamed
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_parts_come_in_any_order_to_their_places(tmp_path):
@@ -42,3 +48,50 @@ def test_parts_of_another_width_are_refused(tmp_path):
     rows.put(0, {"features": np.zeros((2, 3), np.float32)})
     with pytest.raises(ValueError, match="broadcast"):
         rows.put(1, {"features": np.zeros((2, 4), np.float32)})
+
+
+_ON_A_FULL_DISK = """
+from pathlib import Path
+import numpy as np
+from diffusion.evaluation.reference import PIXELS, ReferenceIdentity, remember
+from diffusion.evaluation.rows import unnamed
+from diffusion.store.publish import DiskFull
+
+def drawn():
+    unnamed(Path("small/new"), (1024, 1024), np.dtype(np.float32))[:] = 1
+
+def kept():
+    identity = ReferenceIdentity(dataset_digest="0" * 64, pictures=1024, extractor=PIXELS, torch="2", device="cpu")
+    remember(Path("small"), identity, np.ones((1024, 1024), np.float32))
+
+for write in (drawn, kept):
+    try:
+        write()
+    except DiskFull as error:
+        print(error)
+print(sorted(path.name for path in Path("small").rglob("*")))
+"""
+
+
+def test_a_disk_without_room_for_features_is_told_and_ends_no_process(tmp_path):
+    """A file that is only named at its full length would end it by a signal, at a write into memory."""
+    (tmp_path / "small").mkdir()
+    mount = 'mount -t tmpfs -o size=1m none small && exec "$0" -c "$1"'
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, sys.executable, _ON_A_FULL_DISK],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no small file system can be had here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    *errors, left = done.stdout.splitlines()
+    assert len(errors) == 2
+    for error, folder in zip(errors, ("small/new", "small/features"), strict=True):
+        assert re.search(
+            rf"no room for the features of pictures in {folder}, [\d,]+ bytes are left .*: free some", error
+        )
+    assert left == "['features', 'new']"

@@ -101,7 +101,8 @@ for error in (ConnectionError(), TimeoutError(), OSError(5, "I/O"), RuntimeError
     assert worth_another_try(None, None, Failed(data=error)), error
 assert worth_another_try(None, None, Failed(data=ConnectionError("no answer\\nafter 3 tries")))
 mistakes = ValueError(), Mistake(), TypeError(), KeyError(), FloatingPointError()
-for error in (*mistakes, FileNotFoundError(), PermissionError()):
+disks = OSError(28, "No space left on device"), OSError(30, "Read-only file system", "a")
+for error in (*mistakes, *disks, FileNotFoundError(), PermissionError()):
     assert not worth_another_try(None, None, Failed(data=error)), error
 print("done")
 """

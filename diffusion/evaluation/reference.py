@@ -13,7 +13,7 @@ from diffusion.evaluation.extractors.features import ExtractorIdentity
 from diffusion.evaluation.gathered import Setup
 from diffusion.evaluation.metrics.memorization import SIDE, Looks
 from diffusion.recipe import Frozen, canonical_json, digest_of
-from diffusion.store.publish import replacing
+from diffusion.store.publish import replacing, room_in
 
 LIMIT = 50_000  # pictures of a larger training split, evenly spaced
 PIXELS = ExtractorIdentity(name="pixels", digest="none", resolution=SIDE, resize="area", precision="uint8")
@@ -76,7 +76,10 @@ def remember(store_root: Path, identity: ReferenceIdentity, features: np.ndarray
     entry = {"dtype": _TYPES[features.dtype.name], "shape": list(features.shape), "data_offsets": [0, features.nbytes]}
     header = json.dumps({"__metadata__": facts, "features": entry}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    with replacing(path) as file:  # by hand, for the library would hold a copy of all features
+    with (
+        room_in(path.parent, "the features of pictures"),
+        replacing(path) as file,
+    ):  # by hand, for the library would hold a copy of all features
         file.write(len(header).to_bytes(8, "little") + header)
         file.write(features.data)
     return path

@@ -1,5 +1,7 @@
 """Features as they come, in files without a name: the memory they take does not grow with the number of pictures."""
 
+import math
+import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +19,10 @@ def unnamed(folder: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray
         return np.empty(shape, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     with room_in(folder, "the features of pictures"), tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(
+            os, "posix_fallocate"
+        ):  # a disk that fills up later would end this process by SIGBUS, without a word
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)
         return np.memmap(file, dtype, "w+", shape=shape)
 
 

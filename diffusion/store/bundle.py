@@ -28,7 +28,7 @@ from diffusion.store.bundle_spec import (
     read_spec,
 )
 from diffusion.store.codecs import codec_named
-from diffusion.store.publish import publish, sha256_file, staging
+from diffusion.store.publish import publish, room_in, sha256_file, staging
 from diffusion.store.refs import RunRef
 from diffusion.store.text_encoders import encoder_named
 from diffusion.text import TextEncoder
@@ -98,7 +98,8 @@ def export_bundle(
         recipe_digest=run.recipe_digest,
         weights_sha256=hashlib.sha256(data[WEIGHTS_NAME]).hexdigest(),
     )
-    with staging(Path(store_root) / "bundles") as folder:
+    bundles = Path(store_root) / "bundles"
+    with room_in(bundles, "the weights of the model"), staging(bundles) as folder:
         for name, content in data.items():
             _network(spec, content, source=run.uri)
             (folder / name).write_bytes(content)

@@ -6,7 +6,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from diffusion.recipe import Frozen, canonical_json, digest_of, first_mistake
-from diffusion.store.publish import write_atomic
+from diffusion.store.publish import room_in, write_atomic
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef, SweepRef
 from diffusion.store.storage import open_storage
 
@@ -55,7 +55,8 @@ def remember(store: Path, key: str, ref: Ref) -> Ref:
     if missing:
         raise ValueError(f"{missing} does not exist: publish a result before remembering it")
     work = _Work(key=key, kind=type(ref).__name__, ref=ref.model_dump(mode="json"))
-    write_atomic(work_path(store, key), canonical_json(work))
+    with room_in(work_path(store, key).parent, "the note of finished work"):
+        write_atomic(work_path(store, key), canonical_json(work))
     return ref
 
 

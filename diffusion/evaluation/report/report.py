@@ -27,7 +27,7 @@ from diffusion.evaluation.report.words import markdown
 from diffusion.recipe import Frozen, canonical_json, digest_of, unset
 from diffusion.store.averages import Reconstruction
 from diffusion.store.bundle_spec import Guide
-from diffusion.store.publish import publishing, read_published
+from diffusion.store.publish import publishing, read_published, room_in
 from diffusion.store.refs import EvaluationRef, RunRef
 from diffusion.text import TextIdentity
 
@@ -124,7 +124,8 @@ def publish_report(
     pictures: by name, as in {"grid": ...} of grid.png, each uint8 (H, W, 3).
     """
     final = Path(store_root) / "evaluations" / report.digest[:16]
-    with suppress(FileExistsError), publishing(final) as folder:  # else the same report, made before or meanwhile
+    # else it is the same report, made before or meanwhile
+    with suppress(FileExistsError), room_in(final.parent, "the report"), publishing(final) as folder:
         for name, picture in pictures.items():
             (folder / f"{name}.png").write_bytes(encode_png(picture))
         if report.held_out:

@@ -13,7 +13,7 @@ from diffusion.evaluation.gathered import Result, Setup
 from diffusion.evaluation.plan import Task
 from diffusion.evaluation.worker import Worker
 from diffusion.recipe import digest_of
-from diffusion.store.publish import write_atomic
+from diffusion.store.publish import room_in, write_atomic
 
 
 class SweepWorker:
@@ -57,7 +57,9 @@ class Parts:
         if not result.problem:
             features = np.ascontiguousarray(result.arrays["features"])
             facts = json.dumps({"sha256": _sha256(features), "seconds": result.seconds})
-            write_atomic(self._path(task), safetensors.numpy.save({"features": features}, metadata={"facts": facts}))
+            part = safetensors.numpy.save({"features": features}, metadata={"facts": facts})
+            with room_in(self.folder, "the features of drawn pictures"):
+                write_atomic(self._path(task), part)
 
     def _path(self, task: Task) -> Path:
         setup = self.setups[task.setting.ema]

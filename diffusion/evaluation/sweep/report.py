@@ -18,7 +18,7 @@ from diffusion.evaluation.metrics.sample import Distance
 from diffusion.evaluation.report.report import Environment
 from diffusion.evaluation.sweep.plot import pareto_plot
 from diffusion.recipe import Frozen, SamplingRecipe, Setting, SweepRecipe, canonical_json, digest_of, unset
-from diffusion.store.publish import publishing, read_published
+from diffusion.store.publish import publishing, read_published, room_in
 from diffusion.store.refs import RunRef, SweepRef
 
 FILE = "sweep.json"
@@ -92,7 +92,8 @@ def publish_sweep(found: Sweep, store_root: Path, run: RunRef, seconds: list[flo
     """Write it below store_root/sweeps, once.  seconds: a picture, of each setting, as measured; None: not drawn."""
     final = Path(store_root) / "sweeps" / found.digest[:16]
     timing = [{"setting": one.setting.model_dump(), "seconds": s} for one, s in zip(found.tried, seconds, strict=True)]
-    with suppress(FileExistsError), publishing(final) as folder:  # else the same, found before or meanwhile
+    # else it is the same, found before or meanwhile
+    with suppress(FileExistsError), room_in(final.parent, "the sweep"), publishing(final) as folder:
         (folder / "pareto.png").write_bytes(encode_png(pareto_plot(found)))
         (folder / "sweep.md").write_text(markdown(found), encoding="utf-8")
         (folder / TIMING).write_text(json.dumps(timing, indent=1), encoding="utf-8")
