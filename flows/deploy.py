@@ -44,7 +44,8 @@ def deploy_stage(recipe: ServeRecipe, name: str, which: str, site: Site) -> Endp
             host=site.host,
             port=site.port,
             replicas=site.replicas,
-            gpus=int(site.use_gpu),
+            gpus=site.replica_gpus if site.use_gpu else 0,
+            idle_s=site.idle_s,
             access=site.access,
             log=site.logs / "requests.jsonl",
         )

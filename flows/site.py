@@ -61,7 +61,11 @@ class Site(Frozen):
     host: str = Field("127.0.0.1", description="Address the endpoint listens on; beyond loopback it wants keys")
     open: bool = Field(False, description="Let anybody ask an endpoint beyond loopback where there are no keys")
     port: int = Field(7777, ge=1, le=65_535, description="Port of the endpoint")
-    replicas: int = Field(1, ge=1, description="Copies of the model behind the endpoint")
+    replicas: int | tuple[int, int] = Field(
+        1, description="Replicas of the endpoint, or LEAST:MOST of them, as many as the pictures that wait need"
+    )
+    replica_gpus: float = Field(1, gt=0, description="GPUs of each replica that serves on them; 0.5: two share one")
+    idle_s: float = Field(60, ge=0, description="Seconds that fewer replicas would do until one goes")
     mlflow: str | None = Field(None, description="MLflow tracking URI; none: an SQLite file in the home")
     ray: str | None = Field(None, description="Address of a Ray cluster; none: one of our own, for as long as needed")
 
@@ -80,18 +84,26 @@ class Site(Frozen):
     def _whole(cls, place: str | None) -> str | None:
         return place and open_storage(place).uri
 
-    @field_validator("workers", mode="before")
+    @field_validator("workers", "replicas", mode="before")
     @classmethod
-    def _least_and_most(cls, workers: object) -> object:
-        if isinstance(workers, str):
-            parts = workers.split(":")
+    def _least_and_most(cls, number: object, info: ValidationInfo) -> object:
+        if isinstance(number, str):
+            parts = number.split(":")
             if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
                 raise ValueError("neither a number, as 4, nor a least and a most, as 2:8")
-            workers = int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))
-        bounds = workers if isinstance(workers, list | tuple) else [workers]
-        if workers is not None and not (1 <= bounds[0] <= bounds[-1]):
-            raise ValueError("at least one must train, and the most come after the least")
-        return workers
+            number = int(parts[0]) if len(parts) == 1 else tuple(map(int, parts))
+        bounds = number if isinstance(number, list | tuple) else [number]
+        if number is not None and not (1 <= bounds[0] <= bounds[-1]):
+            does = "train" if info.field_name == "workers" else "serve"
+            raise ValueError(f"at least one must {does}, and the most come after the least")
+        return number
+
+    @field_validator("replica_gpus")
+    @classmethod
+    def _share_or_whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("a share of one GPU, as 0.5, or a whole number of them")
+        return gpus
 
     @field_validator("keep_images", "keep_best")
     @classmethod

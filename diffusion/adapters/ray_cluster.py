@@ -17,13 +17,17 @@ _started: list[subprocess.Popen] = []  # Ray's processes of this one
 
 
 def ray_environment(home: Path) -> dict[str, str]:
-    """Environment variables for Ray: no telemetry, tokens kept in `home`, Train polled often enough.  See `flows.site`."""
+    """Environment variables for Ray: no telemetry, tokens kept in `home`, Train and replicas asked often enough.
+
+    See `flows.site`.
+    """
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_TOKEN_PATH": str(home / "auth_token"),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     }
 
 

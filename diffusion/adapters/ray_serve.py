@@ -21,6 +21,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from diffusion.adapters.http import create_app, seen
+from diffusion.adapters.ray_serve_replicas import FILL, Replicas, least, options
 from diffusion.recipe import Frozen, ServeRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.keys import Access
@@ -42,9 +43,10 @@ class Deployed(Frozen):
 
     model: ModelRef
     limits: ServeRecipe
-    replicas: int = Field(ge=1)
+    replicas: Replicas
     cpus: float = Field(gt=0)
     gpus: float = Field(ge=0)
+    idle_s: float = Field(60, ge=0)
     access: Access = Access()
     log: Path | None = Field(None, description="File that gets a line of JSON a request")
 
@@ -80,6 +82,11 @@ class Images:
         if not self.engine.alive():
             raise RuntimeError("the engine stopped or is stuck in a network call")
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve tells `ray_serve_replicas.enough`."""
+        load = self.engine.load()
+        return {FILL: (load["drawing"] + load["waiting"]) / load["slots"]}
+
     def describe(self) -> dict:
         """What this replica is made of, as plain values."""
         return self.deployed.model_dump(mode="json")
@@ -95,16 +102,19 @@ def deploy(
     *,
     host: str = "127.0.0.1",
     port: int,
-    replicas: int = 1,
+    replicas: Replicas = 1,
     cpus: float = 1,
     gpus: float = 0,
+    idle_s: float = 60,
     access: Access = _ANYBODY,
     log: Path | None = None,
 ) -> str:
     """Serve this model and nothing else at http://host:port, in the Ray that is connected.  Returns that URL.
 
-    cpus, gpus: of each replica; a rolling change needs room for as many replicas again.  The same model with the same
-    limits is left running.  access: who may ask; each replica reads the file of keys and counts what they use for itself.
+    replicas: so many, or the least and the most: then as many as the pictures that are drawn and wait fill, and one goes
+    when fewer would have done for idle_s.  cpus, gpus: of each replica, also shares; a rolling change needs room for as many
+    replicas again.  The same model with the same limits is left running.  access: who may ask; each replica reads the file
+    of keys and counts what they use for itself.
     log: each replica appends a line a request to it.
 
     Raises ValueError for a port that cannot be had, DeployFailed when the model does not load or fails its self-test; then
@@ -113,7 +123,9 @@ def deploy(
     if not ray.is_initialized():
         raise ValueError("no Ray is connected: call this inside `with local_ray(...)` or after `ray.init(address=...)`")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    wanted = Deployed(model=model, limits=limits, replicas=replicas, cpus=cpus, gpus=gpus, access=access, log=log)
+    wanted = Deployed(
+        model=model, limits=limits, replicas=replicas, cpus=cpus, gpus=gpus, idle_s=idle_s, access=access, log=log
+    )
     url, before, status = f"http://{host}:{port}", deployed(), _status()
     if before == wanted and status == ApplicationStatus.RUNNING:
         _check_address(url)
@@ -177,18 +189,7 @@ def _start(host: str, port: int) -> None:
 
 def _run(wanted: Deployed) -> None:
     """Make `wanted` the application and wait until all of its replicas serve.  Raises DeployFailed."""
-    limits = wanted.limits
-    images = Images.options(
-        num_replicas=wanted.replicas,
-        ray_actor_options={"num_cpus": wanted.cpus, "num_gpus": wanted.gpus},
-        # the engine refuses with Retry-After; Serve is to let everything through to it
-        max_ongoing_requests=limits.queue + 128 + (0 if limits.slots == "auto" else limits.slots),
-        max_surge_percent=100,
-        max_constructor_retry_count=2,
-        graceful_shutdown_timeout_s=limits.timeout_s,
-        health_check_period_s=5,
-        health_check_timeout_s=30,
-    )
+    images = Images.options(**options(wanted.replicas, wanted.cpus, wanted.gpus, wanted.idle_s, wanted.limits))
     application = images.bind(wanted.model_dump(mode="json"))
     target = serve.RunTarget(application, name=APP, route_prefix="/", logging_config=_QUIET)
     serve.run_many([target], wait_for_applications_running=False)
@@ -199,7 +200,7 @@ def _run(wanted: Deployed) -> None:
         if time.monotonic() > deadline:
             raise DeployFailed(
                 f"it was not ready after {_LOAD_TIMEOUT_S} s. {_reason()} Does the cluster have {wanted.cpus:g} CPUs and"
-                f" {wanted.gpus:g} GPUs free for each of {wanted.replicas} new replicas beside the old?"
+                f" {wanted.gpus:g} GPUs free for each of {least(wanted.replicas)} new replicas beside the old?"
             )
         time.sleep(0.2)
 

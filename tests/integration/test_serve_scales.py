@@ -1,0 +1,92 @@
+"""Replicas of the endpoint come and go on a real Ray Serve while it is asked."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from diffusion.adapters.ray_serve import deploy, undeploy
+from diffusion.recipe import ServeRecipe
+from tests.ports import free_port
+from tests.processes import ours
+from tests.random_bundle import published_model
+
+LIMITS = ServeRecipe(slots=2, queue=64, max_steps=1000, timeout_s=120)
+
+
+@pytest.fixture(scope="module")
+def url(ray_local, tmp_path_factory) -> Iterator[str]:
+    model = published_model(tmp_path_factory.mktemp("store"), seed=0)
+    try:
+        yield deploy(model, LIMITS, port=free_port(), replicas=(1, 2), cpus=0.25, idle_s=2)
+    finally:
+        undeploy()
+
+
+@pytest.fixture(scope="module")
+def picture(url) -> str:
+    return asked(url).json()["data"][0]["b64_json"]
+
+
+def asked(url: str, steps: int = 40) -> httpx.Response:
+    body = {"label": "cat", "seed": 1, "steps": steps}
+    return httpx.post(f"{url}/v1/images/generations", json=body, timeout=120)
+
+
+def replicas() -> list[int]:
+    """Process ids of our replicas."""
+    return ours("ServeReplica:diffusion:images")
+
+
+@contextmanager
+def clients(url: str, number: int) -> Iterator[list[httpx.Response]]:
+    """So many ask again as soon as they are answered.  Yields what they were answered; an error of the connection is one."""
+    answers, stop = [], threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.append(asked(url))
+
+    with ThreadPoolExecutor(number) as pool:
+        asking = [pool.submit(ask) for _ in range(number)]
+        try:
+            yield answers
+        finally:
+            stop.set()
+        for one in asking:
+            one.result()
+
+
+def until(true: Callable[[], bool], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def names(url: str) -> set[str]:
+    """Those of the replicas that answer."""
+    lines = [httpx.get(f"{url}/metrics", timeout=60).text for _ in range(6)]
+    return {
+        line.partition('replica="')[2].partition('"')[0]
+        for text in lines
+        for line in text.splitlines()
+        if "replica=" in line
+    }
+
+
+def test_replicas_come_with_the_queue_and_go_with_it_and_no_request_is_lost(url, picture):
+    assert len(replicas()) == 1
+    with clients(url, 8) as answers:
+        until(lambda: len(names(url)) == 2)
+    with clients(url, 1) as later:
+        until(lambda: len(replicas()) == 1)
+        seen = len(later)
+        until(lambda: len(later) > seen + 2)
+    assert Counter(answer.status_code for answer in answers + later).keys() == {200}
+    assert {answer.json()["data"][0]["b64_json"] for answer in answers + later} == {picture}
