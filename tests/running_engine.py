@@ -6,7 +6,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from diffusion.serving.engine import Engine
+from diffusion.serving.job import Job
 from diffusion.serving.request import GenerateRequest, resolve
+from diffusion.serving.ticket import Ticket
 from tests.random_bundle import CLASSES
 
 MIXED = [
@@ -50,8 +52,12 @@ def waiting_network(engine: Engine, monkeypatch):
                 gate.set()
 
 
-def ask(engine: Engine, **fields):
-    return engine.submit(engine.job(resolve(GenerateRequest(**fields), engine.bundle.spec)))
+def job_of(engine: Engine, **fields) -> Job:
+    return engine.job(resolve(GenerateRequest(**fields), engine.bundle.spec))
+
+
+def ask(engine: Engine, **fields) -> Ticket:
+    return engine.submit(job_of(engine, **fields))
 
 
 def same(left, right) -> bool:

@@ -10,10 +10,10 @@ import torch
 
 from diffusion.sampler import SAMPLERS, Sampler, evaluations
 from diffusion.serving.engine import Engine
-from diffusion.serving.request import GenerateRequest, resolve
-from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull
+from diffusion.serving.request import GenerateRequest, RequestError, resolve
+from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull, TooBusy
 from tests.random_bundle import random_bundle
-from tests.running_engine import MIXED, ask, running, same, waiting_network
+from tests.running_engine import MIXED, ask, job_of, running, same, waiting_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -140,17 +140,63 @@ def test_overload_is_refused_with_the_time_to_wait(quick, monkeypatch):
 
 
 def test_a_request_past_its_deadline_ends_and_the_engine_goes_on():
-    engine = Engine(random_bundle(), slots=2, timeout_s=0.1)
+    slow = threading.Event()
+
+    def slowly(answer, label):
+        if slow.is_set():
+            time.sleep(0.5)  # as nobody could foresee
+        return answer
+
+    engine = wrapped_engine(slowly, slots=2, timeout_s=1)
     with running(engine):
-        slow = ask(engine, label="cat", n=2, steps=1000)
-        behind = ask(engine, label="cat", steps=2)
-        for ticket in (slow, behind):
-            with pytest.raises(DeadlineExceeded, match=r"0\.1 s"):
+        slow.set()
+        tickets = [ask(engine, label="cat", steps=3) for _ in range(4)]
+        tickets.append(engine.submit(job_of(engine, label="cat", steps=3), timeout_s=0.4))
+        for ticket, seconds in zip(tickets, (1, 1, 1, 1, 0.4), strict=True):
+            with pytest.raises(DeadlineExceeded, match=f"{seconds} s"):
                 ticket.future.result(30)
+        slow.clear()
         engine.timeout_s = 60
         assert len(ask(engine, label="cat", steps=2).future.result(30)) == 1
     engine.timeout_s = 0
     assert len(engine.generate([GenerateRequest(seed=0)])[0]) == 1  # our own drawing has no deadline
+
+
+def test_what_cannot_be_done_in_time_is_refused_at_once(quick, monkeypatch):
+    with running(quick), pytest.raises(RequestError, match=r"ask for fewer pictures or steps") as caught:
+        quick.submit(job_of(quick, label="cat", steps=1000, n=10), timeout_s=1e-3)
+    assert caught.value.param == "timeout"
+    assert caught.value.allowed["minimum"] >= 1
+    with waiting_network(quick, monkeypatch) as (gate, entered):
+        ahead = [ask(quick, label="cat", n=4, steps=500)]
+        assert entered.wait(10)
+        mine = job_of(quick, label="cat", steps=2)
+        alone = quick.networks.seconds(2) * mine.evaluations
+        with pytest.raises(TooBusy, match="later than") as caught:
+            quick.submit(mine, timeout_s=alone * 20)
+        assert caught.value.retry_after_s >= 1
+        assert quick.load()["waiting"] == 0
+        for ticket in ahead:
+            ticket.cancel()
+        gate.set()
+
+
+def test_the_urgent_go_first(quick, monkeypatch):
+    order = []
+    with waiting_network(quick, monkeypatch) as (gate, entered):
+        ask(quick, label="cat", n=4, steps=2)
+        assert entered.wait(10)
+        tickets = []
+        for priority in ("low", "normal", "high"):
+            ticket = quick.submit(job_of(quick, label="cat", n=1, steps=2), priority=priority)
+            ticket.future.add_done_callback(lambda _, priority=priority: order.append(priority))
+            tickets.append(ticket)
+        quick.slots = 1
+        gate.set()
+        for ticket in tickets:
+            ticket.future.result(30)
+    quick.slots = 4
+    assert order == ["high", "normal", "low"]
 
 
 # ---- failures ---------------------------------------------------------------------------------------------------

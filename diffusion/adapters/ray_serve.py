@@ -60,7 +60,7 @@ class Images:
         self.deployed = Deployed.model_validate(deployed)
         model, limits = self.deployed.model, self.deployed.limits
         bundle = load_bundle(model.uri, "cuda" if self.deployed.gpus else "cpu", digest=model.digest)
-        self.engine = Engine(bundle, slots=limits.slots, queue=limits.queue, timeout_s=limits.timeout_s)
+        self.engine = Engine.serving(bundle, limits)
         self.self_test = self.engine.self_test()
         self.engine.start()
         if self.deployed.log is not None:

@@ -163,6 +163,9 @@ class ServeRecipe(Frozen):
     max_n: int = Field(16, ge=1, le=256, description="Pictures per request")
     max_steps: int = Field(100, ge=2, le=1_000)
     timeout_s: Positive = Field(120.0, description="A request older than this is given up")
+    max_wait_s: Positive = Field(
+        20.0, description="Who would wait longer for a slot is refused: 503 with Retry-After; less where a queue stands"
+    )
 
 
 class Recipe(Frozen):

@@ -8,6 +8,7 @@ import bisect
 import math
 from collections.abc import Iterator
 
+from diffusion.serving.forecast import Part
 from diffusion.serving.ticket import Priority, Ticket
 
 STANDS_BACK_S: dict[Priority, float] = {"high": 0.0, "normal": 30.0, "low": 90.0}
@@ -58,6 +59,14 @@ class Admission:
     def clear(self) -> None:
         """Forget all."""
         self._waiting = []
+
+    def with_one_more(self, ticket: Ticket) -> Iterator[Part]:
+        """What would wait, in the order of their turns."""
+        waiting = list(self._waiting)
+        bisect.insort(waiting, ticket, key=rank)
+        for one in waiting:
+            if not one.future.done():
+                yield Part(one.waiting, one.job.rows, one.job.evaluations, one is ticket)
 
     @property
     def pictures(self) -> int:

@@ -19,7 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffusion.recipe import ServeRecipe
 from diffusion.serving.admission import Admission
+from diffusion.serving.door import Door
 from diffusion.serving.flight import Flight, gather
 from diffusion.serving.job import Job, generation
 from diffusion.serving.ladder import Ladder
@@ -33,7 +35,6 @@ from diffusion.serving.ticket import (
     Picture,
     Preview,
     Priority,
-    QueueFull,
     Ticket,
 )
 from diffusion.store.bundle import Bundle
@@ -47,13 +48,19 @@ class Engine:
 
     slots: pictures drawn at once; "auto": as many as fill the call beyond which the measured throughput hardly gains, a
     guided picture counting twice, for it asks for two rows.  queue: pictures that may wait beyond those.  timeout_s: a
-    submitted request older than this fails with DeadlineExceeded.  `submit` needs `start`; `generate` does not.
-    `on_tick(rows, seconds)`, where one is set, is told of each tick that asked the network, in the thread that ticks; it
-    must not raise.
+    submitted request older than this fails with DeadlineExceeded.  max_wait_s: as `Patience` has it.  `submit` needs
+    `start`; `generate` does not.  `on_tick(rows, seconds)`, where one is set, is told of each tick that asked the network,
+    in the thread that ticks; it must not raise.
     """
 
     def __init__(
-        self, bundle: Bundle, slots: int | Literal["auto"] = 16, *, queue: int = 256, timeout_s: float = math.inf
+        self,
+        bundle: Bundle,
+        slots: int | Literal["auto"] = 16,
+        *,
+        queue: int = 256,
+        timeout_s: float = math.inf,
+        max_wait_s: float = math.inf,
     ) -> None:
         if (slots != "auto" and slots < 1) or queue < 0:
             raise ValueError(f"slots={slots}, queue={queue}: an engine needs a slot, and a queue of 0 or more")
@@ -67,10 +74,11 @@ class Engine:
         if slots == "auto":
             self.rows = slots = max(2, self.ladder.knee)
             _log.info("%d slots: a call of so many rows takes %s", slots, self.ladder.told())
-        self.slots, self.queue, self.timeout_s = slots, queue, timeout_s
+        self.slots, self.timeout_s = slots, timeout_s
         self._wake = threading.Condition()  # guards the queue, the flights and the worker
         self._ticking = threading.Lock()  # one tick at a time, whoever drives
         self._queue = Admission()
+        self._door = Door(self.slots, self.rows, queue, max_wait_s, self.networks.seconds)
         self._flights: list[Flight] = []
         self._worker: threading.Thread | None = None
         self._stopping = False
@@ -92,15 +100,14 @@ class Engine:
     ) -> Ticket:
         """Queue what is to be drawn, from any thread.  previews, show: as `Ticket` has them.
 
-        timeout_s: the engine's own is the longest.  Raises QueueFull, or EngineStopped if no worker runs.
+        timeout_s: the engine's own is the longest.  Raises QueueFull or TooBusy, RequestError where not even an idle engine
+        could draw it in time, and EngineStopped if no worker runs.
         """
         with self._wake:
             if not self._running():
                 raise EngineStopped("the engine is not running: call start() first")
-            waiting = self._queue.pictures
-            if waiting + job.request.n > self.queue + max(0, self.slots - self._flying()):
-                raise QueueFull(waiting, job.request.n, self.queue, self._retry_after_s())
             ticket = Ticket(job, min(timeout_s, self.timeout_s), previews, show, priority)
+            self._door.check(ticket, self._queue, self._flights)
             self._enqueue(ticket)
         return ticket
 
@@ -187,6 +194,11 @@ class Engine:
         with self._wake:
             return {"slots": self.slots, "drawing": self._flying(), "waiting": self._queue.pictures}
 
+    @classmethod
+    def serving(cls, bundle: Bundle, limits: ServeRecipe) -> "Engine":
+        """With the limits of an endpoint."""
+        return cls(bundle, limits.slots, queue=limits.queue, timeout_s=limits.timeout_s, max_wait_s=limits.max_wait_s)
+
     @property
     def ladder(self) -> Ladder:
         """Of the model itself, for pictures of its own size."""
@@ -212,8 +224,10 @@ class Engine:
             asking = [flight for group in same.values() for flight in self._ask(group)]
             with self._wake:
                 self._flights = asking
+            took = time.monotonic() - self._tick_began
+            self._door.ticked(rows, took)
             if self.on_tick is not None:
-                self.on_tick(rows, time.monotonic() - self._tick_began)
+                self.on_tick(rows, took)
             return rows
 
     def _ask(self, flights: list[Flight]) -> list[Flight]:
@@ -274,8 +288,12 @@ class Engine:
         return self._worker is not None and self._worker.is_alive() and not self._stopping
 
     def _enqueue(self, ticket: Ticket) -> None:
-        if not self._queue and not self._flights:
-            self._tick_began = time.monotonic()  # it was idle until now, not stuck
+        now = time.monotonic()
+        if not self._queue:
+            self._door.patience.empty(now)
+            if not self._flights:
+                self._tick_began = now  # it was idle until now, not stuck
+        ticket.future.add_done_callback(lambda _: ticket.started_at and self._door.patience.drew(ticket.drew_s))
         self._queue.add(ticket)
         self._wake.notify_all()
 
@@ -291,12 +309,3 @@ class Engine:
 
     def _flying(self) -> int:
         return sum(len(flight.images) for flight in self._flights if not flight.ticket.future.done())
-
-    def _retry_after_s(self) -> int:
-        """Seconds until all that is drawing and waiting now is done, by the speed measured at load; 1 to 600."""
-        rows = 0
-        for ticket in self._tickets():
-            done, total = ticket.progress
-            rows += (total - done) * ticket.job.rows
-        widest = self.ladder.sizes[-1]
-        return min(600, max(1, math.ceil(rows / widest * self.ladder.seconds[widest])))

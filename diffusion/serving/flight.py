@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.sampler import Conversation, Query, watched
+from diffusion.serving.forecast import Part
 from diffusion.serving.job import unwatched
 from diffusion.serving.ticket import DrawingFailed, Preview, Ticket
 from diffusion.store.bundle import Bundle
@@ -22,6 +23,7 @@ class Flight:
     conversation: Conversation | None = None
     query: Query | None = None
     heard: int = 0  # answers, of the job's `shown`
+    answered: int = 0  # of the job's `evaluations`
 
     @classmethod
     def depart(cls, ticket: Ticket, images: range, bundle: Bundle) -> "Flight | None":
@@ -41,6 +43,7 @@ class Flight:
         if not finite:
             self.ticket.fail(DrawingFailed("the network's answer is not finite: the weights overflow on this request"))
             return False
+        self.answered += 1
         self.ticket.asked += len(self.images)
         try:
             x0 = self._send(answer)
@@ -51,6 +54,12 @@ class Flight:
         except Exception as error:
             self.ticket.fail(DrawingFailed(f"the sampler failed: {error}"))
             return False
+
+    @property
+    def left(self) -> Part:
+        """What is still to be asked."""
+        job = self.ticket.job
+        return Part(len(self.images), job.rows, max(1, job.evaluations - self.answered))
 
     def _watching(self, conversation: Conversation) -> Conversation:
         return watched(conversation, self._shown)

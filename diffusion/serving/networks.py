@@ -29,6 +29,8 @@ class Networks:
 
     def ladder_of(self, network: Denoise, size: Size) -> Ladder:
         """Proven now, where it was not."""
+        if found := self._ladders.get((network, size)):
+            return found
         with self._proving:
             if (network, size) not in self._ladders:
                 self._ladders[network, size] = prove(
@@ -37,6 +39,11 @@ class Networks:
                     largest=self.largest,
                 )
             return self._ladders[network, size]
+
+    def seconds(self, rows: int) -> float:
+        """What a tick that asks so many rows takes of the networks, as measured, where all are of the bundle's own size."""
+        ladder = self.ladder_of(self.bundle.denoiser, self.bundle.spec.size)
+        return ladder.cost(ladder.plan(rows))
 
     def denoise(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
         """D(x; sigma) of every row, with the bits it would have alone; by the guide where its column `model` is 1."""

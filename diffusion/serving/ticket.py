@@ -27,6 +27,14 @@ class QueueFull(RuntimeError):
         self.retry_after_s = retry_after_s
 
 
+class TooBusy(RuntimeError):
+    """It would wait longer than it may, or be done too late; in `retry_after_s` seconds it would not."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(f"{message}. Ask again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
 class DeadlineExceeded(TimeoutError):
     """The request was older than the engine's timeout before its last picture was done."""
 

@@ -273,14 +273,19 @@ def test_a_client_that_leaves_frees_its_slots(client, engine):
     assert time.monotonic() - began < 15
 
 
-def test_past_the_deadline_is_504(client, engine):
-    engine.timeout_s = 0.2
-    try:
-        answer = client.post(URL, json={"label": "cat", "n": 4, "steps": 1000, "seed": 0})
-    finally:
-        engine.timeout_s = LIMITS.timeout_s
+def test_past_the_deadline_is_504_and_what_would_be_is_refused_before(client, engine, monkeypatch):
+    inner, body = engine.bundle.denoiser.forward, {"label": "cat", "n": 4, "steps": 5, "seed": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "timeout_s", 0.5)
+        patch.setattr(engine.bundle.denoiser, "forward", lambda *a, **k: time.sleep(0.3) or inner(*a, **k))
+        answer = client.post(URL, json=body)  # nobody could foresee that
     assert answer.status_code == 504
     assert error_of(answer)["type"] == "timeout_error"
+    monkeypatch.setattr(engine, "timeout_s", 0.01)
+    answer = client.post(URL, json=body | {"steps": 1000})
+    assert answer.status_code == 422
+    assert error_of(answer)["param"] == "timeout"
+    assert error_of(answer)["allowed"]["minimum"] >= 1
 
 
 def test_the_model_card_says_what_may_be_asked(client):

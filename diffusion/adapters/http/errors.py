@@ -1,8 +1,8 @@
 """Answers that are not pictures: JSON, {"error": {"message", "type", "param", "allowed"}}.
 
 400 not JSON or no form, 401 without a known key, 403 from another site's page, 404 no such model or path, 413 too large, 415
-of another type, 422 a field is wrong, 429 with Retry-After when a key has used up what it may, 503 with Retry-After when the
-queue is full, 504 past the deadline.
+of another type, 422 a field is wrong, 429 with Retry-After when a key has used up what it may, 503 with Retry-After when it
+would wait too long, 504 past the deadline.
 """
 
 import logging
@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from diffusion.adapters.http.account import Account
 from diffusion.serving.request import RequestError
-from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull
+from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull, TooBusy
 
 _log = logging.getLogger(__name__)
 _TYPES = {
@@ -66,6 +66,8 @@ def told(error: Exception, request_id: str = "") -> ApiError:
         return ApiError(422, str(error), param=error.param, allowed=error.allowed)
     if isinstance(error, QueueFull):
         return ApiError(503, str(error), retry_after_s=error.retry_after_s, reason="queue")
+    if isinstance(error, TooBusy):
+        return ApiError(503, str(error), retry_after_s=error.retry_after_s, reason="busy")
     if isinstance(error, EngineStopped):
         return ApiError(503, "this server is shutting down; ask again", retry_after_s=1, reason="stopping")
     if isinstance(error, DeadlineExceeded):
@@ -90,7 +92,7 @@ def install(app: FastAPI) -> None:
         answer.headers.update(error.headers or {})
         return answer
 
-    known = (ApiError, RequestError, QueueFull, EngineStopped, DeadlineExceeded, DrawingFailed)
+    known = (ApiError, RequestError, QueueFull, TooBusy, EngineStopped, DeadlineExceeded, DrawingFailed)
     for kind in known:
         app.add_exception_handler(kind, refused)
     app.add_exception_handler(HTTPException, wrong_path)
