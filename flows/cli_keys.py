@@ -7,6 +7,7 @@ import typer
 from diffusion.serving.keys import Key, read
 from diffusion.serving.keys import add as add_key
 from diffusion.serving.keys import remove as remove_key
+from diffusion.serving.ticket import PRIORITIES
 from flows.console import say, ticked, warn
 from flows.foreground import guarded, looking
 from flows.options import Debug, Home
@@ -28,13 +29,16 @@ def add(
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", metavar="N", help="Requests for pictures at once. [any number]")
     ] = None,
+    priority: Annotated[
+        str, typer.Option("--priority", metavar="|".join(PRIORITIES), help="Whose turn it is sooner.")
+    ] = "normal",
     home: Home = None,
     debug: Debug = False,
 ) -> None:
     """Make a key, and print it this once.  A running endpoint knows it at once."""
 
     def work(site: Site) -> None:
-        secret = add_key(site.access.keys, name, rate, concurrency)
+        secret = add_key(site.access.keys, name, rate, concurrency, priority)
         ticked(f"key {name}, which is shown this once and kept as a hash alone:")
         say(f"  {secret}")
         say("  Clients send it as `Authorization: Bearer KEY`, and so does OpenAI's with api_key=KEY.")
@@ -72,4 +76,5 @@ def remove(name: KeyName, home: Home = None, debug: Debug = False) -> None:
 
 def _may(key: Key) -> str:
     rate = "any number of requests" if key.rate is None else f"{key.rate:g} requests a minute"
-    return rate if key.concurrency is None else f"{rate}, {key.concurrency} at once"
+    atonce = "" if key.concurrency is None else f", {key.concurrency} at once"
+    return rate + atonce + ("" if key.priority == "normal" else f", {key.priority} priority")

@@ -200,10 +200,13 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = Site(home=tmp_path / "home")
     on(site, monkeypatch, "cli_keys", guards=("guarded", "looking"))
     assert "there is no key" in command("keys", "list")[1]
-    said = command("keys", "add", "web", "--rate", 60, "--concurrency", 2)[1]
+    said = command("keys", "add", "web", "--rate", 60, "--concurrency", 2, "--priority", "low")[1]
     (secret,) = re.findall(r"dk-[\w-]{43}", said)
     assert Keyring(site.access).holder(secret).name == "web"
     assert secret not in command("keys", "list")[1]
-    assert re.search(r"web +made \d{4}-.*60 requests a minute, 2 at once", command("keys", "list")[1])
+    assert re.search(r"web +made \d{4}-.*60 requests a minute, 2 at once, low priority", command("keys", "list")[1])
+    assert read(site.access.keys)[0].priority == "low"
+    with pytest.raises(ValueError, match="priority: it must be 'high', 'normal' or 'low'"):
+        command("keys", "add", "other", "--priority", "urgent")
     assert "it was the last" in command("keys", "remove", "web")[1]
     assert read(site.access.keys) == ()

@@ -22,6 +22,7 @@ from pathlib import Path
 from pydantic import Field
 
 from diffusion.recipe import Frozen, first_mistake
+from diffusion.serving.ticket import Priority
 from diffusion.store.publish import folder_locked, write_atomic
 
 PREFIX = "dk-"
@@ -38,6 +39,9 @@ class Key(Frozen):
     made: str  # ISO 8601, UTC
     rate: float | None = Field(None, gt=0, description="Requests for pictures a minute; null: any number")
     concurrency: int | None = Field(None, ge=1, description="Requests for pictures at once; null: any number")
+    priority: Priority = Field(
+        "normal", description="The highest that its requests may have, and do where they do not say"
+    )
 
 
 class _File(Frozen):
@@ -79,17 +83,19 @@ def read(path: Path) -> tuple[Key, ...]:
         ) from None
 
 
-def add(path: Path, name: str, rate: float | None = None, concurrency: int | None = None) -> str:
+def add(
+    path: Path, name: str, rate: float | None = None, concurrency: int | None = None, priority: Priority = "normal"
+) -> str:
     """Make a key and keep its hash.  rate: requests a minute; concurrency: at once.  Returns the key, which is nowhere else.
 
-    Raises ValueError for a name that is taken, or no name, and for limits that are none.
+    Raises ValueError for a name that is taken, or no name, for limits that are none, and a priority that is none.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name of a key: up to 64 letters, digits, dots, underscores and hyphens")
     secret = PREFIX + secrets.token_urlsafe(32)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        key = Key(name=name, sha256=_hash(secret), made=made, rate=rate, concurrency=concurrency)
+        key = Key(name=name, sha256=_hash(secret), made=made, rate=rate, concurrency=concurrency, priority=priority)
     except ValueError as error:
         raise ValueError(first_mistake(error)) from None
     with folder_locked(path.parent):

@@ -1,5 +1,6 @@
 """Keys on a real server and a real socket, and with OpenAI's own client."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from openai import AuthenticationError, OpenAI, RateLimitError
 
 from diffusion.serving.engine import Engine
 from diffusion.serving.keys import Access, add, remove
+from diffusion.serving.ticket import PRIORITIES
 from tests.integration.test_http import LIMITS, URL, error_of, idle, served
 from tests.random_bundle import CLASSES, random_bundle
 
@@ -78,6 +80,29 @@ def test_beyond_loopback_nobody_asks_without_a_key(one_thread: None, tmp_path: P
     with served(Engine(random_bundle(), slots=2), access=Access(keys=tmp_path / "keys.json", needed=True)) as client:
         assert client.post(URL, json=BODY).status_code == 401
         assert client.post(URL, json=BODY, headers=bearer(add(tmp_path / "keys.json", "web"))).status_code == 200
+
+
+def test_a_request_is_as_urgent_as_its_key_or_less(client, access, engine, monkeypatch) -> None:
+    keys = {priority: bearer(add(access.keys, priority, priority=priority)) for priority in PRIORITIES}
+    submit, heard = engine.submit, []
+
+    def hearing(*args, **given):
+        heard.append((given["priority"], given["timeout_s"]))
+        return submit(*args, **given)
+
+    monkeypatch.setattr(engine, "submit", hearing)
+    for key, said, status in (
+        ("high", {}, 200),
+        ("low", {}, 200),
+        ("high", {"priority": "low", "timeout": 30}, 200),
+        ("normal", {"priority": "high"}, 422),
+        ("low", {"priority": "normal"}, 422),
+        ("high", {"timeout": 0}, 422),
+    ):
+        assert client.post(URL, json=BODY | said, headers=keys[key]).status_code == status
+    assert heard == [("high", math.inf), ("low", math.inf), ("low", 30)]
+    error = client.post(URL, json=BODY | {"priority": "high"}, headers=keys["low"]).json()["error"]
+    assert (error["param"], error["allowed"]) == ("priority", ["low"])
 
 
 def test_a_key_that_asks_too_often_is_429_with_retry_after(client, access) -> None:

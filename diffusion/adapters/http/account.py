@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from starlette.types import Scope
 
-from diffusion.serving.ticket import DeadlineExceeded, Ticket
+from diffusion.serving.ticket import DeadlineExceeded, Priority, Ticket
 
 _SCOPE = "diffusion.account"
 _LONGEST_ID = 128
@@ -26,6 +26,7 @@ class Account:
     seconds: float | None = None  # the whole, once it is over
     status: int | None = None  # None: the client left before there was one
     key: str | None = None  # the key's name
+    priority: Priority = "normal"  # the highest that may be asked for
     reason: str | None = None  # why it was refused
     task: str | None = None
     n: int | None = None

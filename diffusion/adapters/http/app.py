@@ -1,8 +1,10 @@
 """The application: its routes, each from a body to pictures."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -163,6 +165,7 @@ async def _answered(request: Request, body: Wanted, work: Work, served: Served, 
     account = Account.of(request.scope)
     account.task, account.n, account.steps = work.task, work.job.request.n, work.job.request.steps
     body.check()
+    work = replace(work, priority=body.urgency(account.priority), timeout_s=body.timeout or math.inf)
     if body.stream:
         notes = work.rework.notes if work.rework else ()
         return answers.stream(begun(request, work, served, body.partial_images or 0), kind, notes)

@@ -9,6 +9,7 @@ from diffusion.recipe import Frozen
 from diffusion.serving.editing import EditRequest
 from diffusion.serving.request import GenerateRequest, RequestError, Whole
 from diffusion.serving.restoring import RestoreRequest
+from diffusion.serving.ticket import PRIORITIES, Priority
 
 MAX_PREVIEWS = 3  # as OpenAI has it
 
@@ -26,9 +27,27 @@ class Wanted(Frozen):
     partial_images: Whole | None = Field(
         None, ge=0, le=MAX_PREVIEWS, description="Previews of each picture in the stream; null: none"
     )
+    priority: Priority | None = Field(
+        None, description="Whose turn it is sooner; at most the key's own, which null is, and without keys normal"
+    )
+    timeout: Annotated[float, Field(strict=True)] | None = Field(
+        None, gt=0, le=3600, description="Seconds that it may take; refused at once where it would take more"
+    )
     user: str | None = Field(None, max_length=200, description="Whom the caller draws for; not looked at")
     quality: Literal["auto", "standard"] | None = Field(None, description="There is one")
     background: Literal["auto", "opaque"] | None = Field(None, description="Pictures have no transparency")
+
+    def urgency(self, most: Priority) -> Priority:
+        """most: the key's.  Raises RequestError for more than that."""
+        allowed = PRIORITIES[PRIORITIES.index(most) :]
+        if self.priority not in (None, *allowed):
+            raise RequestError(
+                f"priority={self.priority}: who asks so may ask for {' or '.join(allowed)}; `diffusion keys add NAME"
+                f" --priority {self.priority}` makes a key that may",
+                param="priority",
+                allowed=list(allowed),
+            )
+        return self.priority or most
 
     def check(self) -> None:
         """Raises RequestError for what contradicts itself."""

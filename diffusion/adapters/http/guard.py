@@ -33,7 +33,7 @@ class Guard:
                 await self.app(scope, receive, send)
                 return
             key = self.ring.holder(_bearer(Headers(scope=scope).get("authorization", "")))
-            account.key = key.name
+            account.key, account.priority = key.name, key.priority
             with ExitStack() as use:
                 if scope["method"] == "POST":
                     use.enter_context(self.ring.using(key))

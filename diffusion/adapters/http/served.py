@@ -1,6 +1,7 @@
 """What the routes draw with, and how an answer waits for its pictures."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.job import Job
 from diffusion.serving.receipt import AnyReceipt, receipt_of, stamp
 from diffusion.serving.rework import Rework, receipts
-from diffusion.serving.ticket import Picture, Preview, Ticket
+from diffusion.serving.ticket import Picture, Preview, Priority, Ticket
 from diffusion.store.refs import ModelRef
 
 
@@ -50,6 +51,8 @@ class Work:
 
     job: Job
     rework: Rework | None = None
+    priority: Priority = "normal"
+    timeout_s: float = math.inf
 
     @property
     def task(self) -> str:
@@ -73,7 +76,7 @@ class Work:
 
 async def drawn(request: Request, work: Work, served: Served) -> list[Stamped]:
     """The pictures.  When the client goes away the ticket is cancelled, and with it its slots."""
-    ticket = Account.of(request.scope).ticket = served.engine.submit(work.job)
+    ticket = Account.of(request.scope).ticket = _submitted(work, served)
     gone, drawing = _gone(request), asyncio.wrap_future(ticket.future)
     try:
         await asyncio.wait({drawing, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -93,7 +96,7 @@ def begun(request: Request, work: Work, served: Served, previews: int) -> AsyncG
     def tell(preview: Preview | None) -> None:
         loop.call_soon_threadsafe(waiting.put_nowait, preview)
 
-    ticket = Account.of(request.scope).ticket = served.engine.submit(work.job, previews=previews, show=tell)
+    ticket = Account.of(request.scope).ticket = _submitted(work, served, previews=previews, show=tell)
     ticket.future.add_done_callback(lambda _: tell(None))
     gone = _gone(request)
     gone.add_done_callback(lambda _: ticket.cancel())
@@ -108,6 +111,10 @@ def begun(request: Request, work: Work, served: Served, previews: int) -> AsyncG
             _end(ticket, gone)
 
     return events()
+
+
+def _submitted(work: Work, served: Served, **watching: object) -> Ticket:
+    return served.engine.submit(work.job, priority=work.priority, timeout_s=work.timeout_s, **watching)
 
 
 def _end(ticket: Ticket, *tasks: asyncio.Future) -> None:
