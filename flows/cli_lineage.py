@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.foreground import guarded, looking
+from flows.foreground import looking, reading
 from flows.options import Debug, Home
 from flows.site import Site
 
@@ -35,7 +35,7 @@ def trace(
         if not flow(site, picture, every=every, nearest=nearest, side=side):
             raise typer.Exit(1)
 
-    guarded(work, debug, home=home)
+    reading(work, debug, home=home)
 
 
 @app.command()
@@ -60,7 +60,7 @@ def replay(
         if not flow(site, picture, out=out, tolerance=tolerance, given=given, mask=mask):
             raise typer.Exit(1)
 
-    guarded(work, debug, home=home)
+    reading(work, debug, home=home)
 
 
 @app.command()

@@ -104,6 +104,13 @@ def looking(work: Callable[[Site], None], debug: bool, **given: object) -> None:
             work(site)
 
 
+def reading(work: Callable[[Site], None], debug: bool, **given: object) -> None:
+    """`guarded`; on a home that may only be read `looking`, for work that can do without writing."""
+    with reported(debug=debug):
+        home = Site.from_environment(**given).home
+    (looking if home.is_dir() and not os.access(home, os.W_OK) else guarded)(work, debug, **given)
+
+
 @contextmanager
 def prefect_ready() -> Iterator[None]:
     """Import flows in this block.  Where no Prefect server is configured, a temporary one is started for this process;

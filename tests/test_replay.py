@@ -47,7 +47,8 @@ def bundle_with(home: Path, mark: str | None) -> Path:
 @pytest.fixture
 def diffusion(monkeypatch: pytest.MonkeyPatch, home: Path):
     """Runs a command here; its ValueError is the answer.  Returns exit code and what it said."""
-    on(Site(home=home, gpu=False), monkeypatch, "cli_pictures", "cli_lineage")
+    on(Site(home=home, gpu=False), monkeypatch, "cli_pictures")
+    on(Site(home=home, gpu=False), monkeypatch, "cli_lineage", guards=("reading",))
     install(monkeypatch)
     return command
 

@@ -1,6 +1,9 @@
 """`diffusion trace`: a picture of a model that was really trained, back to its training pictures; and with links missing."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,8 @@ from tests.commands import command, on
 from tests.made_dataset import Made, published
 from tests.traced_home import KEY, bundle_in, make_home, run_of
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, emoji_folder: Path, tiny_recipe: Recipe) -> Path:
@@ -41,7 +46,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, emoji_folder: Path, tiny_reci
 def diffusion(home: Path, *arguments: object) -> tuple[int, str]:
     """Runs a command here; its ValueError is the answer.  Returns exit code and what it said."""
     with pytest.MonkeyPatch.context() as patch:
-        on(Site(home=home, gpu=False), patch, "cli_pictures", "cli_lineage")
+        on(Site(home=home, gpu=False), patch, "cli_pictures")
+        on(Site(home=home, gpu=False), patch, "cli_lineage", guards=("reading",))
         return command(*arguments)
 
 
@@ -283,3 +289,23 @@ def test_models_behind_a_model_are_named_as_far_as_they_are_there(home: Path) ->
     assert facts == spec
     ((_, _, facts),) = chain.origins(home / "store", spec.model_copy(update={"init": "e" * 64}))
     assert facts is None
+
+
+def test_in_a_home_that_may_only_be_read_all_is_told(copy):
+    """What is computed, the features of the training pictures, is not kept then."""
+    shutil.rmtree(copy / "store" / "features", ignore_errors=True)
+    mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+    trace = [sys.executable, "-c", "from flows.cli import main; main()", "trace", copy / "out" / "flags-4-001.png"]
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, copy, *trace],
+        cwd=ROOT,
+        env=os.environ | {"DIFFUSION_HOME": str(copy), "DIFFUSION_GPU": "false"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no read-only folder can be had here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    assert "  nearest    of " in done.stdout
+    assert not (copy / "store" / "features").exists()

@@ -76,10 +76,8 @@ def remember(store_root: Path, identity: ReferenceIdentity, features: np.ndarray
     entry = {"dtype": _TYPES[features.dtype.name], "shape": list(features.shape), "data_offsets": [0, features.nbytes]}
     header = json.dumps({"__metadata__": facts, "features": entry}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    with (
-        room_in(path.parent, "the features of pictures"),
-        replacing(path) as file,
-    ):  # by hand, for the library would hold a copy of all features
+    # by hand, for the library would hold a copy of all features
+    with room_in(path.parent, "the features of pictures"), replacing(path) as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.write(features.data)
     return path

@@ -3,8 +3,8 @@
 
 Every held-out picture is made small, cut open or grey, and restored as `diffusion restore` does it, under its own class: by
 a model that draws (zero-shot) and by one that was trained for the task.  Beside them stand the ways without a model.  PSNR
-is the median over the pictures (a grey picture made grey is exact, its PSNR infinite), SSIM and the distance of the features
-are means, ||A x - y|| is the largest root mean square, before rounding to 8 bits.  The figure has the measurement, the
+is the median over the pictures, SSIM and the distance of the features are means, of colorization over those that have
+colour.  ||A x - y|| is the largest root mean square, before rounding to 8 bits.  The figure has the measurement, the
 restored and the true pictures in rows.
 """
 
@@ -23,7 +23,7 @@ from diffusion.data.reader import ShardReader
 from diffusion.degradation import beside
 from diffusion.evaluation.extractors.features import extractor
 from diffusion.evaluation.metrics.fidelity import psnr, ssim
-from diffusion.evaluation.restoration import Case, case_of, cases_for
+from diffusion.evaluation.restoration import EXACT, Case, case_of, cases_for
 from diffusion.guidance import conditioned
 from diffusion.operators import BlockMean, Composition, Grey, LinearOperator
 from diffusion.random import Stream, normal
@@ -119,11 +119,14 @@ def main() -> None:
     pictures = reader.gather(chosen)
     truth, label = torch.from_numpy(pictures.images), torch.from_numpy(pictures.label)
     x0 = to_model(truth)
+    colouring = case_of("colorization", drawing.spec.size)
+    grey = to_uint8(colouring.guess(colouring.operator.forward(x0)))
+    coloured = psnr(grey, truth) < EXACT  # a picture of none is right as it is
     features = extractor("efficientnet-lite0", resolution=96)
     true_features = features(truth)
     print(
-        f"{len(chosen)} held-out pictures; zero-shot in {options.steps} steps, each stretch of {STRETCH} gone"
-        f" {options.repeats} times; trained in {options.trained_steps} steps\n"
+        f"{len(chosen)} held-out pictures, {int(coloured.sum())} in colour; zero-shot in {options.steps} steps, each stretch"
+        f" of {STRETCH} gone {options.repeats} times; trained in {options.trained_steps} steps\n"
         f"{'':20} {'':10} {'PSNR dB':>8} {'SSIM':>7} {'features':>9} {'||Ax-y||':>9} {'s/picture':>9}"
     )
     rows, names = [], []
@@ -137,10 +140,12 @@ def main() -> None:
             started = time.perf_counter()
             answer = way(case.operator, y, label)
             answers[name] = answer, (time.perf_counter() - started) / len(y)
+        counted = coloured if case.task == "colorization" else slice(None)
         for name, (answer, seconds) in answers.items():
             pictures = to_uint8(answer)
-            off = (features(pictures) - true_features).norm(dim=1).mean()
-            numbers = f"{psnr(pictures, truth).median():8.2f} {ssim(pictures, truth).mean():7.3f} {off:9.2f}"
+            off = (features(pictures) - true_features).norm(dim=1)[counted].mean()
+            near, alike = psnr(pictures, truth)[counted], ssim(pictures, truth)[counted]
+            numbers = f"{near.median():8.2f} {alike.mean():7.3f} {off:9.2f}"
             consistent = residual(case.operator, answer, y).max()
             print(f"{case.name:20} {name:10} {numbers} {consistent:9.1e} {seconds:9.2f}")
         shown = {case.name: case.given(y)} | {w: answers[w][0] for w in ways if w in answers}
