@@ -2,13 +2,18 @@
 
 import threading
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 from diffusion.serving.engine import Engine
 from diffusion.serving.job import Job
+from diffusion.serving.lineup import Lineup
 from diffusion.serving.request import GenerateRequest, resolve
+from diffusion.serving.shelf import Shelf
 from diffusion.serving.ticket import Ticket
+from diffusion.store.bundle_spec import BundleSpec
+from diffusion.store.refs import ModelRef
 from tests.random_bundle import CLASSES
 
 MIXED = [
@@ -62,3 +67,30 @@ def ask(engine: Engine, **fields) -> Ticket:
 
 def same(left, right) -> bool:
     return len(left) == len(right) and all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@dataclass(frozen=True)
+class OfEngines:
+    """A shelf's source whose models lie in memory: an engine for each version."""
+
+    engines: dict[str, Engine]
+
+    def spec(self, model: ModelRef) -> BundleSpec:
+        return self.engines[model.version].bundle.spec
+
+    def size(self, model: ModelRef) -> int:
+        return 4 * self.spec(model).parameters
+
+    def open(self, model: ModelRef) -> Engine:
+        return self.engines[model.version]
+
+
+@contextmanager
+def shelved(engine: Engine, model: ModelRef):
+    """A shelf that offers this engine alone, running."""
+    shelf = Shelf(OfEngines({model.version: engine}))
+    try:
+        shelf.change(Lineup(models=(model,)))
+        yield shelf
+    finally:
+        shelf.close()

@@ -24,6 +24,7 @@ from diffusion.store.bundle import Bundle, load_bundle
 from flows.cli import app
 from flows.site import Site
 from tests.random_bundle import CLASSES, RESOLUTION, guided_bundle, published_model, random_bundle
+from tests.running_engine import shelved
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -271,13 +272,11 @@ def test_the_endpoint_says_what_there_is_and_draws_with_it(engine):
         run_digest="1" * 64,
         dataset_digest="2" * 64,
     )
-    app = create_app(engine, model, ServeRecipe(), self_test=engine.self_test())
-    client = TestClient(app, base_url="http://127.0.0.1")
-    card = client.get("/v1/models").json()["data"][0]
-    assert card["guidance_kinds"] == ["classifier_free", "autoguidance"]
-    assert card["defaults"]["guidance_kind"] == "autoguidance"
-    engine.start()
-    try:
+    with shelved(engine, model) as shelf:
+        client = TestClient(create_app(shelf, ServeRecipe()), base_url="http://127.0.0.1")
+        card = client.get("/v1/models").json()["data"][0]
+        assert card["guidance_kinds"] == ["classifier_free", "autoguidance"]
+        assert card["defaults"]["guidance_kind"] == "autoguidance"
         asked = {"label": "cat", "seed": 5, "steps": 3, "response_format": "png"}
         drawn = {}
         for kind in ("classifier_free", "autoguidance", None):
@@ -285,8 +284,6 @@ def test_the_endpoint_says_what_there_is_and_draws_with_it(engine):
             answer = client.post("/v1/images/generations", json=body)
             assert answer.status_code == 200
             drawn[kind] = answer.content
-    finally:
-        engine.stop()
     assert read_receipt(drawn[None]).guidance_kind == "autoguidance"
     assert drawn[None] == drawn["autoguidance"] != drawn["classifier_free"]
     expected = engine.generate([GenerateRequest(label="cat", seed=5, steps=3)])[0][0]

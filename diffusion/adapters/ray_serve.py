@@ -1,31 +1,36 @@
 """The endpoint on Ray Serve: replicas that each hold an engine and the HTTP application around it.
 
-A deployment names one bundle by digest; no alias is looked up after that.  A new one is loaded beside the old, tests
-itself, and takes over; one that cannot is refused and the old goes on.
+A deployment names bundles by digest; no alias is looked up after that.  What is offered is Serve's `user_config`, which a
+replica that comes later gets as well.  A new one is made ready by each replica beside the old, tests itself, and takes over;
+one that cannot is refused and the old goes on.  New replicas take over only where limits or the place change.
 """
 
+import asyncio
 import json
 import logging
 import logging.handlers
 import socket
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import ray
 from fastapi import FastAPI
 from pydantic import Field
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from diffusion.adapters.http import create_app, seen
 from diffusion.adapters.ray_serve_replicas import FILL, Replicas, least, options
-from diffusion.recipe import Frozen, ServeRecipe
-from diffusion.serving.engine import Engine
+from diffusion.recipe import Frozen, ServeRecipe, digest_of
+from diffusion.serving.held import Bundles
 from diffusion.serving.keys import Access
-from diffusion.store.bundle import load_bundle
+from diffusion.serving.lineup import Canary, Lineup
+from diffusion.serving.shelf import MIB, Shelf
 from diffusion.store.refs import ModelRef
 
 APP = "diffusion"
@@ -41,7 +46,7 @@ class DeployFailed(RuntimeError):
 class Deployed(Frozen):
     """What a deployment is made of.  Equal ones need no second deployment."""
 
-    model: ModelRef
+    lineup: Lineup
     limits: ServeRecipe
     replicas: Replicas
     cpus: float = Field(gt=0)
@@ -49,51 +54,71 @@ class Deployed(Frozen):
     idle_s: float = Field(60, ge=0)
     access: Access = Access()
     log: Path | None = Field(None, description="File that gets a line of JSON a request")
+    models_mib: int = Field(4_096, ge=1, description="MiB of weights that a replica may hold")
+    notes: Path | None = Field(None, description="Folder of what self-tests drew")
+
+    @property
+    def model(self) -> ModelRef:
+        """The one that is meant where none is named."""
+        return self.lineup.present
+
+    @property
+    def place(self) -> dict:
+        """What a replica has to end for, to be another, as plain values."""
+        return self.model_dump(mode="json", exclude={"lineup", "replicas", "idle_s"})
 
 
 @serve.deployment(name="images", logging_config=_QUIET)
 @serve.ingress()
 class Images:
-    """One replica: verifies and loads the pinned bundle, proves its batch sizes, tests itself, then serves."""
+    """One replica: holds the models that are offered, each verified, its batch sizes proven, tested, before it serves."""
 
     def __init__(self, deployed: dict) -> None:
-        self.deployed = Deployed.model_validate(deployed)
-        model, limits = self.deployed.model, self.deployed.limits
-        bundle = load_bundle(model.uri, "cuda" if self.deployed.gpus else "cpu", digest=model.digest)
-        self.engine = Engine.serving(bundle, limits)
-        self.self_test = self.engine.self_test()
-        self.engine.start()
+        self.deployed = Deployed.model_validate(deployed)  # of when the replica was made, but for `reconfigure`
+        source = Bundles(self.deployed.limits, "cuda" if self.deployed.gpus else "cpu")
+        self.shelf = Shelf(source, room=self.deployed.models_mib * MIB, notes=self.deployed.notes)
         if self.deployed.log is not None:
             _log_to(self.deployed.log)
+
+    async def reconfigure(self, deployed: dict) -> None:
+        """Offer the lineup of this.  The first is waited for, and where it is refused the replica ends.  Later ones are made
+        ready in a thread: Serve sends a replica no requests before this has returned, and ends one where it raises."""
+        self.deployed = Deployed.model_validate(deployed)
+        if self.shelf.lineup is None:
+            await asyncio.to_thread(self.shelf.change, self.deployed.lineup)
+        else:
+            self.shelf.change_soon(self.deployed.lineup)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         deployed = self.deployed
         return create_app(
-            self.engine,
-            deployed.model,
+            self.shelf,
             deployed.limits,
-            self_test=self.self_test,
             access=deployed.access,
             echoes=False,  # Serve's proxy makes ids and adds them
             replica=serve.get_replica_context().replica_id.unique_id,
         )
 
     def check_health(self) -> None:
-        if not self.engine.alive():
+        if not self.shelf.alive():
             raise RuntimeError("the engine stopped or is stuck in a network call")
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve tells `ray_serve_replicas.enough`."""
-        load = self.engine.load()
+        load = self.shelf.load()
         return {FILL: (load["drawing"] + load["waiting"]) / load["slots"]}
 
     def describe(self) -> dict:
         """What this replica is made of, as plain values."""
-        return self.deployed.model_dump(mode="json")
+        return self.deployed.model_dump(mode="json") | {"lineup": self.shelf.state()["lineup"]}
+
+    def refused(self) -> dict | None:
+        """The lineup that was refused last, and why, if that is not served since."""
+        return self.shelf.state()["refused"]
 
     def __del__(self) -> None:
-        if hasattr(self, "engine"):
-            self.engine.stop()
+        if hasattr(self, "shelf"):
+            self.shelf.close()
 
 
 def deploy(
@@ -108,14 +133,21 @@ def deploy(
     idle_s: float = 60,
     access: Access = _ANYBODY,
     log: Path | None = None,
+    beside: Sequence[ModelRef] = (),
+    canaries: Sequence[Canary] = (),
+    models_mib: int = 4_096,
+    notes: Path | None = None,
 ) -> str:
-    """Serve this model and nothing else at http://host:port, in the Ray that is connected.  Returns that URL.
+    """Serve this model at http://host:port, in the Ray that is connected.  Returns that URL, where all replicas do.
+
+    beside: others that can be asked for.  canaries: of them versions that get a share of the requests.  models_mib: of
+    weights that each replica may hold.  notes: folder of what self-tests drew, to which they are held.
 
     replicas: so many, or the least and the most: then as many as the pictures that are drawn and wait fill, and one goes
-    when fewer would have done for idle_s.  cpus, gpus: of each replica, also shares; a rolling change needs room for as many
-    replicas again.  The same model with the same limits is left running.  access: who may ask; each replica reads the file
-    of keys and counts what they use for itself.
-    log: each replica appends a line a request to it.
+    when fewer would have done for idle_s.  Where only models change the replicas stay, and change them under load.  cpus,
+    gpus: of each replica, also shares; a change of these, or of limits, is a rolling one, which needs room for as many
+    replicas again.  The same is left running.  access: who may ask; each replica reads the file of keys and counts what
+    they use for itself.  log: each replica appends a line a request to it.
 
     Raises ValueError for a port that cannot be had, DeployFailed when the model does not load or fails its self-test; then
     the model that served before serves on.
@@ -124,7 +156,16 @@ def deploy(
         raise ValueError("no Ray is connected: call this inside `with local_ray(...)` or after `ray.init(address=...)`")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     wanted = Deployed(
-        model=model, limits=limits, replicas=replicas, cpus=cpus, gpus=gpus, idle_s=idle_s, access=access, log=log
+        lineup=Lineup(models=(model, *beside), canaries=tuple(canaries)),
+        limits=limits,
+        replicas=replicas,
+        cpus=cpus,
+        gpus=gpus,
+        idle_s=idle_s,
+        access=access,
+        log=log,
+        models_mib=models_mib,
+        notes=notes,
     )
     url, before, status = f"http://{host}:{port}", deployed(), _status()
     if before == wanted and status == ApplicationStatus.RUNNING:
@@ -190,6 +231,9 @@ def _start(host: str, port: int) -> None:
 def _run(wanted: Deployed) -> None:
     """Make `wanted` the application and wait until all of its replicas serve.  Raises DeployFailed."""
     images = Images.options(**options(wanted.replicas, wanted.cpus, wanted.gpus, wanted.idle_s, wanted.limits))
+    images = images.options(user_config=wanted.model_dump(mode="json"))
+    # Serve keeps replicas of an equal version, and gives each a new number otherwise; it has no public name for it
+    images._version = digest_of(wanted.place)
     application = images.bind(wanted.model_dump(mode="json"))
     target = serve.RunTarget(application, name=APP, route_prefix="/", logging_config=_QUIET)
     serve.run_many([target], wait_for_applications_running=False)
@@ -203,6 +247,25 @@ def _run(wanted: Deployed) -> None:
                 f" {wanted.gpus:g} GPUs free for each of {least(wanted.replicas)} new replicas beside the old?"
             )
         time.sleep(0.2)
+    _wait_for(wanted.lineup, deadline)
+
+
+def _wait_for(lineup: Lineup, deadline: float) -> None:
+    """Until all replicas offer it.  Raises DeployFailed where one refuses it."""
+    images, said = serve.get_app_handle(APP), lineup.model_dump(mode="json")
+    while True:
+        try:
+            refused = [each for each in images.broadcast("refused").results(timeout_s=30) if each is not None]
+            offered = [each["lineup"] for each in images.broadcast("describe").results(timeout_s=30)]
+        except (RayServeException, RayError, TimeoutError):  # of a replica that ends meanwhile; another takes its place
+            refused, offered = [], []
+        if reasons := [each["reason"] for each in refused if each["lineup"] == said]:
+            raise DeployFailed(reasons[0])
+        if offered and all(each == said for each in offered):
+            return
+        if time.monotonic() > deadline:
+            raise DeployFailed(f"not all replicas had loaded it after {_LOAD_TIMEOUT_S} s")
+        time.sleep(0.1)
 
 
 def _status() -> ApplicationStatus | None:

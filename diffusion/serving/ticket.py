@@ -2,6 +2,7 @@
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -88,8 +89,13 @@ class Ticket:
     _pictures: dict[int, Picture] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        me = weakref.ref(
+            self
+        )  # else a ticket and its future would keep each other, and the model, until garbage is looked for
+
         def ended(_: Future) -> None:
-            self.ended_at = time.monotonic()
+            if ticket := me():
+                ticket.ended_at = time.monotonic()
 
         self.future.add_done_callback(ended)
 

@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,6 +27,7 @@ from diffusion.serving.receipt import read_receipt
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.refs import ModelRef
 from tests.random_bundle import CLASSES, random_bundle, reading_bundle, shaped_bundle
+from tests.running_engine import shelved
 
 URL = "/v1/images/generations"
 MODEL = ModelRef(
@@ -43,10 +45,15 @@ LIMITS = ServeRecipe(slots=4, queue=8, max_n=6, max_steps=1000, timeout_s=60)
 @contextmanager
 def served(engine: Engine, limits: ServeRecipe = LIMITS, **given) -> Iterator[httpx.Client]:
     """The application on a free loopback port, and a client for it."""
-    app = create_app(engine, MODEL, limits, self_test=engine.self_test(), **given)
+    with shelved(engine, MODEL) as shelf, answering(create_app(shelf, limits, **given)) as client:
+        yield client
+
+
+@contextmanager
+def answering(app: FastAPI) -> Iterator[httpx.Client]:
+    """Any application there, and a client for it."""
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run)
-    engine.start()
     thread.start()
     try:
         deadline = time.monotonic() + 30
@@ -56,7 +63,6 @@ def served(engine: Engine, limits: ServeRecipe = LIMITS, **given) -> Iterator[ht
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield client
     finally:
-        engine.stop()
         server.should_exit = True
         thread.join(30)
     assert not thread.is_alive()

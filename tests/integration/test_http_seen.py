@@ -116,7 +116,7 @@ def test_every_answer_and_error_has_the_id_and_a_line(
         assert left["route"] == ("other" if "secret" in path else path)
         assert left.get("key") == (None if status == 401 or path == "/" else "web")
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
-        patch.setattr("diffusion.adapters.http.app.card", lambda served: 1 / 0)
+        patch.setattr("diffusion.adapters.http.app.cards", lambda *_: 1 / 0)
         answer = client.get("/v1/models", headers={"X-Request-ID": "a-defect"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, "a-defect")
     assert answer.headers["x-content-type-options"] == "nosniff"

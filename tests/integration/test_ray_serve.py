@@ -145,7 +145,9 @@ def test_a_request_leaves_a_line_in_the_log(url, log):
         ("/v1/images/generations", 200, 2, 3)
     ]
     numbers = httpx.get(f"{url}/metrics", timeout=30).text
-    assert re.search(r'diffusion_pictures_total{key="",replica="\w+",task="generation"} [1-9]', numbers)
+    assert re.search(
+        r'diffusion_pictures_total{key="",model="tiny",replica="\w+",task="generation",version="1"} [1-9]', numbers
+    )
 
 
 def test_only_loopback_listens(url):
@@ -208,7 +210,8 @@ def test_another_port_is_refused_while_serve_listens_elsewhere(url, models, acce
     assert ask(url).status_code == 200
 
 
-def test_a_new_version_takes_over_without_a_lost_request(url, models, port, access, log):
+def test_a_new_version_takes_over_in_the_same_replica_without_a_lost_request(url, models, port, access, log):
+    before = replicas()
     statuses, versions, stop = [], [], threading.Event()
 
     def keep_asking() -> None:
@@ -230,3 +233,6 @@ def test_a_new_version_takes_over_without_a_lost_request(url, models, port, acce
     assert set(versions) == {"1", "2"}
     assert versions[-1] == "2"
     assert deployed().model == models[1]
+    assert replicas() == before
+    health = httpx.get(f"{url}/healthz", timeout=30).json()
+    assert ([each["version"] for each in health["loaded"]], health["refused"]) == (["2"], None)

@@ -4,12 +4,14 @@ picture."""
 import json
 import time
 import uuid
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from starlette.types import Scope
 
 from diffusion.serving.ticket import DeadlineExceeded, Priority, Ticket
+from diffusion.store.refs import ModelRef
 
 _SCOPE = "diffusion.account"
 _LONGEST_ID = 128
@@ -32,6 +34,8 @@ class Account:
     n: int | None = None
     steps: int | None = None
     ticket: Ticket | None = None
+    model: ModelRef | None = None  # that it got
+    holds: ExitStack = field(default_factory=ExitStack)  # what it uses until it is over
 
     @classmethod
     def of(cls, scope: Scope) -> "Account":
@@ -62,6 +66,7 @@ class Account:
     def close(self, scope: Scope) -> None:
         """The request is over."""
         self.seconds = time.monotonic() - self.began
+        self.holds.close()
         if route := scope.get("route"):  # its template, where one was found
             self.route = route.path
 
@@ -76,6 +81,8 @@ class Account:
             "outcome": self.outcome,
             "seconds": self.seconds,
             "key": self.key,
+            "model": self.model and self.model.name,
+            "version": self.model and self.model.version,
             "task": self.task,
             "n": self.n,
             "steps": self.steps,

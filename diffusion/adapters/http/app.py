@@ -2,8 +2,7 @@
 
 import asyncio
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from fastapi import FastAPI, Request
@@ -13,88 +12,91 @@ from diffusion.adapters.http import answers, errors, page
 from diffusion.adapters.http.account import Account
 from diffusion.adapters.http.asked import EditBody, GenerationBody, RestorationBody, Wanted, bare
 from diffusion.adapters.http.bodies import Form, form, json_object, picture, typed
-from diffusion.adapters.http.card import card
+from diffusion.adapters.http.card import cards
 from diffusion.adapters.http.guard import Guard
 from diffusion.adapters.http.headers import SecureHeaders
 from diffusion.adapters.http.metrics import CONTENT_TYPE, Metrics
 from diffusion.adapters.http.schema import described
 from diffusion.adapters.http.seen import Seen
-from diffusion.adapters.http.served import Served, Work, begun, drawn
+from diffusion.adapters.http.served import Served, Work, begun, chosen, drawn
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.editing import EditRequest, edit
-from diffusion.serving.engine import Engine
 from diffusion.serving.keys import Access, Keyring
+from diffusion.serving.lineup import seeded
 from diffusion.serving.request import Asked, GenerateRequest, RequestError, parse, resolve
 from diffusion.serving.restoring import RestoreRequest, restoration
 from diffusion.serving.rework import Rework
-from diffusion.store.refs import ModelRef
+from diffusion.serving.shelf import Shelf
 
 _FILES = ("image", "mask")
 _ANYBODY = Access()
 
 
 def create_app(
-    engine: Engine,
-    model: ModelRef,
+    shelf: Shelf,
     limits: ServeRecipe,
     *,
-    self_test: str,
     access: Access = _ANYBODY,
     echoes: bool = True,
     replica: str = "",
 ) -> FastAPI:
-    """The application around a started engine that draws with `model`.
+    """The application around the models that `shelf` offers, now and later.
 
-    self_test: sha256 of the picture that the engine drew when it was loaded, which /healthz reports.
     access: who may ask.  Raises ValueError where its file of keys is damaged.
     echoes: answers carry the request's id; not where a server before this adds it anyway, as Ray Serve's does.
     replica: its name where there may be several; the metrics have it.
     """
     # the interactive documentation would fetch scripts from a foreign host
-    app = FastAPI(title="diffusion", version=model.version, docs_url=None, redoc_url=None, redirect_slashes=False)
-    metrics = Metrics(engine, model, replica)
+    app = FastAPI(title="diffusion", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
+    metrics = Metrics(shelf, replica)
     app.add_middleware(Guard, ring=Keyring(access))
     app.add_middleware(Seen, routes=lambda: {route.path for route in app.routes}, ended=metrics.ended, echoes=echoes)
     app.add_middleware(SecureHeaders)
     errors.install(app)
     page.install(app)
-    served = Served(engine, model, limits, self_test, int(time.time()))
+
+    async def _form(request: Request, body: type[Wanted], files: Sequence[str]) -> tuple[Form, Served]:
+        """Of a form its typed fields, a seed among them, and its files; and the model for it."""
+        found = await form(request, files)
+        found = Form(seeded(typed(body, found.fields)), found.files)
+        return found, await chosen(request, shelf, limits, found.fields, found.files)
 
     @app.post("/v1/images/generations", openapi_extra=described(GenerationBody))
     async def generations(request: Request) -> Response:
-        body = parse(GenerationBody, _plain(await json_object(request), served), limits)
-        served.check_model(body.model)
+        fields = seeded(await json_object(request))
+        served = await chosen(request, shelf, limits, fields, {})
+        body = parse(GenerationBody, _plain(fields, served), limits)
         asked = _only(GenerateRequest, body)
-        work = Work(engine.job(resolve(asked, engine.bundle.spec, limits)))
+        work = Work(served.engine.job(resolve(asked, served.engine.bundle.spec, limits)))
         return await _answered(request, body, work, served, "image_generation")
 
     @app.post("/v1/images/restorations", openapi_extra=described(RestorationBody, _FILES))
     async def restorations(request: Request) -> Response:
-        found = await form(request, _FILES)
-        body = parse(RestorationBody, typed(RestorationBody, found.fields), limits)
+        found, served = await _form(request, RestorationBody, _FILES)
+        body = parse(RestorationBody, found.fields, limits)
         asked = _only(RestoreRequest, body)
 
         def made() -> Rework:
             mask = picture(found, "mask") if "mask" in found.files else None
-            return restoration(asked, picture(found, "image"), mask, engine.bundle, engine.device, limits)
+            return restoration(asked, picture(found, "image"), mask, served.engine.bundle, served.engine.device, limits)
 
         return await _reworked(request, body, made, served)
 
     @app.post("/v1/images/edits", openapi_extra=described(EditBody, _FILES))
     async def edits(request: Request) -> Response:
-        found = await form(request, _FILES)
-        body = parse(EditBody, _plain(typed(EditBody, found.fields), served), limits)
+        found, served = await _form(request, EditBody, _FILES)
+        body = parse(EditBody, _plain(found.fields, served), limits)
         return await _reworked(request, body, lambda: _edited(body, found, served), served)
 
     @app.post("/v1/images/variations", openapi_extra=described(EditBody, _FILES[:1]))
     async def variations(request: Request) -> Response:
-        found = await form(request, _FILES[:1])
-        body = parse(EditBody, _plain(typed(EditBody, found.fields), served), limits)
+        found, served = await _form(request, EditBody, _FILES[:1])
+        body = parse(EditBody, _plain(found.fields, served), limits)
         return await _reworked(request, body, lambda: _edited(body, found, served), served)
 
     @app.get("/v1/models")
     async def models() -> dict:
-        return {"object": "list", "data": [card(served)]}
+        return {"object": "list", "data": cards(shelf, limits)}
 
     @app.get("/metrics", include_in_schema=False)
     async def numbers() -> Response:
@@ -103,18 +105,14 @@ def create_app(
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def health() -> Response:
-        alive = engine.alive()
-        state = {
-            "status": "ok" if alive else "engine stopped or stuck",
-            "model": model.name,
-            "version": model.version,
-            "bundle_digest": model.digest,
-            "self_test_sha256": self_test,
-            "batch_sizes": engine.ladder.sizes,
-            "batch_seconds": {size: round(s, 5) for size, s in engine.ladder.seconds.items()},
-            **engine.load(),
-        }
-        return JSONResponse(state, 200 if alive else 503)
+        alive, about = shelf.alive(), shelf.state()
+        state = {"status": "ok" if alive else "engine stopped or stuck"}
+        for held in shelf.held()[:1]:  # the present one; the others stand in "loaded"
+            ladder = held.engine.ladder
+            state |= held.facts() | {"batch_sizes": ladder.sizes}
+            state["batch_seconds"] = {size: round(s, 5) for size, s in ladder.seconds.items()}
+        told = {name: about[name] for name in ("loaded", "loading", "failed", "refused")}
+        return JSONResponse(state | told, 200 if alive else 503)
 
     return app
 
@@ -156,7 +154,6 @@ def _only(kind: type[Asked], body: Asked) -> Asked:
 
 
 async def _reworked(request: Request, body: Wanted, made: Callable[[], Rework], served: Served) -> Response:
-    served.check_model(body.model)
     rework = await asyncio.to_thread(made)  # decodes pictures
     return await _answered(request, body, Work(rework.job, rework), served, "image_edit")
 

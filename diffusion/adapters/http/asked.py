@@ -17,7 +17,10 @@ MAX_PREVIEWS = 3  # as OpenAI has it
 class Wanted(Frozen):
     """Of every request.  `user`, `quality` and `background` are OpenAI's, and change nothing."""
 
-    model: str | None = Field(None, description="Name of the model served here; null: whichever it is")
+    model: str | None = Field(
+        None,
+        description="NAME or NAME@VERSION, as GET /v1/models lists them; null: the first, or its canary by its share",
+    )
     response_format: Literal["b64_json", "png"] | None = Field(
         None, description="JSON with PNGs in base64, or one bare PNG; null: what the Accept header prefers"
     )

@@ -19,9 +19,9 @@ _MAX_FIELDS, _MAX_FILES = 40, 4
 
 
 class Form(NamedTuple):
-    """The fields of a form, as text, and its files."""
+    """The fields of a form, as text until they are `typed`, and its files."""
 
-    fields: dict[str, str]
+    fields: dict[str, Any]
     files: dict[str, bytes]
 
 

@@ -1,21 +1,31 @@
 """What GET /v1/models says of a model."""
 
-from diffusion.adapters.http.served import Served
 from diffusion.data.pictures.buckets import shown
 from diffusion.degradation import FACTORS
+from diffusion.recipe import ServeRecipe
 from diffusion.sampler import SAMPLERS
+from diffusion.serving.lineup import Key
 from diffusion.serving.restoring import TASKS
+from diffusion.serving.shelf import Shelf
+from diffusion.store.bundle_spec import BundleSpec
+from diffusion.store.refs import ModelRef
 
 
-def card(served: Served) -> dict:
-    """OpenAI's fields, its lineage, what may be asked, and what is taken where nothing is."""
-    model, spec, limits = served.model, served.engine.bundle.spec, served.limits
+def cards(shelf: Shelf, limits: ServeRecipe) -> list[dict]:
+    """Of each that can be asked for, the one first that is meant where none is named."""
+    lineup, specs = shelf.offered()
+    return [card(name, model, specs[Key.of(model)], limits, shelf.since) for name, model in lineup.names().items()]
+
+
+def card(name: str, model: ModelRef, spec: BundleSpec, limits: ServeRecipe, since: int) -> dict:
+    """OpenAI's fields, its lineage, what may be asked, and what is taken where nothing is.  name: by which it is."""
     restores = spec.codec is None and spec.lesson is None
     return {
-        "id": model.name,
+        "id": name,
         "object": "model",
-        "created": served.since,
+        "created": since,
         "owned_by": "diffusion",
+        "name": model.name,
         "version": model.version,
         "bundle_digest": model.digest,
         "run_digest": model.run_digest,

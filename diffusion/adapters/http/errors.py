@@ -13,7 +13,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from diffusion.adapters.http.account import Account
+from diffusion.serving.lineup import UnknownModel
 from diffusion.serving.request import RequestError
+from diffusion.serving.shelf import Refused
 from diffusion.serving.ticket import DeadlineExceeded, DrawingFailed, EngineStopped, QueueFull, TooBusy
 
 _log = logging.getLogger(__name__)
@@ -64,6 +66,11 @@ def told(error: Exception, request_id: str = "") -> ApiError:
         return error
     if isinstance(error, RequestError):
         return ApiError(422, str(error), param=error.param, allowed=error.allowed)
+    if isinstance(error, UnknownModel):
+        return ApiError(404, str(error), param="model", allowed=error.allowed)
+    if isinstance(error, Refused):
+        message = f"the model cannot be loaded now: {error}"
+        return ApiError(503, message, param="model", retry_after_s=60, reason="unloaded")
     if isinstance(error, QueueFull):
         return ApiError(503, str(error), retry_after_s=error.retry_after_s, reason="queue")
     if isinstance(error, TooBusy):
@@ -92,7 +99,17 @@ def install(app: FastAPI) -> None:
         answer.headers.update(error.headers or {})
         return answer
 
-    known = (ApiError, RequestError, QueueFull, TooBusy, EngineStopped, DeadlineExceeded, DrawingFailed)
+    known = (
+        ApiError,
+        RequestError,
+        UnknownModel,
+        Refused,
+        QueueFull,
+        TooBusy,
+        EngineStopped,
+        DeadlineExceeded,
+        DrawingFailed,
+    )
     for kind in known:
         app.add_exception_handler(kind, refused)
     app.add_exception_handler(HTTPException, wrong_path)

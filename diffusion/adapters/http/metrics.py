@@ -6,7 +6,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from diffusion.adapters.http.account import Account
-from diffusion.serving.engine import Engine
+from diffusion.serving.shelf import Shelf
 from diffusion.store.refs import ModelRef
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
@@ -16,55 +16,66 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Of one application and its engine, whose ticks it hears from now on.  Every series has the label `replica`, if there
+    """Of one application and its models, whose ticks it hears from now on.  Every series has the label `replica`, if there
     is one: several replicas answer at one address, each for itself."""
 
-    def __init__(self, engine: Engine, model: ModelRef, replica: str = "") -> None:
-        self.engine, self.replica, self._registry = engine, replica, CollectorRegistry()
+    def __init__(self, shelf: Shelf, replica: str = "") -> None:
+        self.shelf, self.replica, self._registry = shelf, replica, CollectorRegistry()
+        by_model = ["model", "version"]
         kept = {"registry": self._registry, "namespace": "diffusion"}
         self._requests = Counter("requests", "Requests that are over", ["route", "status"], **kept)
         self._rejected = Counter("rejected", "Requests that got no pictures, by why", ["reason"], **kept)
         self._cancelled = Counter("cancelled", "Requests whose client left", **kept)
-        self._pictures = Counter("pictures", "Pictures given, by task and name of the key", ["task", "key"], **kept)
+        given = "Pictures given, by task and name of the key"
+        self._pictures = Counter("pictures", given, ["task", "key", *by_model], **kept)
         whole = "Seconds from a request to the end of its answer, where there were pictures"
-        self._seconds = Histogram("request_seconds", whole, ["task"], buckets=_LATENCY_S, **kept)
+        self._seconds = Histogram("request_seconds", whole, ["task", *by_model], buckets=_LATENCY_S, **kept)
         waited = "Seconds until a request's first picture had a slot"
-        self._waited = Histogram("wait_seconds", waited, buckets=(0.001, 0.01, *_LATENCY_S), **kept)
-        self._rows = Histogram("tick_rows", "Rows asked of the network in a tick", buckets=_ROWS, **kept)
-        self._ticks = Histogram("tick_seconds", "Seconds of a tick, one step of all", buckets=_TICK_S, **kept)
+        self._waited = Histogram("wait_seconds", waited, by_model, buckets=(0.001, 0.01, *_LATENCY_S), **kept)
+        self._rows = Histogram("tick_rows", "Rows asked of the network in a tick", by_model, buckets=_ROWS, **kept)
+        self._ticks = Histogram("tick_seconds", "Seconds of a tick, one step of all", by_model, buckets=_TICK_S, **kept)
         self._load = {
-            "slots": Gauge("slots", "Pictures that can be drawn at once", **kept),
-            "drawing": Gauge("drawing", "Pictures being drawn", **kept),
-            "waiting": Gauge("queue", "Pictures that wait for a slot", **kept),
+            "slots": Gauge("slots", "Pictures that can be drawn at once", by_model, **kept),
+            "drawing": Gauge("drawing", "Pictures being drawn", by_model, **kept),
+            "waiting": Gauge("queue", "Pictures that wait for a slot", by_model, **kept),
         }
-        Gauge("up", "Whether the engine is alive", **kept).set_function(lambda: float(engine.alive()))
-        served = Gauge("model", "1 of the model that is served", ["model", "version", "bundle_digest"], **kept)
-        served.labels(model.name, model.version, model.digest).set(1)
-        engine.on_tick = self.ticked
+        Gauge("up", "Whether the engines are alive", **kept).set_function(lambda: float(shelf.alive()))
+        loaded = "1 of the model that is meant where none is named, 0 of others that are loaded"
+        self._models = Gauge("model", loaded, [*by_model, "bundle_digest"], **kept)
+        self._weights = Gauge("weights_bytes", "Bytes of the weights that are loaded", by_model, **kept)
+        shelf.on_tick = self.ticked
 
-    def ticked(self, rows: int, seconds: float) -> None:
-        """What the engine tells of a tick."""
-        self._rows.observe(rows)
-        self._ticks.observe(seconds)
+    def ticked(self, model: ModelRef, rows: int, seconds: float) -> None:
+        """What an engine tells of a tick."""
+        self._rows.labels(model.name, model.version).observe(rows)
+        self._ticks.labels(model.name, model.version).observe(seconds)
 
     def ended(self, account: Account) -> None:
         """A request is over."""
         outcome = account.outcome
+        model = (account.model.name, account.model.version) if account.model else ("", "")
         self._requests.labels(account.route, account.status or 499).inc()
         if outcome == "cancelled":
             self._cancelled.inc()
         elif outcome != "done":
             self._rejected.labels(outcome).inc()
         elif account.task is not None:
-            self._pictures.labels(account.task, account.key or "").inc(account.n)
-            self._seconds.labels(account.task).observe(account.seconds)
+            self._pictures.labels(account.task, account.key or "", *model).inc(account.n)
+            self._seconds.labels(account.task, *model).observe(account.seconds)
         if account.ticket is not None:
-            self._waited.observe(account.ticket.waited_s)
+            self._waited.labels(*model).observe(account.ticket.waited_s)
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
-        for key, number in self.engine.load().items():  # all of one moment
-            self._load[key].set(number)
+        gauges = (*self._load.values(), self._models, self._weights)
+        for gauge in gauges:
+            gauge.clear()  # of those that have been put away
+        for number, held in enumerate(self.shelf.held()):
+            model = (held.model.name, held.model.version)
+            self._models.labels(*model, held.model.digest).set(number == 0)
+            self._weights.labels(*model).set(held.size)
+            for key, pictures in held.engine.load().items():  # all of one moment
+                self._load[key].labels(*model).set(pictures)
         return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:

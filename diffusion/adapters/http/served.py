@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastapi import Request
 from starlette.types import Message
@@ -14,27 +14,44 @@ from diffusion.adapters.http.errors import ApiError
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.job import Job
+from diffusion.serving.lineup import point_of
 from diffusion.serving.receipt import AnyReceipt, receipt_of, stamp
 from diffusion.serving.rework import Rework, receipts
-from diffusion.serving.ticket import Picture, Preview, Priority, Ticket
+from diffusion.serving.shelf import Shelf
+from diffusion.serving.ticket import DeadlineExceeded, Picture, Preview, Priority, Ticket
 from diffusion.store.refs import ModelRef
 
 
 @dataclass(frozen=True)
 class Served:
-    """An engine that was started, the registered model in it, and the endpoint's limits."""
+    """The model that a request gets, an engine that runs with it, and the endpoint's limits."""
 
     engine: Engine
     model: ModelRef
     limits: ServeRecipe
-    self_test: str  # sha256 of the picture that the engine drew when it was loaded
-    since: int  # seconds since 1970
 
-    def check_model(self, asked: str | None) -> None:
-        """Raises ApiError 404 for another model than this."""
-        if asked not in (None, self.model.name):
-            message = f"model={asked[:80]!r} is not served here, {self.model.name!r} is"
-            raise ApiError(404, message, param="model", allowed=[self.model.name])
+
+async def chosen(
+    request: Request, shelf: Shelf, limits: ServeRecipe, fields: Mapping[str, Any], files: Mapping[str, bytes]
+) -> Served:
+    """The model for a request with these fields, a seed among them, and files: the one it asks for, or by its share.  It is
+    held until the request is over.
+
+    Raises UnknownModel, Refused where it cannot be loaded, DeadlineExceeded where that takes too long.
+    """
+    asked, account = fields.get("model"), Account.of(request.scope)
+    asked = asked if isinstance(asked, str) and asked else None  # what it is instead is refused with the other fields
+    while True:
+        model = shelf.offered()[0].choose(asked, point_of(fields, files))
+        if held := shelf.take(model):
+            account.holds.callback(shelf.give_back, held)
+            account.model = model
+            return Served(held.engine, model, limits)
+        loaded = asyncio.wrap_future(shelf.summoned(model))
+        try:
+            await asyncio.wait_for(asyncio.shield(loaded), limits.timeout_s)  # others may wait for it as well
+        except TimeoutError:
+            raise DeadlineExceeded(f"{model.name} version {model.version} was not loaded in time") from None
 
 
 class Stamped(NamedTuple):
