@@ -12,8 +12,9 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from typing import Literal
 
 import torch
@@ -293,7 +294,13 @@ class Engine:
             self._door.patience.empty(now)
             if not self._flights:
                 self._tick_began = now  # it was idle until now, not stuck
-        ticket.future.add_done_callback(lambda _: ticket.started_at and self._door.patience.drew(ticket.drew_s))
+        patience, found = self._door.patience, weakref.ref(ticket)  # weakly, as `Ticket` does
+
+        def ended(_: Future) -> None:
+            if (ticket := found()) and ticket.started_at:
+                patience.drew(ticket.drew_s)
+
+        ticket.future.add_done_callback(ended)
         self._queue.add(ticket)
         self._wake.notify_all()
 

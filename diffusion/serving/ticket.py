@@ -89,9 +89,8 @@ class Ticket:
     _pictures: dict[int, Picture] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        me = weakref.ref(
-            self
-        )  # else a ticket and its future would keep each other, and the model, until garbage is looked for
+        # weakly: a ticket and its future would keep each other, and the model, until Python looks for garbage
+        me = weakref.ref(self)
 
         def ended(_: Future) -> None:
             if ticket := me():
