@@ -99,7 +99,7 @@ def test_features_of_unlike_size_lose_no_digits(n):
     whole, without = sample.left_out()
     exact = [by_singular_values(reference, x[number % 4 != k]) for k in (-1, *range(4))]
     assert [whole, *without] == pytest.approx(exact, rel=1e-7)
-    half, _ = sample.left_out(part=1, parts=2)
+    half, _ = beside(reference, x, number[1::2]).left_out()
     assert half == pytest.approx(by_singular_values(reference, x[1::2]), rel=1e-7)
 
 

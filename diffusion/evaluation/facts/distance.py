@@ -1,7 +1,6 @@
 """The Frechet distance in the report, with its identity and interval, and what real pictures score in its place."""
 
 import math
-from dataclasses import replace
 
 from diffusion.evaluation.gathered import Gathered
 from diffusion.evaluation.identity import SampleIdentity, sample_identity
@@ -104,12 +103,12 @@ def frechet_of(gathered: Gathered) -> tuple[Frechet | None, FrechetLimit | None]
 
 def distances(sample: Sample, identity: SampleIdentity) -> tuple[Frechet, FrechetLimit | None]:
     """Of a sample beside its reference."""
-    distance = jackknifed(sample)
     if len(sample) < LEAST:
-        return Frechet.of(distance, identity), None
-    found = extrapolate(sample, distance)
-    limit = FrechetLimit.of(found, identity.model_copy(update={"metric": "frechet-limit/2"}))
-    return Frechet.of(replace(distance, standard_error=found.distance_error), identity), limit
+        return Frechet.of(jackknifed(sample), identity), None
+    distance, limit = extrapolate(sample)
+    return Frechet.of(distance, identity), FrechetLimit.of(
+        limit, identity.model_copy(update={"metric": "frechet-limit/2"})
+    )
 
 
 def floor_of(gathered: Gathered) -> FloorFacts | None:

@@ -1,5 +1,5 @@
-"""The Frechet distance of a sample from a fixed reference: of all of it, of parts of it, and without blocks of it, for the
-distance's error and its limit.  The memory is that of some (D, D), however many pictures there are.
+"""The Frechet distance of a sample from a fixed reference: of all of it, and without blocks of it, for the distance's error
+and its limit.  The memory is that of some (D, D), however many pictures there are.
 """
 
 import math
@@ -48,14 +48,16 @@ def _merged(parts: Iterable[Moments]) -> Moments:
     return reduce(Moments.merge, parts)
 
 
-# without a block, and the moments of the rest -> C^T C or C C^T, where C are the rest's projected and centred features
-Product = Callable[[int | None, Moments], Tensor]
+Blocks = tuple[int, ...]
+
+# without some blocks, and the moments of the rest -> C^T C or C C^T, where C are the rest's projected and centred features
+Product = Callable[[Blocks, Moments], Tensor]
 
 
 class Rest(NamedTuple):
-    """What is left of some pictures without a block."""
+    """What is left of a sample without some blocks."""
 
-    left: int | None  # the block
+    left: Blocks
     moments: Moments
     few: bool  # which of the two the matrix is
     matrix: Tensor  # C C^T of few pictures, else C^T C
@@ -79,50 +81,58 @@ class Sample:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def left_out(self, *, part: int = 0, parts: int = 1) -> tuple[float, list[float]]:
-        """The distance of every parts-th picture from the part-th on, and without each block that lies in them, in order,
-        where there are several.  parts divides the number of blocks."""
-        found = self.rests(part=part, parts=parts)
-        values = [self._distance(rest.moments, torch.linalg.eigvalsh(rest.matrix), rest.rank) for rest in found]
+    def left_out(self) -> tuple[float, list[float]]:
+        """The distance, and without each block in turn where there are several."""
+        singles = [(block,) for block in range(self.blocks)] if self.blocks > 1 else []
+        values = [self.distance(rest, torch.linalg.eigvalsh(rest.matrix)) for rest in self.rests(singles)]
         return values[0], values[1:]
 
-    def rests(self, *, part: int = 0, parts: int = 1) -> Iterator["Rest"]:
-        """All of such a part, and what is left of it without each of its blocks in turn."""
-        few = 2 * len(range(part, len(self), parts)) <= self.reference.root.shape[1]
-        moments, product = (self._of_few if few else self._of_sums)(part, parts)
-        whole, rank = _merged(moments.values()), None
-        for left in (None, *moments) if len(moments) > 1 else (None,):
-            rest = whole if left is None else whole.without(moments[left])
+    def rests(self, groups: Iterable[Blocks]) -> Iterator[Rest]:
+        """All of the sample, and what is left of it without each group of blocks."""
+        few = 2 * len(self) <= self.reference.root.shape[1]
+        moments, product = self._of_few() if few else self._of_sums()
+        whole, rank = _merged(moments), None
+        for left in ((), *groups):
+            rest = whole.without(_merged(moments[block] for block in left)) if left else whole
             matrix = product(left, rest)
             rank = _rank(matrix) if rank is None else rank
             yield Rest(left, rest, few, matrix, rank)
 
-    def _of_few(self, part: int, parts: int) -> tuple[dict[int, Moments], Product]:
-        """The moments of each block of a part, and the products of each two pictures of it."""
-        block = torch.arange(part, len(self), parts) % self.blocks
-        centred = checked(self.features[self.rows[part::parts]]) - self.reference.mean
-        moments = {k: Moments.of(centred[block == k]) for k in range(part, self.blocks, parts)}
+    def distance(self, rest: Rest, eigenvalues: Tensor) -> float:
+        """Of what is left.  eigenvalues: of its matrix, ascending."""
+        of = rest.moments
+        if of.n < 2:
+            raise ValueError(f"a covariance needs at least 2 pictures, there are {of.n}")
+        trace = (of.squares - of.sum.square().sum() / of.n) / (of.n - 1)
+        overlap = eigenvalues[-min(rest.rank, of.n - 1) :].clamp(min=0).sqrt().sum() / math.sqrt(of.n - 1)
+        shift = (of.sum / of.n).square().sum()
+        return max(0.0, float(shift + trace + self.reference.trace - 2 * overlap))
+
+    def _of_few(self) -> tuple[list[Moments], Product]:
+        """The moments of each block, and the products of each two pictures."""
+        block = torch.arange(len(self)) % self.blocks
+        centred = checked(self.features[self.rows]) - self.reference.mean
+        moments = [Moments.of(centred[block == k]) for k in range(self.blocks)]
         projected = centred @ self.reference.root
         products = projected @ projected.T
 
-        def product(left: int | None, _: Moments) -> Tensor:
-            kept = torch.arange(len(block)) if left is None else (block != left).nonzero().flatten()
+        def product(left: Blocks, _: Moments) -> Tensor:
+            kept = (~torch.isin(block, torch.tensor(left, dtype=torch.int64))).nonzero().flatten()
             found = products[kept[:, None], kept]
             mean = found.mean(dim=0)
             return found - mean - (mean - mean.mean())[:, None]
 
         return moments, product
 
-    def _of_sums(self, part: int, parts: int) -> tuple[dict[int, Moments], Product]:
-        """Likewise, and the sum over the blocks: taken again of one that is left out, for all would fill the memory."""
-        total, moments = self._nothing(), {}
-        for k in range(part, self.blocks, parts):
-            moments[k] = _merged(self._add(k, total))
+    def _of_sums(self) -> tuple[list[Moments], Product]:
+        """Likewise, and the sum over the blocks: taken again of those that are left out, for all would fill the memory."""
+        total = self._nothing()
+        moments = [_merged(self._add(block, total)) for block in range(self.blocks)]
 
-        def product(left: int | None, rest: Moments) -> Tensor:
+        def product(left: Blocks, rest: Moments) -> Tensor:
             found = self._nothing()
-            if left is not None:
-                _merged(self._add(left, found))
+            for block in left:
+                _merged(self._add(block, found))
             mean = rest.sum @ self.reference.root / rest.n
             return torch.sub(total, found, out=found).addr_(mean, mean, alpha=-float(rest.n))
 
@@ -139,14 +149,6 @@ class Sample:
             projected = centred @ self.reference.root
             total.addmm_(projected.T, projected)
             yield Moments.of(centred)
-
-    def _distance(self, of: Moments, eigenvalues: Tensor, rank: int) -> float:
-        if of.n < 2:
-            raise ValueError(f"a covariance needs at least 2 pictures, there are {of.n}")
-        trace = (of.squares - of.sum.square().sum() / of.n) / (of.n - 1)
-        overlap = eigenvalues[-min(rank, of.n - 1) :].clamp(min=0).sqrt().sum() / math.sqrt(of.n - 1)
-        shift = (of.sum / of.n).square().sum()
-        return max(0.0, float(shift + trace + self.reference.trace - 2 * overlap))
 
 
 def _rank(matrix: Tensor) -> int:
@@ -179,7 +181,7 @@ def jackknifed(sample: Sample) -> Distance:
     the classes in proportion.  Not a bootstrap: a resample has only 63 % distinct pictures, hence a covariance of lower
     rank, and lies further from the reference by much more than the spread in question.  The jackknife errs to the safe
     side [Efron & Stein 1981]: hardly where there are more pictures than features, by up to sqrt 2 where there are fewer;
-    `extrapolate` takes part of that off.
+    `extrapolate` takes that off.
     """
     if sample.blocks < 2:
         raise ValueError(f"{len(sample)} pictures are too few for a standard error: draw at least 4")
