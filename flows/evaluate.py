@@ -26,7 +26,7 @@ def evaluate(recipe: EvaluateRecipe, run: RunRef, name: str = "demo", site: Site
 def evaluate_stage(recipe: EvaluateRecipe, run: RunRef, name: str, site: Site) -> Done[EvaluationRef]:
     def make() -> EvaluationRef:
         with ray_running(site), progress("evaluate", "pictures") as update:
-            evaluation = evaluate_run(
+            return evaluate_run(
                 run,
                 recipe,
                 site.store,
@@ -35,10 +35,11 @@ def evaluate_stage(recipe: EvaluateRecipe, run: RunRef, name: str, site: Site) -
                 reading=site.reading,
                 progress=update,
             )
-        log_evaluation(site.tracking(name), evaluation, recipe)
-        return evaluation
 
-    done = once("evaluate", evaluate_key(recipe, run), EvaluationRef, site, make)
+    def tell(evaluation: EvaluationRef) -> None:
+        log_evaluation(site.tracking(name), evaluation, recipe)
+
+    done = once("evaluate", evaluate_key(recipe, run), EvaluationRef, site, make, tell=tell)
     create_markdown_artifact(
         with_pictures(done.ref.uri, "report.md"), key="evaluation", description=f"Report {done.ref.digest}"
     )

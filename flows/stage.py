@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
-from diffusion.recipe import Frozen
+from diffusion.recipe import Frozen, digest_of
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef, SweepRef
 from diffusion.store.works import recall, remember, work_path
 from flows.console import say, seconds, ticked, warn
@@ -39,11 +39,13 @@ def once(
     make: Callable[[], Ref],
     *,
     now: Callable[[Ref], Ref | None] = lambda ref: ref,
+    tell: Callable[[Ref], object] | None = None,
 ) -> Done[Ref]:
     """The reference of the work `key`: recalled where it is finished, made and remembered where not.
 
-    now: a recalled reference as it stands today, None where what it names is gone from outside the store.  Of several
-    processes that want the same work one does it and the others wait.
+    now: a recalled reference as it stands today, None where what it names is gone from outside the store.  tell: others of
+    what was made, before the work is finished; where that fails the next try tells and makes nothing.  Of several processes
+    that want the same work one does it and the others wait.
     """
     started = time.monotonic()
     with ending_soon(), _alone(stage, key, site):
@@ -51,10 +53,19 @@ def once(
         ref = ref and now(ref)
         reused = ref is not None
         if ref is None:
-            ref = remember(site.store, key, make())
+            ref = make() if tell is None else _made(key, kind, site, make)
+            if tell is not None:
+                tell(ref)
+            remember(site.store, key, ref)
     done = Done[kind](stage=stage, ref=ref, seconds=time.monotonic() - started, reused=reused)
     ticked(f"{stage:<9} " + ("done before, not done again" if reused else seconds(done.seconds)))
     return done
+
+
+def _made(key: str, kind: type[Ref], site: Site, make: Callable[[], Ref]) -> Ref:
+    """What `make` gives, noted at once under a key of its own, or what that note says."""
+    made = digest_of({"made": key})
+    return recall(site.store, made, kind) or remember(site.store, made, make())
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def sweep(
 def sweep_stage(recipe: SweepRecipe, evaluate: EvaluateRecipe, run: RunRef, name: str, site: Site) -> Done[SweepRef]:
     def make() -> SweepRef:
         with ray_running(site), progress("sweep", "pictures") as update:
-            found = sweep_run(
+            return sweep_run(
                 run,
                 recipe,
                 evaluate,
@@ -40,10 +40,11 @@ def sweep_stage(recipe: SweepRecipe, evaluate: EvaluateRecipe, run: RunRef, name
                 reading=site.reading,
                 progress=update,
             )
-        log_sweep(site.tracking(name), found, recipe)
-        return found
 
-    done = once("sweep", sweep_key(recipe, evaluate, run), SweepRef, site, make)
+    def tell(found: SweepRef) -> None:
+        log_sweep(site.tracking(name), found, recipe)
+
+    done = once("sweep", sweep_key(recipe, evaluate, run), SweepRef, site, make, tell=tell)
     create_markdown_artifact(
         with_pictures(done.ref.uri, "sweep.md"), key="sweep", description=f"Sweep {done.ref.digest}"
     )

@@ -91,6 +91,23 @@ def test_work_that_fails_is_not_remembered(home: Path) -> None:
     assert said(start(home, program)).splitlines()[-1] == "False"
 
 
+def test_what_was_made_is_made_once_however_often_telling_of_it_fails(home: Path) -> None:
+    program = PRELUDE + (
+        "tries = []\n"
+        "def tell(ref):\n    tries.append(ref)\n    if len(tries) < 3:\n        raise ConnectionError('away')\n"
+        "for _ in range(2):\n"
+        '    try:\n        once("shard", key, DatasetRef, site, make, tell=tell)\n'
+        "    except ConnectionError:\n        pass\n"
+        'print([once("shard", key, DatasetRef, site, make, tell=tell).reused for _ in range(2)], len(tries))\n'
+        "print(tries == [ref] * 3)\n"
+        '(home / "made" / "manifest.json").unlink()\n'
+        'print(once("shard", key, DatasetRef, site, make, tell=tell).reused)\n'
+    )
+    lines = said(start(home, program)).splitlines()
+    assert [line for line in lines if "shard" not in line] == ["[False, True] 3", "True", "False"]
+    assert (home / "calls").read_text().count("made") == 2  # the second time because it was deleted
+
+
 def test_only_what_may_pass_is_tried_again(home: Path) -> None:
     program = """
 from prefect.states import Failed
