@@ -41,6 +41,7 @@ from diffusion.serving.ticket import (
 from diffusion.store.bundle import Bundle
 
 _log = logging.getLogger(__name__)
+_PROVING_S = 3.0  # that a start may take for the sizes that are asked for seldom
 _LARGEST_CALL = {"cpu": 16, "cuda": 64}  # rows; beyond these a call only takes longer
 
 
@@ -165,7 +166,13 @@ class Engine:
         return alone
 
     def start(self) -> None:
-        """Tick in a thread of our own until `stop`."""
+        """Tick in a thread of our own until `stop`.
+
+        Before, for a few seconds, and later when nothing is to be drawn, sizes of pictures are proven that were not.
+        """
+        began = time.monotonic()
+        while time.monotonic() - began < _PROVING_S and self.networks.prove_next():
+            pass
         with self._wake:
             if self._worker is not None:
                 raise ValueError("the engine was started already: call stop() first")
@@ -248,11 +255,17 @@ class Engine:
     def _work(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._stopping or self._queue or self._flights)
+                self._wake.wait_for(
+                    lambda: self._stopping or self._queue or self._flights or not self.networks.all_proven
+                )
                 if self._stopping:
                     return
+                idle = not (self._queue or self._flights)
             try:
-                self.tick()
+                if idle:
+                    self.networks.prove_next()
+                else:
+                    self.tick()
             except BaseException as error:  # a defect of ours: say so to all who wait, and be seen dead by `alive`
                 self._fail_all(EngineStopped(f"the engine failed: {error}"))
                 raise
