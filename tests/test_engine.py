@@ -54,7 +54,7 @@ def test_slots_are_filled_until_the_last_wave(quick, monkeypatch):
 def test_slots_of_its_own_choice_fill_no_more_than_the_call_they_were_chosen_for(quick, monkeypatch):
     """Guided pictures ask for two rows, others for one; what is drawn is the same."""
     engine, rows = Engine(random_bundle(), slots="auto"), []
-    assert engine.slots == engine.rows == max(2, engine.ladder.knee)
+    assert engine.slots == engine.rows == max(8, engine.ladder.knee)
     tick = engine.tick
     monkeypatch.setattr(engine, "tick", lambda: rows.append(tick()))
     for ours, theirs in zip(engine.generate(MIXED), quick.generate(MIXED), strict=True):

@@ -25,7 +25,7 @@ from diffusion.serving.admission import Admission
 from diffusion.serving.door import Door
 from diffusion.serving.flight import Flight, gather
 from diffusion.serving.job import Job, generation
-from diffusion.serving.ladder import Ladder
+from diffusion.serving.ladder import REFERENCE, Ladder
 from diffusion.serving.networks import Networks
 from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
@@ -74,7 +74,8 @@ class Engine:
         self.networks = Networks(bundle, self.device, largest)
         self.rows = math.inf  # of the network that a tick asks at most
         if slots == "auto":
-            self.rows = slots = max(2, self.ladder.knee)
+            # with fewer, short requests would wait for long ones; and a busy machine may measure anything
+            self.rows = slots = max(REFERENCE, self.ladder.knee)
             _log.info("%d slots: a call of so many rows takes %s", slots, self.ladder.told())
         self.slots, self.timeout_s = slots, timeout_s
         self._wake = threading.Condition()  # guards the queue, the flights and the worker
