@@ -25,7 +25,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from diffusion.adapters.http import create_app, seen
-from diffusion.adapters.ray_serve_replicas import FILL, Replicas, least, options
+from diffusion.adapters.ray_serve_replicas import FILL, PROVED_EVERY_S, Replicas, least, options
 from diffusion.recipe import Frozen, ServeRecipe, digest_of
 from diffusion.serving.held import Bundles
 from diffusion.serving.keys import Access
@@ -100,6 +100,13 @@ class Images:
         )
 
     def check_health(self) -> None:
+        for held in self.shelf.held():
+            if (proof := held.engine.proof) is not None:
+                proof.renew(PROVED_EVERY_S)
+                if proof.failure is not None:
+                    raise RuntimeError(
+                        f"the engine of {held.model.name} {held.model.version} is stopped: {proof.failure}"
+                    )
         if not self.shelf.alive():
             raise RuntimeError("the engine stopped or is stuck in a network call")
 

@@ -7,6 +7,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 from diffusion.recipe import ServeRecipe
 
 FILL = "fill"  # of a replica's slots: 1 where all are taken and nothing waits, 3 where twice as many pictures wait
+PROVED_EVERY_S = 10.0  # four evaluations each time
 _UPSCALE_S, _LOOK_BACK_S = 5.0, 12.0
 
 Replicas = int | tuple[int, int]  # so many, or the least and the most
@@ -22,7 +23,7 @@ def options(replicas: Replicas, cpus: float, gpus: float, idle_s: float, limits:
         "max_constructor_retry_count": 2,
         "graceful_shutdown_timeout_s": limits.timeout_s,
         "graceful_shutdown_wait_loop_s": 0.5,
-        "health_check_period_s": 5,
+        "health_check_period_s": 2,  # it is replaced when it has failed three
         "health_check_timeout_s": 30,
     }
 

@@ -27,6 +27,7 @@ from diffusion.serving.flight import Flight, gather
 from diffusion.serving.job import Job, generation
 from diffusion.serving.ladder import REFERENCE, Ladder
 from diffusion.serving.networks import Networks
+from diffusion.serving.proof import Proof, known
 from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
 from diffusion.serving.ticket import (
@@ -87,6 +88,7 @@ class Engine:
         self._stopping = False
         self._tick_began = time.monotonic()
         self.on_tick: Callable[[int, float], None] | None = None
+        self.proof: Proof | None = None  # that it draws what it should, once it has tested itself
 
     def job(self, request: ResolvedRequest) -> Job:
         """The pictures of a request, drawn from nothing else."""
@@ -154,16 +156,17 @@ class Engine:
 
         Raises DrawingFailed: an engine that cannot keep its promise must not serve.
         """
-        label = self.bundle.spec.classes[0]
-        prompt = "a picture" if self.bundle.spec.text else None
         # of different lengths and samplers; a student knows but one way
-        steps = (None, None, None) if self.bundle.spec.lesson else (4, 3, 2)
-        probe = GenerateRequest(label=label, prompt=prompt, seed=0, steps=steps[0])
-        other = GenerateRequest(seed=1, steps=steps[1], sampler="ddim")
+        steps = (None, None) if self.bundle.spec.lesson else (3, 2)
+        probe = known(self.bundle.spec)
+        other = GenerateRequest(seed=1, steps=steps[0], sampler="ddim")
         alone = pixels_sha256(self.generate([probe])[0][0])
-        among = pixels_sha256(self.generate([other, probe, GenerateRequest(label=label, n=2, steps=steps[2])])[1][0])
+        among = pixels_sha256(
+            self.generate([other, probe, GenerateRequest(label=probe.label, n=2, steps=steps[1])])[1][0]
+        )
         if alone != among:
             raise DrawingFailed(f"self-test: the same request gave {alone[:12]} alone and {among[:12]} among others")
+        self.proof = Proof(self, alone)
         return alone
 
     def start(self) -> None:

@@ -68,6 +68,7 @@ class Held:
             "version": self.model.version,
             "bundle_digest": self.model.digest,
             "self_test_sha256": self.self_test,
+            "proved_s_ago": self.engine.proof and round(self.engine.proof.age_s, 1),
             "weights_mib": round(self.size / 2**20, 1),
             "requests": self.holders,
             **self.engine.load(),

@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
+from safetensors.torch import load_file
 
 from diffusion.adapters.ray_serve import deploy, undeploy
 from diffusion.recipe import ServeRecipe
+from diffusion.store.refs import ModelRef
+from tests.memory import overwrite
 from tests.ports import free_port
 from tests.processes import ours
 from tests.random_bundle import published_model
@@ -20,8 +24,12 @@ LIMITS = ServeRecipe(slots=2, queue=64, max_steps=1000, timeout_s=120)
 
 
 @pytest.fixture(scope="module")
-def url(ray_local, tmp_path_factory) -> Iterator[str]:
-    model = published_model(tmp_path_factory.mktemp("store"), seed=0)
+def model(tmp_path_factory) -> ModelRef:
+    return published_model(tmp_path_factory.mktemp("store"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def url(ray_local, model) -> Iterator[str]:
     try:
         yield deploy(model, LIMITS, port=free_port(), replicas=(1, 2), cpus=0.25, idle_s=2)
     finally:
@@ -90,3 +98,13 @@ def test_replicas_come_with_the_queue_and_go_with_it_and_no_request_is_lost(url,
         until(lambda: len(later) > seen + 2)
     assert Counter(answer.status_code for answer in answers + later).keys() == {200}
     assert {answer.json()["data"][0]["b64_json"] for answer in answers + later} == {picture}
+
+
+def test_a_replica_whose_weights_were_hit_in_memory_is_replaced(url, picture, model):
+    before = replicas()
+    weight = load_file(Path(model.uri, "weights.safetensors"))["net.down.0.blocks.0.conv2.bias"]
+    assert sum(overwrite(pid, weight.numpy().tobytes(), (-weight).numpy().tobytes()) for pid in before) > 0
+    assert asked(url).json()["data"][0]["b64_json"] != picture, "nothing but the picture shows it"
+    until(lambda: replicas() and not set(replicas()) & set(before))
+    until(lambda: (answer := asked(url)).status_code == 200 and answer.json()["data"][0]["b64_json"] == picture)
+    assert httpx.get(f"{url}/healthz", timeout=60).json()["proved_s_ago"] < 60
