@@ -65,9 +65,9 @@ def by_condition(solver: Solver, reference: Tensor, sigmas: Tensor, *, before: A
 
     before, after: such as lambda c: conditioned(c, {"label": old}) and lambda c: classifier_free(c, {"label": new}, ...).
     Guidance on the way up would lead to noise that no guided way down leads back from, so it belongs to `after`.  Fewer
-    levels, as of `levels_of`, change less.
+    levels, as of `levels_of`, change less; with one above 0 the reference is where the way up would end.
     """
-    x = yield from before(invert(solver, reference, sigmas))
+    x = reference if len(sigmas) == 2 else (yield from before(invert(solver, reference, sigmas)))
     return (yield from after(solver(x, sigmas)))
 
 

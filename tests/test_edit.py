@@ -106,6 +106,19 @@ def test_there_and_back_returns_the_reference_with_that_order(solver, order: int
     assert math.log2(error(128) / error(256)) > order - 0.15
 
 
+def test_of_one_level_there_is_no_way_up() -> None:
+    asked = []
+
+    def under(conversation):
+        asked.append(conversation)
+        return conversation
+
+    sigmas = SIGMAS[[0, -1]]
+    drawn = run(by_condition(heun, REFERENCE, sigmas, before=under, after=lambda conversation: conversation), gaussian)
+    torch.testing.assert_close(drawn, gaussian(REFERENCE, sigmas[:1].expand(len(REFERENCE))))
+    assert asked == []
+
+
 def test_what_the_last_level_takes_for_noise_is_lost() -> None:
     """However many steps: the way ends in D, which shrinks the reference by sigma_min^2 / (v + sigma_min^2)."""
     sigmas = karras_sigmas(400, sigma_min=0.1, sigma_max=10.0)

@@ -120,7 +120,7 @@ def parse(model: type[Model], data: Mapping[str, Any], limits: ServeRecipe | Non
     limits: the endpoint's, which `resolve` will hold the value to; here they are only told.
     """
     try:
-        return model.model_validate(data)
+        return model.model_validate({name: _integral(value) for name, value in data.items()})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     # a name that is no text, half a character, has no place in the model either
@@ -137,6 +137,12 @@ def parse(model: type[Model], data: Mapping[str, Any], limits: ServeRecipe | Non
     allowed = _allowed(model, name, limits)
     told = f"; allowed: {_in_words(allowed)}" if allowed else ""
     raise RequestError(f"{name}={_shown(first['input'])}: {mistake(first)}{told}", param=name, allowed=allowed)
+
+
+def _integral(value: object) -> object:
+    """1.0 is 1: JSON has one kind of number, and JSON Schema's integers are those without a fraction."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if whole else value
 
 
 def resolve(request: GenerateRequest, spec: BundleSpec, limits: ServeRecipe | None = None) -> ResolvedRequest:

@@ -148,6 +148,13 @@ def test_an_empty_request_is_one_picture_of_a_stated_seed(client):
     assert again["data"] == first["data"]
 
 
+def test_a_whole_number_is_one_however_it_is_written(client):
+    exact = client.post(URL, json={"label": "cat", "seed": 3, "n": 1, "steps": 2}).json()
+    spelt = client.post(URL, json={"label": "cat", "seed": 3.0, "n": 1.0, "steps": 2e0}).json()
+    assert spelt["data"] == exact["data"]
+    assert error_of(client.post(URL, json={"seed": 1.5}))["param"] == "seed"
+
+
 def test_concurrent_requests_get_the_bytes_they_get_alone(client):
     bodies = [
         {"label": "cat", "seed": 1, "n": 2},
@@ -370,6 +377,7 @@ def test_the_page_and_the_schema(client):
         assert client.get(f"/{absent}").status_code == 404
     paths = client.get("/openapi.json").json()["paths"]
     schema = paths[URL]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert schema["properties"]["label"]["enum"] == [*CLASSES, None]
     assert set(schema["properties"]) >= {
         "label",
         "n",

@@ -16,7 +16,7 @@ from diffusion.adapters.http.card import cards
 from diffusion.adapters.http.guard import Guard
 from diffusion.adapters.http.headers import SecureHeaders
 from diffusion.adapters.http.metrics import CONTENT_TYPE, Metrics
-from diffusion.adapters.http.schema import described
+from diffusion.adapters.http.schema import document
 from diffusion.adapters.http.seen import Seen
 from diffusion.adapters.http.served import Served, Work, begun, chosen, drawn
 from diffusion.recipe import ServeRecipe
@@ -49,11 +49,13 @@ def create_app(
     # the interactive documentation would fetch scripts from a foreign host
     app = FastAPI(title="diffusion", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     metrics = Metrics(shelf, replica)
-    app.add_middleware(Guard, ring=Keyring(access))
+    ring = Keyring(access)
+    app.add_middleware(Guard, ring=ring)
     app.add_middleware(Seen, routes=lambda: {route.path for route in app.routes}, ended=metrics.ended, echoes=echoes)
     app.add_middleware(SecureHeaders)
     errors.install(app)
     page.install(app)
+    app.openapi = lambda: document(cards(shelf, limits), ring.wanted)
 
     async def _form(request: Request, body: type[Wanted], files: Sequence[str]) -> tuple[Form, Served]:
         """Of a form its typed fields, a seed among them, and its files; and the model for it."""
@@ -61,7 +63,7 @@ def create_app(
         found = Form(seeded(typed(body, found.fields)), found.files)
         return found, await chosen(request, shelf, limits, found.fields, found.files)
 
-    @app.post("/v1/images/generations", openapi_extra=described(GenerationBody))
+    @app.post("/v1/images/generations")
     async def generations(request: Request) -> Response:
         fields = seeded(await json_object(request))
         served = await chosen(request, shelf, limits, fields, {})
@@ -70,10 +72,10 @@ def create_app(
         work = Work(served.engine.job(resolve(asked, served.engine.bundle.spec, limits)))
         return await _answered(request, body, work, served, "image_generation")
 
-    @app.post("/v1/images/restorations", openapi_extra=described(RestorationBody, _FILES))
+    @app.post("/v1/images/restorations")
     async def restorations(request: Request) -> Response:
         found, served = await _form(request, RestorationBody, _FILES)
-        body = parse(RestorationBody, found.fields, limits)
+        body = parse(RestorationBody, _plain(found.fields, served), limits)
         asked = _only(RestoreRequest, body)
 
         def made() -> Rework:
@@ -82,13 +84,13 @@ def create_app(
 
         return await _reworked(request, body, made, served)
 
-    @app.post("/v1/images/edits", openapi_extra=described(EditBody, _FILES))
+    @app.post("/v1/images/edits")
     async def edits(request: Request) -> Response:
         found, served = await _form(request, EditBody, _FILES)
         body = parse(EditBody, _plain(found.fields, served), limits)
         return await _reworked(request, body, lambda: _edited(body, found, served), served)
 
-    @app.post("/v1/images/variations", openapi_extra=described(EditBody, _FILES[:1]))
+    @app.post("/v1/images/variations")
     async def variations(request: Request) -> Response:
         found, served = await _form(request, EditBody, _FILES[:1])
         body = parse(EditBody, _plain(found.fields, served), limits)
@@ -130,9 +132,9 @@ def _edited(body: EditBody, found: Form, served: Served) -> Rework:
 
 
 def _plain(fields: dict[str, object], served: Served) -> dict[str, object]:
-    """OpenAI's ways to say what is said otherwise here: size=auto, and a prompt, which they must give, that is the name of a
-    class for a model that reads no prompts."""
-    said = {name: value for name, value in fields.items() if (name, value) != ("size", "auto")}
+    """OpenAI's way to say what is said otherwise here: a prompt, which they must give, that is the name of a class for a
+    model that reads no prompts."""
+    said = dict(fields)
     spec, prompt = served.engine.bundle.spec, said.get("prompt")
     if spec.text is None and isinstance(prompt, str) and not {"label", "class"} & said.keys():
         named = [name for name in spec.classes if name.casefold() == prompt.strip().casefold()]

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from fastapi import Request
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from diffusion.recipe import Frozen
 from diffusion.serving.editing import EditRequest
@@ -84,7 +84,12 @@ def bare(wanted: Wanted, n: int, request: Request) -> bool:
 
 
 class GenerationBody(GenerateRequest, Wanted):
-    """The body of POST /v1/images/generations."""
+    """The body of POST /v1/images/generations.  size=auto is OpenAI's null."""
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _of_any_size(cls, value: object) -> object:
+        return None if value == "auto" else value
 
 
 class RestorationBody(RestoreRequest, Wanted):

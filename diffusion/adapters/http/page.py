@@ -7,7 +7,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
-_FILES = {
+FILES = {
     file.name: file.read_bytes()
     for file in files("diffusion.serving").joinpath("playground").iterdir()
     if file.name.rpartition(".")[2] in _KINDS
@@ -34,6 +34,6 @@ def install(app: FastAPI) -> None:
 
 def _answer(name: str) -> Response:
     """Only what was read at the start can be asked for.  Raises HTTPException 404."""
-    if name not in _FILES:
+    if name not in FILES:
         raise HTTPException(404)
-    return Response(_FILES[name], media_type=_KINDS[name.rpartition(".")[2]])
+    return Response(FILES[name], media_type=_KINDS[name.rpartition(".")[2]])
