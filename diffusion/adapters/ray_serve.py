@@ -224,6 +224,19 @@ def undeploy() -> None:
     serve.shutdown()
 
 
+def drain(timeout_s: float) -> bool:
+    """Take no more requests and answer those that are in flight.  Returns whether all were within this time."""
+    if _status() is None:
+        return True
+    serve.delete(APP, _blocking=False)
+    deadline = time.monotonic() + timeout_s
+    while _status() is not None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 def _start(host: str, port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -17,7 +17,7 @@ from diffusion.recipe import ServeRecipe
 from diffusion.store.refs import ModelRef
 from tests.memory import overwrite
 from tests.ports import free_port
-from tests.processes import ours
+from tests.processes import kill, ours
 from tests.random_bundle import published_model
 
 LIMITS = ServeRecipe(slots=2, queue=64, max_steps=1000, timeout_s=120)
@@ -53,12 +53,17 @@ def replicas() -> list[int]:
 
 @contextmanager
 def clients(url: str, number: int) -> Iterator[list[httpx.Response]]:
-    """So many ask again as soon as they are answered.  Yields what they were answered; an error of the connection is one."""
+    """So many ask again as soon as they are answered, or a moment after it was too busy.  Yields what else they are told;
+    an error of the connection is raised at the end."""
     answers, stop = [], threading.Event()
 
     def ask() -> None:
         while not stop.is_set():
-            answers.append(asked(url))
+            answer = asked(url)
+            if answer.status_code == 503 and answer.json()["error"]["type"] == "overloaded_error":
+                time.sleep(0.2)
+            else:
+                answers.append(answer)
 
     with ThreadPoolExecutor(number) as pool:
         asking = [pool.submit(ask) for _ in range(number)]
@@ -108,3 +113,15 @@ def test_a_replica_whose_weights_were_hit_in_memory_is_replaced(url, picture, mo
     until(lambda: replicas() and not set(replicas()) & set(before))
     until(lambda: (answer := asked(url)).status_code == 200 and answer.json()["data"][0]["b64_json"] == picture)
     assert httpx.get(f"{url}/healthz", timeout=60).json()["proved_s_ago"] < 60
+
+
+def test_what_a_killed_replica_drew_is_drawn_by_another(url, picture):
+    with clients(url, 6) as answers:
+        until(lambda: len(names(url)) == 2)
+        victim = replicas()[0]
+        seen = len(answers)
+        assert kill(victim)
+        until(lambda: len(answers) > seen + 12)
+    assert victim not in replicas()
+    assert Counter(answer.text for answer in answers if answer.status_code != 200) == {}
+    assert {answer.json()["data"][0]["b64_json"] for answer in answers} == {picture}
