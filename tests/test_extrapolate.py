@@ -143,7 +143,7 @@ def test_shares_are_of_pictures_from_all_of_the_sample_and_all_blocks(monkeypatc
     model, reference = population(5, 0.5)
     sample = beside(reference, drawn(model, n, 3))
     every = next(spectra(sample)).shares
-    monkeypatch.setattr(spectrum, "ROWS", 16)
+    monkeypatch.setattr(spectrum, "SHARES", 16)
     whole, *without = spectra(sample, [(block,) for block in range(32)])
     assert torch.equal(whole.shares, every[::apart])
     fewer = [len(whole.shares) - len(each.shares) for each in without]

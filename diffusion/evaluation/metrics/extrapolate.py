@@ -19,6 +19,7 @@ another value: the difference is stated as a doubt.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -67,24 +68,24 @@ def extrapolate(sample: Sample) -> tuple[Distance, Extrapolated]:
     n = len(sample)
     if n < LEAST or sample.blocks != BLOCKS:
         raise ValueError(f"{n} pictures are too few to extrapolate from: draw at least {LEAST}")
-    reference, doubt = _Reference.of(sample), None
-    distances, limits = [], []
-    for spectrum in spectra(sample, [*((block,) for block in range(BLOCKS)), *PAIRS]):
-        doubt = reference.doubt(spectrum) if doubt is None else doubt  # of all of the sample, which is the first
-        distances.append(spectrum.distance)
-        limits.append(reference.limit(spectrum))
-    distance = Distance(distances[0], _error(distances), tuple(distances[1 : 1 + BLOCKS]))
+    reference = _Reference.of(sample)
+    found = spectra(sample, [*((block,) for block in range(BLOCKS)), *PAIRS])
+    whole = next(found)
+    doubt, first = reference.doubt(whole), reference.both(whole)
+    del whole
+    distances, limits = zip(first, *map(reference.both, found), strict=True)  # one spectrum in the memory at a time
+    distance = Distance(distances[0], _error(distances), distances[1 : 1 + BLOCKS])
     return distance, Extrapolated(limits[0], _error(limits), doubt)
 
 
-def _error(values: list[float]) -> float:
+def _error(values: Sequence[float]) -> float:
     """The standard error of the first, from those without each block and without each of PAIRS."""
     value, left_out, pairs = values[0], values[1 : 1 + BLOCKS], values[1 + BLOCKS :]
     found = jackknife_error(left_out) ** 2
     return math.sqrt(found - TAKEN * min(of_pairs(value, left_out, pairs), found / 2))
 
 
-def of_pairs(value: float, left_out: list[float], pairs: list[float]) -> float:
+def of_pairs(value: float, left_out: Sequence[float], pairs: Sequence[float]) -> float:
     """V2, what products of two samples add to the variance, from the values without each block and without each of PAIRS.
 
     Differences in which constants, and what is of one block alone, vanish.  [Efron & Stein 1981, sec. 5]  About their mean,
@@ -110,6 +111,10 @@ class _Reference(NamedTuple):
         singular = torch.linalg.svdvals(sample.reference.root)
         kept = singular[singular > singular[0] * len(singular) * torch.finfo(torch.float64).eps]
         return cls(4 * kept.log(), float(sample.reference.trace))
+
+    def both(self, spectrum: Spectrum) -> tuple[float, float]:
+        """The distance and its limit."""
+        return spectrum.distance, self.limit(spectrum)
 
     def limit(self, spectrum: Spectrum) -> float:
         value = spectrum.apart + self.trace

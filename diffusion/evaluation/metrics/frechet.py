@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS = 1_024  # features in float64 at once
+ROWS = 256  # features in float64 at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class FeatureStats:
         """Unbiased, (D, D)."""
         if self.n < 2:
             raise ValueError(f"a covariance needs at least 2 pictures, there are {self.n}")
-        return (self.outer - self.n * self.mean.outer(self.mean)) / (self.n - 1)
+        return torch.addr(self.outer, self.mean, self.mean, alpha=-self.n).div_(self.n - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,10 @@ class Gaussian:
     def of_rows(cls, features: Tensor, rows: Tensor) -> "Gaussian":
         """Likewise of some of the features.  rows: int64."""
         if len(rows) > features.shape[1]:
-            return cls.of_stats(FeatureStats.of_rows(features, rows))
+            stats = FeatureStats.of_rows(features, rows)
+            mean, covariance = stats.mean, stats.covariance
+            del stats  # as large as the covariance
+            return cls(mean, _root(covariance))
         features = checked(features[rows])
         if len(features) < 2:
             raise ValueError(f"a covariance needs at least 2 pictures, there are {len(features)}")
@@ -89,9 +92,7 @@ class Gaussian:
     @classmethod
     def of_stats(cls, stats: FeatureStats) -> "Gaussian":
         """The same from sums, by eigenvalues: for more pictures than a machine should hold at once."""
-        eigenvalues, vectors = torch.linalg.eigh(stats.covariance)
-        kept = eigenvalues > round_off(eigenvalues)
-        return cls(stats.mean, vectors[:, kept] * eigenvalues[kept].sqrt())
+        return cls(stats.mean, _root(stats.covariance))
 
     @property
     def trace(self) -> Tensor:
@@ -109,6 +110,13 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
 def round_off(eigenvalues: Tensor) -> Tensor:
     """What an eigenvalue of a singular covariance may be instead of 0, whose root would not be small.  Ascending."""
     return eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """(D, rank), in the memory of the eigenvectors."""
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    least = int((eigenvalues <= round_off(eigenvalues)).sum())
+    return vectors[:, least:].mul_(eigenvalues[least:].sqrt())
 
 
 def _nuclear_norm(matrix: Tensor) -> Tensor:

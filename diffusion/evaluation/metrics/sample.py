@@ -35,7 +35,8 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, centred: Tensor) -> "Moments":
-        return cls(len(centred), centred.sum(dim=0), centred.square().sum())
+        flat = centred.flatten()
+        return cls(len(centred), centred.sum(dim=0), flat.dot(flat))
 
     def merge(self, other: "Moments") -> "Moments":
         return Moments(*(a + b for a, b in zip(self, other, strict=True)))
@@ -59,7 +60,6 @@ class Rest(NamedTuple):
 
     left: Blocks
     moments: Moments
-    few: bool  # which of the two the matrix is
     matrix: Tensor  # C C^T of few pictures, else C^T C
     rank: int  # of the matrix of all of them
 
@@ -81,26 +81,29 @@ class Sample:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def few(self) -> bool:
+        """Whether the products of each two pictures are the smaller matrix by far."""
+        return 2 * len(self) <= self.reference.root.shape[1]
+
     def left_out(self) -> tuple[float, list[float]]:
         """The distance, and without each block in turn where there are several."""
         singles = [(block,) for block in range(self.blocks)] if self.blocks > 1 else []
-        values = [self.distance(rest, torch.linalg.eigvalsh(rest.matrix)) for rest in self.rests(singles)]
+        values = list(map(self.distance, self.rests(singles)))  # which holds no rest while the next is made
         return values[0], values[1:]
 
     def rests(self, groups: Iterable[Blocks]) -> Iterator[Rest]:
         """All of the sample, and what is left of it without each group of blocks."""
-        few = 2 * len(self) <= self.reference.root.shape[1]
-        moments, product = self._of_few() if few else self._of_sums()
-        whole, rank = _merged(moments), None
+        moments, product = self._of_few() if self.few else self._of_sums()
+        whole = _merged(moments)
+        rank = _rank(product((), whole))
         for left in ((), *groups):
             rest = whole.without(_merged(moments[block] for block in left)) if left else whole
-            matrix = product(left, rest)
-            rank = _rank(matrix) if rank is None else rank
-            yield Rest(left, rest, few, matrix, rank)
+            yield Rest(left, rest, product(left, rest), rank)
 
-    def distance(self, rest: Rest, eigenvalues: Tensor) -> float:
-        """Of what is left.  eigenvalues: of its matrix, ascending."""
-        of = rest.moments
+    def distance(self, rest: Rest) -> float:
+        """Of what is left."""
+        of, eigenvalues = rest.moments, torch.linalg.eigvalsh(rest.matrix)
         if of.n < 2:
             raise ValueError(f"a covariance needs at least 2 pictures, there are {of.n}")
         trace = (of.squares - of.sum.square().sum() / of.n) / (of.n - 1)
@@ -120,7 +123,7 @@ class Sample:
             kept = (~torch.isin(block, torch.tensor(left, dtype=torch.int64))).nonzero().flatten()
             found = products[kept[:, None], kept]
             mean = found.mean(dim=0)
-            return found - mean - (mean - mean.mean())[:, None]
+            return found.sub_(mean).sub_((mean - mean.mean())[:, None])
 
         return moments, product
 
@@ -145,18 +148,19 @@ class Sample:
     def _add(self, block: int, total: Tensor) -> Iterable[Moments]:
         """Add a block's products about the reference's mean to a sum (R, R), a chunk at a time; their moments."""
         for chunk in self.rows[block :: self.blocks].split(ROWS):
-            centred = checked(self.features[chunk]) - self.reference.mean
+            centred = checked(self.features[chunk]).sub_(self.reference.mean)
             projected = centred @ self.reference.root
             total.addmm_(projected.T, projected)
             yield Moments.of(centred)
 
 
 def _rank(matrix: Tensor) -> int:
-    """Of C^T C, at least 1.  An eigenvalue of it that is 0 comes out as the round-off of the largest, whose root is not
-    small; one that is as small by the unlike sizes of C's columns is not 0: so these are made equal first."""
+    """Of C^T C, at least 1; the matrix is overwritten.  An eigenvalue of it that is 0 comes out as the round-off of the
+    largest, whose root is not small; one that is as small by the unlike sizes of C's columns is not 0: so these are made
+    equal first."""
     sizes = matrix.diagonal().clamp(min=0).sqrt()
     sizes = torch.where(sizes > 0, sizes, 1.0)
-    eigenvalues = torch.linalg.eigvalsh(matrix / sizes / sizes[:, None])
+    eigenvalues = torch.linalg.eigvalsh(matrix.div_(sizes).div_(sizes[:, None]))
     return max(1, int((eigenvalues > round_off(eigenvalues)).sum()))
 
 

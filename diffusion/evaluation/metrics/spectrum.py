@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.metrics.frechet import ROWS, checked, round_off
+from diffusion.evaluation.metrics.frechet import checked, round_off
 from diffusion.evaluation.metrics.sample import Blocks, Rest, Sample
+
+SHARES = 1_024  # pictures
 
 
 class Spectrum(NamedTuple):
@@ -26,32 +28,31 @@ class Spectrum(NamedTuple):
 def spectra(sample: Sample, groups: Iterable[Blocks] = ()) -> Iterator[Spectrum]:
     """Of the sample, and then without each group of its blocks.
 
-    Of many pictures the shares of ROWS at most: an odd number apart, so that all blocks have some.
+    Of many pictures the shares of SHARES at most: an odd number apart, so that all blocks have some.
     """
-    number = torch.arange(len(sample))[:: -(-len(sample) // ROWS) | 1]
-    projected = None
-    for rest in sample.rests(groups):
+    number = torch.arange(len(sample))[:: -(-len(sample) // SHARES) | 1]
+    shown = None
+    if not sample.few:
+        shown = checked(sample.features[sample.rows[number]]).sub_(sample.reference.mean) @ sample.reference.root
+
+    def spectrum(rest: Rest) -> Spectrum:
         n = rest.moments.n
         mean = rest.moments.sum @ sample.reference.root / n
-        found, vectors = torch.linalg.eigh(rest.matrix)
-        kept = _kept(rest, found, n * mean.square().sum())
-        eigenvalues, vectors = found[kept], vectors[:, kept]
-        if rest.few:
+        distance = sample.distance(rest)  # by eigvalsh, which keeps digits of small eigenvalues that eigh loses
+        eigenvalues, vectors = torch.linalg.eigh(rest.matrix)
+        least = _least(rest, eigenvalues, n * mean.square().sum())
+        eigenvalues, vectors = eigenvalues[least:], vectors[:, least:]
+        if shown is None:
             shares = vectors.square()
         else:
-            if projected is None:
-                centred = checked(sample.features[sample.rows[number]]) - sample.reference.mean
-                projected = centred @ sample.reference.root
             some = ~torch.isin(number % sample.blocks, torch.tensor(rest.left, dtype=torch.int64))
-            shares = ((projected[some] - mean) @ vectors).square_().div_(eigenvalues)
-        distance = sample.distance(
-            rest, torch.linalg.eigvalsh(rest.matrix)
-        )  # keeps digits of small ones that eigh loses
-        yield Spectrum(n, distance, float(rest.moments.squares / n), eigenvalues / (n - 1), shares)
+            shares = (shown[some].sub_(mean) @ vectors).square_().div_(eigenvalues)
+        return Spectrum(n, distance, float(rest.moments.squares / n), eigenvalues / (n - 1), shares)
+
+    return map(spectrum, sample.rests(groups))  # which holds none while the next is made
 
 
-def _kept(rest: Rest, eigenvalues: Tensor, shift: Tensor) -> Tensor:
-    """Which are not 0 but for rounding, bool.  shift: what taking off the mean has taken off the matrix."""
-    kept = eigenvalues > round_off(torch.cat([eigenvalues, eigenvalues[-1:].maximum(shift)]))
-    kept[: -min(rest.rank, rest.moments.n - 1)] = False
-    return kept
+def _least(rest: Rest, eigenvalues: Tensor, shift: Tensor) -> int:
+    """How many are 0 but for rounding.  shift: what taking off the mean has taken off the matrix."""
+    nothing = round_off(torch.cat([eigenvalues, eigenvalues[-1:].maximum(shift)]))
+    return max(int((eigenvalues <= nothing).sum()), len(eigenvalues) - min(rest.rank, rest.moments.n - 1))
