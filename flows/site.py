@@ -278,7 +278,11 @@ def ray_running(site: Site) -> Iterator[None]:
 @contextmanager
 def _ray(site: Site) -> Iterator[None]:
     ours = signal.getsignal(signal.SIGTERM)
-    with _cluster(site) if site.ray else _local(site):
+    with ExitStack() as running:
+        try:
+            running.enter_context(_cluster(site) if site.ray else _local(site))
+        except SystemExit:  # of a SIGTERM while it starts: Ray's handler takes the place of ours
+            raise KeyboardInterrupt from None
         if threading.current_thread() is threading.main_thread():
             # Ray puts its own in its place, which ends the process at once and its children never
             signal.signal(signal.SIGTERM, ours)

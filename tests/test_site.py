@@ -1,9 +1,12 @@
 """Where things run comes from the environment, stays inside one folder, and is no part of a recipe."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from diffusion.recipe import Recipe
 from diffusion.serving.keys import add
 from diffusion.store.storage import StorageRefused
 from flows.preflight import check, check_devices, check_home, check_port, check_serving, check_training
-from flows.site import Site, keeping_ray, ray_is_kept
+from flows.site import Site, keeping_ray, ray_is_kept, ray_running
 from tests.ports import free_port
 from tests.random_bundle import published_model
 
@@ -171,6 +174,22 @@ def test_an_endpoint_that_would_end_with_its_flow_is_refused(tmp_path: Path) -> 
         assert ray_is_kept()
         check_serving(site.model_copy(update={"port": free_port()}))
     assert not ray_is_kept()
+
+
+def test_a_sigterm_while_ray_starts_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def starting() -> Iterator[None]:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))  # as Ray's
+        signal.raise_signal(signal.SIGTERM)
+        yield
+
+    ours = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("flows.site._local", lambda site: starting())
+    try:
+        with pytest.raises(KeyboardInterrupt), ray_running(Site(home=tmp_path)):
+            pytest.fail("the block must not start")
+    finally:
+        signal.signal(signal.SIGTERM, ours)
 
 
 def test_an_endpoint_beyond_loopback_without_keys_is_refused_unless_that_is_wanted(tmp_path: Path) -> None:
