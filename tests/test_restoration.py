@@ -140,7 +140,10 @@ def test_the_report_has_each_task_with_its_identity(evaluated):
         assert found.gain_low <= found.gain <= found.gain_high
         assert found.consistency < 1e-4
         assert f"**{found.identity.case}**" in said
-        assert ref.metrics[f"restoration_{found.identity.case.replace(' ', '_').replace('-', '_')}_psnr"] == found.psnr
+        name = f"restoration_{found.identity.case.replace(' ', '_').replace('-', '_')}"
+        for number in ("psnr", "gain", "ssim", "distance"):
+            for end in ("", "_low", "_high"):
+                assert ref.metrics[f"{name}_{number}{end}"] == getattr(found, f"{number}{end}")
     assert f"Of colorization the {coloured} of 9 are meant that have colour." in said
     shown = np.array(Image.open(Path(ref.uri, "restoration.png")).convert("RGB"))
     assert shown.shape[0] == 2 + 11 * 34

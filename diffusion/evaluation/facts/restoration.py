@@ -105,7 +105,7 @@ class Restoration(Frozen):
 
     def metrics(self) -> dict[str, float | None]:
         """Name -> value, for a tracker."""
-        names = ("psnr", "psnr_low", "psnr_high", "gain", "gain_low", "gain_high", "ssim", "distance")
+        names = [f"{name}{end}" for name in ("psnr", "gain", "ssim", "distance") for end in ("", "_low", "_high")]
         prefix = f"restoration_{self.identity.case.replace(' ', '_').replace('-', '_')}"
         return {f"{prefix}_{name}": getattr(self, name) for name in names}
 
