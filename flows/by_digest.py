@@ -12,9 +12,9 @@ from flows.site import Site
 
 
 def read_picture(path: Path) -> tuple[bytes, Opened]:
-    """A PNG with a receipt: its bytes, and what is in it.  Raises ValueError saying what is wrong."""
+    """A PNG or WebP with a receipt: its bytes, and what is in it.  Raises ValueError saying what is wrong."""
     if not path.is_file():
-        raise ValueError(f"{path} is no file: give a PNG that `diffusion sample` or the endpoint has drawn")
+        raise ValueError(f"{path} is no file: give a PNG or WebP that `diffusion sample` or the endpoint has drawn")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"{path} has more than {MAX_FILE_BYTES:,} bytes: no picture drawn here has")
     data = path.read_bytes()

@@ -11,7 +11,9 @@ from flows.site import Site
 
 app = typer.Typer()
 
-Drawn = Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG that was drawn here, with its receipt inside.")]
+Drawn = Annotated[
+    Path, typer.Argument(metavar="PICTURE", help="A PNG or WebP that was drawn here, with its receipt inside.")
+]
 
 
 @app.command()

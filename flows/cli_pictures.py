@@ -46,20 +46,20 @@ def sample(
     guidance_kind: Annotated[
         str | None, typer.Option("--guidance-kind", help=f"{', '.join(get_args(GuidanceKind))}. [the model's]")
     ] = None,
+    format: Annotated[str, typer.Option("--format", help="png or webp, which is smaller; both without loss.")] = "png",
     out: Out = None,
     home: Home = None,
     debug: Debug = False,
 ) -> None:
-    """Draw pictures with a registered model, without Ray: a PNG each, with its receipt inside, and a grid."""
+    """Draw pictures with a registered model, without Ray: a file each, with its receipt inside, and a grid."""
 
     def work(site: Site) -> None:
         from flows.sample import draw
 
         options = {"n": n, "size": size, "seed": seed, "steps": steps, "sampler": sampler}
         options |= {"guidance": guidance, "guidance_kind": guidance_kind}
-        folder = draw(
-            site, name, model, bundle=bundle, labels=label or [], prompts=prompt or [], out=out, options=options
-        )
+        asked = {"labels": label or [], "prompts": prompt or [], "format": format, "options": options}
+        folder = draw(site, name, model, bundle=bundle, out=out, **asked)
         say(f"  grid       {folder}/grid.png")
 
     guarded(work, debug, home=home)

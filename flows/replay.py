@@ -6,7 +6,7 @@ import torch
 
 from diffusion.lineage.replay import Outcome, outcome, redraw, remake, surroundings
 from diffusion.serving.engine import Engine
-from diffusion.serving.receipt import ReworkReceipt, stamp
+from diffusion.serving.receipt import ReworkReceipt, format_of, stamp
 from diffusion.store.bundle import load_bundle
 from diffusion.store.publish import sha256_file
 from flows.by_digest import bundle_of, read_picture
@@ -59,7 +59,7 @@ def replay(
             drawn = remake(rework, engine, read(given), mask and read(mask, "mask"))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(stamp(drawn, receipt))
+        out.write_bytes(stamp(drawn, receipt, format_of(data)))
         say(f"  written    {out}")
     return _told(outcome(data, found, drawn, here), tolerance)
 

@@ -3,10 +3,11 @@
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
+from typing import get_args
 from urllib.parse import quote
 
 from diffusion.data.images import encode_png, grid
-from diffusion.serving.receipt import receipt_of, stamp
+from diffusion.serving.receipt import Format, receipt_of, stamp
 from diffusion.serving.request import GenerateRequest, resolve
 from diffusion.store.bundle_spec import BundleSpec
 from flows.console import progress, say
@@ -32,13 +33,17 @@ def draw(
     prompts: list[str],
     out: Path | None,
     options: dict[str, object],
+    format: str = "png",
 ) -> Path:
     """Draw `options["n"]` pictures of each label with each prompt into `out`, and a grid with a row for each pair.
 
     With no label given: of each prompt alone; with neither, of each class of the model.  Returns the folder.
 
-    options: fields of a GenerateRequest, None for the model's own.  Raises ValueError naming what is allowed.
+    options: fields of a GenerateRequest, None for the model's own; format: of the files.  Raises ValueError naming what is
+    allowed.
     """
+    if format not in get_args(Format):
+        raise ValueError(f"--format {format}: give {' or '.join(get_args(Format))}")
     asked = parsed(**options)  # before the model is loaded, which takes a while
     out = folder(site, out, "samples", bundle.name if bundle else name)
     prompts = [parsed(prompt=prompt).prompt for prompt in prompts]
@@ -62,7 +67,7 @@ def draw(
             made_by = {"bundle_digest": model.bundle.digest, "model": model.name, "version": model.version}
             made_by |= {"device": model.device}
             receipt = receipt_of(picture, i, request, spec, **made_by)
-            (out / f"{about}-{request.seed}-{i:03d}.png").write_bytes(stamp(picture, receipt))
+            (out / f"{about}-{request.seed}-{i:03d}.{format}").write_bytes(stamp(picture, receipt, format))
     names = [" ".join(filter(None, (request.label, request.prompt)))[:_GRID_NAME] for request in resolved]
     (out / "grid.png").write_bytes(encode_png(grid([p for row in drawn for p in row], asked.n, names)))
     say(f"  seed       {asked.seed}")

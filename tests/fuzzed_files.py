@@ -17,7 +17,7 @@ def before_call(context, case, kwargs) -> None:
             body[name] = MARK
     for name in ("prompt", "from_prompt"):
         words = body.get(name)
-        if isinstance(words, str) and words.strip() and len(words) <= 300:
+        if isinstance(words, str) and words.strip(" \t\n\r\f\v") and len(words) <= 300:
             body[name] = "".join(letter if letter.isprintable() else "x" for letter in words)
     for name, most, kept in (("repeats", 100, 1), ("timeout", 3600, 600)):
         if isinstance(body.get(name), int | float) and 0 < body[name] <= most:

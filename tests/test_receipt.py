@@ -44,7 +44,7 @@ def test_a_changed_pixel_is_found():
 
 
 def test_a_png_without_a_receipt_says_so():
-    with pytest.raises(ValueError, match="no text chunk"):
+    with pytest.raises(ValueError, match="no text 'diffusion'"):
         read_receipt(encode_png(PICTURE))
     with pytest.raises(ValueError, match="not a receipt"):
         read_receipt(encode_png(PICTURE, {"diffusion": '{"format": 9}'}))

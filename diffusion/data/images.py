@@ -17,6 +17,7 @@ from diffusion.data.pictures.decode import decode_all, decode_png
 from diffusion.data.pictures.encode import encode_jpeg, encode_png
 from diffusion.data.pictures.fit import content_digest, fit
 from diffusion.data.pictures.png import png_text
+from diffusion.data.pictures.webp import encode_webp, is_webp, webp_text
 
 if TYPE_CHECKING:  # workers that shard, and the command line, do without 200 MB of torch
     from torch import Tensor
@@ -29,12 +30,15 @@ __all__ = [
     "decode_png",
     "encode_jpeg",
     "encode_png",
+    "encode_webp",
     "fit",
     "grid",
+    "is_webp",
     "load",
     "png_text",
     "to_model",
     "to_uint8",
+    "webp_text",
 ]
 
 

@@ -15,7 +15,7 @@ from diffusion.serving.editing import EditRequest, edit
 from diffusion.serving.engine import Engine
 from diffusion.serving.given import Given
 from diffusion.serving.job import converse, unwatched
-from diffusion.serving.receipt import Opened, Receipt, ReworkReceipt, device_name, pixels_sha256, stamp
+from diffusion.serving.receipt import Opened, Receipt, ReworkReceipt, device_name, format_of, pixels_sha256, stamp
 from diffusion.serving.request import GenerateRequest, ResolvedRequest, resolve
 from diffusion.serving.restoring import RestoreRequest, restoration
 from diffusion.store.bundle_spec import BundleSpec
@@ -99,8 +99,8 @@ class Outcome:
         return f"other pixels: {100 * self.share:.2g} % of the values differ, by {self.largest} of 255 at most ({why})"
 
 
-def outcome(png: bytes, found: Opened, drawn: np.ndarray, here: Surroundings) -> Outcome:
-    """Compare the file `png`, opened as `found`, with what was drawn from its receipt, uint8 (H, W, 3)."""
+def outcome(data: bytes, found: Opened, drawn: np.ndarray, here: Surroundings) -> Outcome:
+    """Compare the file `data`, opened as `found`, with what was drawn from its receipt, uint8 (H, W, 3)."""
     receipt, picture = found
     if drawn.shape == picture.shape:
         off = np.abs(drawn.astype(np.int16) - picture.astype(np.int16))
@@ -109,7 +109,7 @@ def outcome(png: bytes, found: Opened, drawn: np.ndarray, here: Surroundings) ->
         largest, share = 255, 1.0
     noted = {name: getattr(receipt, name) for name in Surroundings.model_fields}
     return Outcome(
-        same_bytes=stamp(drawn, receipt) == png,
+        same_bytes=stamp(drawn, receipt, format_of(data)) == data,
         same_pixels=share == 0,
         original=pixels_sha256(drawn) == receipt.pixels_sha256,
         largest=largest,

@@ -19,6 +19,8 @@ _OF_THE_ANSWER = {
     "stream",
     "partial_images",
     "response_format",
+    "output_format",
+    "output_compression",
     "priority",
     "timeout",
     "user",

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from diffusion.data.images import decode_png, encode_png, png_text
+from diffusion.data.images import decode_all, decode_png, encode_png, encode_webp, is_webp, png_text, webp_text
 from diffusion.data.pictures.buckets import shown
 from diffusion.recipe import Frozen, GuidanceKind, SamplerName, TaskName, canonical_json, first_mistake, unset, usual
 from diffusion.serving.request import ResolvedRequest, once_each
 from diffusion.store.averages import Digest
 from diffusion.store.bundle_spec import BundleSpec
 
-CHUNK = "diffusion"  # keyword of the PNG text chunk
+CHUNK = "diffusion"  # keyword of the text in the file
+Format = Literal["png", "webp"]  # of a file with a receipt; both keep every pixel
 MAX_TEXT = 2**16  # characters of a receipt
 
 
@@ -98,7 +99,7 @@ _KINDS: dict[str, type[Receipt] | type[ReworkReceipt]] = {  # by the keyword of 
 
 
 class Opened(NamedTuple):
-    """A PNG with a receipt: what that says, and the pixels there are, uint8 (H, W, 3)."""
+    """A picture with a receipt: what that says, and the pixels there are, uint8 (H, W, 3)."""
 
     receipt: AnyReceipt
     picture: np.ndarray
@@ -156,10 +157,21 @@ def receipt_of(
     )
 
 
-def stamp(picture: np.ndarray, receipt: AnyReceipt) -> bytes:
-    """The picture as PNG with its receipt inside.  Equal pictures and receipts give equal bytes."""
+def format_of(data: bytes) -> Format:
+    """Of a file with a receipt."""
+    return "webp" if is_webp(data) else "png"
+
+
+def encoded(picture: np.ndarray, format: Format, text: dict[str, str] | None = None) -> bytes:
+    """uint8 (H, W, 3) as a file of exactly these pixels with that text, the same bytes for the same input; a WebP's are
+    of the version of libwebp, too."""
+    return {"png": encode_png, "webp": encode_webp}[format](picture, text)
+
+
+def stamp(picture: np.ndarray, receipt: AnyReceipt, format: Format = "png") -> bytes:
+    """The picture as a file with its receipt inside.  Equal pictures and receipts give equal bytes."""
     kind = f"{CHUNK}-{receipt.command}" if isinstance(receipt, ReworkReceipt) else CHUNK
-    return encode_png(picture, {kind: canonical_json(receipt).decode()})
+    return encoded(picture, format, {kind: canonical_json(receipt).decode()})
 
 
 def headers(receipt: Receipt) -> dict[str, str]:
@@ -168,9 +180,10 @@ def headers(receipt: Receipt) -> dict[str, str]:
     return {f"X-Diffusion-{name.replace('_', '-').title()}": quote(str(value)) for name, value in fields.items()}
 
 
-def read_receipt(png: bytes) -> AnyReceipt:
-    """The receipt inside a PNG.  Raises ValueError if there is none or the pixels are not those it was written for."""
-    found = opened(png)
+def read_receipt(data: bytes) -> AnyReceipt:
+    """The receipt inside a PNG or WebP.  Raises ValueError if there is none or the pixels are not those it was written
+    for."""
+    found = opened(data)
     if not found.intact:
         raise ValueError(
             f"the pixels have sha256 {pixels_sha256(found.picture)[:12]}, the receipt says"
@@ -179,24 +192,25 @@ def read_receipt(png: bytes) -> AnyReceipt:
     return found.receipt
 
 
-def opened(png: bytes) -> Opened:
-    """The receipt inside a PNG, which anybody may have written, and the pixels, which may be others.
+def opened(data: bytes) -> Opened:
+    """The receipt inside a PNG or WebP, which anybody may have written, and the pixels, which may be others.
 
     Raises ValueError where there is none, or it is not one: too long, not JSON, a name twice, a wrong type or value.
     """
-    text = png_text(png)
+    name = {"png": "PNG", "webp": "WebP"}[format_of(data)]
+    text = webp_text(data) if name == "WebP" else png_text(data)
     found = [kind for kind in _KINDS if kind in text]
     if len(found) != 1:
-        none = f"no text chunk {CHUNK!r}: it was not drawn here, or a program stripped it"
-        raise ValueError(f"this PNG has {'several receipts: one is not its own' if found else none}")
+        none = f"no text {CHUNK!r}: it was not drawn here, or a program stripped it"
+        raise ValueError(f"this {name} has {'several receipts: one is not its own' if found else none}")
     (kind,) = found
     if len(text[kind]) > MAX_TEXT:
-        raise ValueError(f"the PNG's text chunk {kind!r} has more than {MAX_TEXT:,} characters: no receipt has")
+        raise ValueError(f"the {name}'s text {kind!r} has more than {MAX_TEXT:,} characters: no receipt has")
     try:
         receipt = _KINDS[kind].model_validate(json.loads(text[kind], object_pairs_hook=once_each), strict=True)
         if isinstance(receipt, ReworkReceipt) and kind != f"{CHUNK}-{receipt.command}":
             raise ValueError(f"it is of the command {receipt.command}")
     except (ValueError, RecursionError) as error:
         why = first_mistake(error) if isinstance(error, ValueError) else "it is nested too deeply"
-        raise ValueError(f"the PNG's text chunk {kind!r} is not a receipt of format 1: {why}") from error
-    return Opened(receipt, decode_png(png))
+        raise ValueError(f"the {name}'s text {kind!r} is not a receipt of format 1: {why}") from error
+    return Opened(receipt, decode_png(data) if name == "PNG" else np.ascontiguousarray(decode_all(data)[..., :3]))

@@ -1,12 +1,13 @@
 """What requests say beside what is to be drawn: which model, and how the answer is wanted."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from fastapi import Request
 from pydantic import Field, field_validator
 
 from diffusion.recipe import Frozen
 from diffusion.serving.editing import EditRequest
+from diffusion.serving.receipt import Format
 from diffusion.serving.request import GenerateRequest, RequestError, Whole
 from diffusion.serving.restoring import RestoreRequest
 from diffusion.serving.ticket import PRIORITIES, Priority
@@ -22,7 +23,14 @@ class Wanted(Frozen):
         description="NAME or NAME@VERSION, as GET /v1/models lists them; null: the first, or its canary by its share",
     )
     response_format: Literal["b64_json", "png"] | None = Field(
-        None, description="JSON with PNGs in base64, or one bare PNG; null: what the Accept header prefers"
+        None, description="JSON with pictures in base64, or one bare PNG; null: what the Accept header prefers"
+    )
+    output_format: Format | None = Field(
+        None,
+        description="Of the pictures; both keep every pixel, a WebP is smaller; null: a bare picture's own, or png",
+    )
+    output_compression: Whole | None = Field(
+        None, ge=0, le=100, description="OpenAI's quality of a WebP; 100 alone, since every pixel is kept"
     )
     stream: Annotated[bool, Field(strict=True)] = Field(
         False, description="Server-sent events: previews, then pictures"
@@ -54,9 +62,23 @@ class Wanted(Frozen):
 
     def check(self) -> None:
         """Raises RequestError for what contradicts itself."""
+        if self.output_compression not in (None, 100):
+            raise RequestError(
+                f"output_compression={self.output_compression}: pictures are compressed without loss, since a receipt is of"
+                f" their exact pixels. Leave it out; output_format=webp is the smaller",
+                param="output_compression",
+                allowed=[None, 100],
+            )
+        if self.response_format == "png" and self.output_format == "webp":
+            raise RequestError(
+                "response_format=png with output_format=webp: one bare picture has one format. For a bare WebP leave"
+                " response_format out and send 'Accept: image/webp'",
+                param="output_format",
+                allowed=[None, "png"],
+            )
         if self.stream and self.response_format == "png":
             raise RequestError(
-                "response_format=png: a stream of events holds PNGs in base64. Leave it out, or stream",
+                "response_format=png: a stream of events holds pictures in base64. Leave it out, or stream",
                 param="response_format",
                 allowed=[None, "b64_json"],
             )
@@ -68,19 +90,34 @@ class Wanted(Frozen):
             )
 
 
-def bare(wanted: Wanted, n: int, request: Request) -> bool:
-    """Whether to answer with one bare PNG.  Raises RequestError where that is asked for and there are several."""
-    accept = request.headers.get("accept", "")
-    only = wanted.response_format == "png" or (
-        wanted.response_format is None and accept.startswith(("image/png", "image/*"))
-    )
-    if only and n > 1:
+class Form(NamedTuple):
+    """Of an answer: what its pictures are, and whether it is one of them and nothing else."""
+
+    format: Format
+    bare: bool
+
+
+def form_of(wanted: Wanted, n: int, request: Request) -> Form:
+    """Raises RequestError where one bare picture is asked for and there are several, or it is to be two things."""
+    accept, said = request.headers.get("accept", ""), wanted.output_format
+    taken: list[Format] = ["png"] if wanted.response_format == "png" else []  # the preferred first
+    if wanted.response_format is None:
+        taken = [format for format in get_args(Format) if accept.startswith((f"image/{format}", "image/*"))]
+    if not taken:
+        return Form(said or "png", bare=False)
+    if said not in (None, *taken):
         raise RequestError(
-            f"n={n}: a bare PNG is one picture. Ask for response_format=b64_json (and JSON in Accept), or n=1",
+            f"output_format={said}, and Accept is {accept[:80]!r}: one bare picture has one format",
+            param="output_format",
+            allowed=[None, *taken],
+        )
+    if n > 1:
+        raise RequestError(
+            f"n={n}: a bare picture is one. Ask for response_format=b64_json (and JSON in Accept), or n=1",
             param="n",
             allowed=[1],
         )
-    return only
+    return Form(said or taken[0], bare=True)
 
 
 class GenerationBody(GenerateRequest, Wanted):

@@ -1,7 +1,9 @@
 """The answers in /openapi.json: pictures, streams, what is told of models, and errors."""
 
+from typing import get_args
+
 from diffusion.adapters.http.errors import ApiError
-from diffusion.serving.receipt import Receipt, ReworkReceipt
+from diffusion.serving.receipt import Format, Receipt, ReworkReceipt
 
 _TEXT, _WHOLE = {"type": "string"}, {"type": "integer", "minimum": 0}
 _TEXTS = {"type": "array", "items": _TEXT}
@@ -11,7 +13,7 @@ def _object(required: dict[str, dict], optional: dict[str, dict] | None = None) 
     return {"type": "object", "properties": required | (optional or {}), "required": list(required)}
 
 
-_PICTURE = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
+_PICTURE = {"type": "string", "contentEncoding": "base64", "description": "In `output_format`"}
 _RECEIPT = {"oneOf": [{"$ref": "#/components/schemas/Receipt"}, {"$ref": "#/components/schemas/ReworkReceipt"}]}
 _OFF = {"consistency": {"type": "number", "minimum": 0, "description": "Of a restored one: ||A x - y|| / sqrt(dim y)"}}
 _NOTES = {"notes": {**_TEXTS, "description": "What was done to the given picture first"}}
@@ -25,7 +27,7 @@ _LOADED = _NAMED | {
 _EVENT = {
     "type": _TEXT,
     "created_at": _WHOLE,
-    "output_format": {"enum": ["png"]},
+    "output_format": {"enum": list(get_args(Format))},
     "quality": _TEXT,
     "background": _TEXT,
 }
@@ -34,7 +36,7 @@ _SCHEMAS = {
         _NAMES
         | {
             "created": _WHOLE,
-            "output_format": {"enum": ["png"]},
+            "output_format": {"enum": list(get_args(Format))},
             "data": {
                 "type": "array",
                 "minItems": 1,
@@ -186,7 +188,7 @@ STREAMED = {
     "headers": _RECEIPT_HEADERS,
     "content": {
         **answer("Pictures")["content"],
-        "image/png": {"schema": {"type": "string", "format": "binary"}},
+        **{f"image/{format}": {"schema": {"type": "string", "format": "binary"}} for format in get_args(Format)},
         "text/event-stream": {
             "schema": {**_object({"event": _TEXT, "data": _EVENT_DATA}), "description": "Of each event"}
         },

@@ -108,6 +108,7 @@ def _form(
 def _narrowed(fields: dict[str, dict], offer: dict, guarded: bool) -> dict[str, dict]:
     """Fields as the model and the endpoint have them."""
     choices = {
+        "output_compression": [100],
         "model": offer["models"],
         "label": offer["classes"],
         "from_label": offer["classes"],
@@ -170,10 +171,11 @@ def _depending(offer: dict) -> list[dict]:
         alone["prompt"] = {
             "anyOf": [{"properties": {"prompt": {"const": None}}}, {"properties": {"label": False, "class": False}}]
         }
-    one, streamed = {"n": {"const": 1}, "stream": {"const": False}}, {"stream": {"const": True}}
+    bare = {"n": {"const": 1}, "stream": {"const": False}, "output_format": {"enum": [None, "png"]}}
+    streamed = {"stream": {"const": True}}
     rules = [
         {"dependentSchemas": alone},
-        {"if": _given("response_format", {"const": "png"}), "then": {"properties": one}},
+        {"if": _given("response_format", {"const": "png"}), "then": {"properties": bare}},
         {"if": _given("partial_images"), "then": {"properties": streamed, "required": ["stream"]}},
     ]
     if offer["defaults"]["guidance_kind"] == "classifier_free":

@@ -15,7 +15,7 @@ from diffusion.recipe import ServeRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.job import Job
 from diffusion.serving.lineup import point_of
-from diffusion.serving.receipt import AnyReceipt, receipt_of, stamp
+from diffusion.serving.receipt import AnyReceipt, Format, receipt_of, stamp
 from diffusion.serving.rework import Rework, receipts
 from diffusion.serving.shelf import Shelf
 from diffusion.serving.ticket import DeadlineExceeded, Picture, Preview, Priority, Ticket
@@ -57,7 +57,7 @@ async def chosen(
 class Stamped(NamedTuple):
     """A picture as a file with its receipt inside."""
 
-    png: bytes
+    data: bytes
     receipt: AnyReceipt
     off: float | None  # of a restored one: how far from what was given
 
@@ -70,6 +70,7 @@ class Work:
     rework: Rework | None = None
     priority: Priority = "normal"
     timeout_s: float = math.inf
+    format: Format = "png"  # of the answer's pictures
 
     @property
     def task(self) -> str:
@@ -88,7 +89,7 @@ class Work:
                 receipt_of(picture, i, self.job.request, bundle.spec, **names) for i, picture in enumerate(pictures)
             ]
         both = enumerate(zip(pictures, made, strict=True))
-        return [Stamped(stamp(picture, receipt), receipt, off.get(i)) for i, (picture, receipt) in both]
+        return [Stamped(stamp(picture, receipt, self.format), receipt, off.get(i)) for i, (picture, receipt) in both]
 
 
 async def drawn(request: Request, work: Work, served: Served) -> list[Stamped]:
