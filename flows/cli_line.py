@@ -259,11 +259,13 @@ def deploy(
         check_serving(site)
         with prefect_ready():
             from flows.deploy import deploy as flow
+            from flows.deploy import taken_down
         endpoint = flow(recipe.serve, recipe.name, model, site)
         from flows.summary import answering
 
         answering(endpoint)
         stay()
+        taken_down(site)
 
     do(work, debug, preset, recipe_file, settings, name, home=home, port=port)
 
@@ -291,6 +293,7 @@ def run(
             given = named_dataset(dataset, source, site)
             check(recipe, source or EMBEDDED, until, site, given, init)
         with prefect_ready():
+            from flows.deploy import taken_down
             from flows.pipeline import pipeline
         line = pipeline(recipe, source or EMBEDDED, until, site, given, init)
         from flows.summary import summary
@@ -299,5 +302,6 @@ def run(
         summary(line, site, answers=stays)
         if line.endpoint is not None and wait:
             stay()
+            taken_down(site)
 
     do(work, debug, preset, recipe_file, settings, name, home=home, workers=workers, port=port)

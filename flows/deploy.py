@@ -1,5 +1,7 @@
 """deploy: a model version -> an HTTP endpoint."""
 
+from contextlib import suppress
+
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact
 
@@ -8,10 +10,12 @@ from diffusion.adapters.mlflow_registry import resolve
 from diffusion.recipe import Frozen, ServeRecipe
 from diffusion.serving.keys import read
 from diffusion.store.refs import ModelRef
-from flows.console import ticked, waiting
+from flows.console import say, ticked, waiting
 from flows.preflight import check_serving
 from flows.site import Site, ray_running
 from flows.stage import TASK
+
+_DRAIN_S = 20.0  # what starts services gives them 30 s to end, where it gives least
 
 
 class Endpoint(Frozen):
@@ -52,3 +56,15 @@ def deploy_stage(recipe: ServeRecipe, name: str, which: str, site: Site) -> Endp
     ticked(f"deploy    {name} version {model.version}")
     create_link_artifact(url, key="endpoint", description=f"{model.name} version {model.version}, {model.digest}")
     return Endpoint(url=url, model=model, guarded=site.access.needed or bool(read(site.access.keys)))
+
+
+def taken_down(site: Site) -> None:
+    """An endpoint on a Ray of our own, which ends with this program, answers first what it was asked."""
+    if site.ray is not None:
+        return
+    with (
+        suppress(KeyboardInterrupt),
+        waiting(f"answering what was asked, {_DRAIN_S:g} s at most; Ctrl-C ends it at once"),
+    ):
+        if not ray_serve.drain(_DRAIN_S):
+            say("  some requests were not answered in time, and are given up")

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -45,8 +46,13 @@ def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) 
         subprocess.run(curl, shell=True, cwd=place.root, check=True, timeout=60)  # as a person would paste it
         assert read_receipt((place.root / "picture.png").read_bytes()).bundle_digest == receipt.bundle_digest
 
-        os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
-        assert process.wait(timeout=60) == 0
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(httpx.post, url, json=body | {"n": 4, "steps": 50}, timeout=60)
+            while not httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=60).json()["drawing"]:
+                assert not asked.done()
+            os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
+            assert process.wait(timeout=60) == 0
+            assert asked.result().status_code == 200, "what was asked before the end is answered"
     assert place.wait_for_end() == []
     assert place.strays() == []
     assert list((place.home / "ray" / "r").glob("session_2*")) == [], "Ray's files are deleted when all went well"

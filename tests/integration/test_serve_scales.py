@@ -12,7 +12,7 @@ import httpx
 import pytest
 from safetensors.torch import load_file
 
-from diffusion.adapters.ray_serve import deploy, undeploy
+from diffusion.adapters.ray_serve import deploy, drain, undeploy
 from diffusion.recipe import ServeRecipe
 from diffusion.store.refs import ModelRef
 from tests.memory import overwrite
@@ -125,3 +125,14 @@ def test_what_a_killed_replica_drew_is_drawn_by_another(url, picture):
     assert victim not in replicas()
     assert Counter(answer.text for answer in answers if answer.status_code != 200) == {}
     assert {answer.json()["data"][0]["b64_json"] for answer in answers} == {picture}
+
+
+def test_drained_it_answers_what_it_was_asked_and_nothing_more(url, picture):
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(asked, url, 400) for _ in range(2)]
+        until(lambda: httpx.get(f"{url}/healthz", timeout=60).json()["drawing"] == 2)
+        assert drain(100)
+        assert [one.result().status_code for one in asking] == [200, 200]
+    assert asked(url).status_code != 200
+    assert replicas() == []
+    assert drain(0), "it is over"
