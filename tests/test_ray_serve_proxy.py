@@ -86,3 +86,14 @@ def test_a_body_too_large_to_keep_is_asked_for_once(monkeypatch):
     app, heard = dying(1)
     assert asked(app, BODY)[0]["status"] == 503
     assert len(heard) == 1
+
+
+@pytest.mark.parametrize(("status", "kind", "told"), [(404, b"text/plain", 503), (404, b"application/json", 404)])
+def test_the_proxys_own_404_says_that_nothing_is_served_and_the_endpoints_stays(status, kind, told):
+    async def app(_, receive, send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    start, body = asked(app, BODY)
+    assert start["status"] == told
+    assert ("error" in json.loads(body["body"])) == (told == 503)

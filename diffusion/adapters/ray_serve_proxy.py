@@ -1,7 +1,8 @@
-"""What Ray Serve's proxy does with a request whose replica dies.
+"""What Ray Serve's proxy does with a request whose replica dies, and with one that comes when there is none.
 
-By itself it answers 500 without a word.  A picture is a function of the model and the request, so where nothing was answered
-yet the request is asked again: of another replica, or of the one that takes the place of the dead.
+It answers the first 500 without a word.  A picture is a function of the model and the request, so where nothing was answered
+yet the request is asked again: of another replica, or of the one that takes the place of the dead.  It answers the second
+404, as though asking again were of no use; here that is a 503.
 """
 
 from starlette.middleware import Middleware
@@ -27,12 +28,16 @@ class Again:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        heard, answered = _Heard(receive), False
+        heard, answered, gone = _Heard(receive), False, False
 
         async def answer(message: Message) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
+            nonlocal answered, gone
+            if message["type"] == "http.response.start":
+                answered = True
+                if gone := message["status"] in (404, 503) and _is_text(message):
+                    await _later("nothing is served at the moment; ask again")(scope, receive, send)
+            if not gone:
+                await send(message)
 
         for _ in range(_TRIES):
             await self.app(scope, heard.from_the_start(), answer)
@@ -40,9 +45,17 @@ class Again:
                 return
             if heard.forgotten:
                 break
-        message = "the replica that drew this ended in its midst; ask again"
-        body = {"error": {"message": message, "type": "server_error", "param": None, "allowed": None}}
-        await JSONResponse(body, 503, {"Retry-After": "2"})(scope, receive, send)
+        await _later("the replica that drew this ended in its midst; ask again")(scope, receive, send)
+
+
+def _is_text(start: Message) -> bool:
+    """Whether it is an answer of the proxy's own: the endpoint's errors are JSON."""
+    return any(name.lower() == b"content-type" and value.startswith(b"text/plain") for name, value in start["headers"])
+
+
+def _later(message: str) -> JSONResponse:
+    body = {"error": {"message": message, "type": "server_error", "param": None, "allowed": None}}
+    return JSONResponse(body, 503, {"Retry-After": "2"})
 
 
 class _Heard:

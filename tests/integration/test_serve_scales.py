@@ -133,6 +133,8 @@ def test_drained_it_answers_what_it_was_asked_and_nothing_more(url, picture):
         until(lambda: httpx.get(f"{url}/healthz", timeout=60).json()["drawing"] == 2)
         assert drain(100)
         assert [one.result().status_code for one in asking] == [200, 200]
-    assert asked(url).status_code != 200
+    after = asked(url)
+    assert (after.status_code, after.headers["retry-after"]) == (503, "2")
+    assert "nothing is served" in after.json()["error"]["message"]
     assert replicas() == []
     assert drain(0), "it is over"
