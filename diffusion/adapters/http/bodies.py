@@ -1,5 +1,6 @@
 """Bodies of requests, read within their limits: a JSON object, or a form of fields and files."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from diffusion.adapters.http.errors import ApiError
 from diffusion.recipe import Frozen
@@ -15,6 +17,7 @@ from diffusion.serving.request import RequestError, once_each
 
 MAX_BODY_BYTES = 64 * 1024  # of JSON
 MAX_UPLOAD_BYTES = 32 * 2**20  # of a form with its pictures
+MAX_BODY_S = 120.0  # from its first byte to its last
 _MAX_FIELDS, _MAX_FILES = 40, 4
 
 
@@ -35,7 +38,7 @@ def check_type(request: Request, wanted: str) -> None:
 
 
 async def json_object(request: Request) -> dict[str, Any]:
-    """The body as a JSON object.  Raises ApiError 400, 413 or 415, and RequestError for a name that is there twice."""
+    """The body as a JSON object.  Raises ApiError 400, 408, 413 or 415, and RequestError for a name that is there twice."""
     check_type(request, "application/json")
     body = bytearray()
     async for part in _limited(request, MAX_BODY_BYTES):
@@ -55,7 +58,7 @@ async def json_object(request: Request) -> dict[str, Any]:
 async def form(request: Request, files: Iterable[str]) -> Form:
     """The body as a form.  files: names of the fields that are files; `name[]` is another spelling of theirs.
 
-    Raises ApiError 400, 413 or 415, and RequestError for a field that is there twice, or is text where a file is wanted.
+    Raises ApiError 400, 408, 413, 415, and RequestError for a field that is there twice, or text where a file is wanted.
     """
     check_type(request, "multipart/form-data")
     _check_origin(request)
@@ -127,8 +130,19 @@ def _check_origin(request: Request) -> None:
 
 
 async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    length = 0
-    async for part in request.stream():
+    """The body as it comes.  Raises ApiError 408, 413, and 499 where the client leaves in the middle of it."""
+    length, parts = 0, aiter(request.stream())
+    deadline = asyncio.get_running_loop().time() + MAX_BODY_S
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:  # whoever sends a byte now and then would hold a key's place for ever
+            raise ApiError(408, f"the body was not there within {MAX_BODY_S:g} s: send it faster, or less") from None
+        except ClientDisconnect:
+            raise ApiError(499, "the client closed the connection") from None
         length += len(part)
         if length > limit:
             raise ApiError(413, f"the body is longer than {limit} bytes")

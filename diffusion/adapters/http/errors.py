@@ -1,8 +1,8 @@
 """Answers that are not pictures: JSON, {"error": {"message", "type", "param", "allowed"}}.
 
-400 not JSON or no form, 401 without a known key, 403 from another site's page, 404 no such model or path, 413 too large, 415
-of another type, 422 a field is wrong, 429 with Retry-After when a key has used up what it may, 503 with Retry-After when it
-would wait too long, 504 past the deadline.
+400 not JSON or no form, 401 without a known key, 403 from another site's page, 404 no such model or path, 408 the body did
+not come, 413 too large, 415 of another type, 422 a field is wrong, 429 with Retry-After when a key has used up what it may,
+503 with Retry-After when it would wait too long, 504 past the deadline.
 """
 
 import logging
@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
+    408: "timeout_error",
     429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
@@ -30,6 +31,7 @@ _TYPES = {
 
 _REASONS = {  # of the statuses that have but one
     401: "key",
+    408: "slow",
     413: "size",
     499: "cancelled",
     500: "failed",

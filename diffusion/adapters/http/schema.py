@@ -16,7 +16,7 @@ from diffusion.adapters.http.schema_answers import (
 )
 from diffusion.adapters.http.schema_bodies import edit, generation, offered, restoration, variation
 
-_DRAWS = (400, 401, 403, 404, 413, 415, 422, 429, 500, 503, 504)  # what a request for pictures may be refused with
+_DRAWS = (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504)  # what a request for pictures may be refused with
 _REQUEST_ID = {
     "name": "X-Request-ID",
     "in": "header",

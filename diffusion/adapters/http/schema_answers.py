@@ -143,6 +143,7 @@ _WHAT = {
     401: "No known key",
     403: "A page of another site, or a name that this endpoint without keys does not answer to",
     404: "No such model or path",
+    408: "The body did not come in time",
     413: "The body is too large",
     415: "Content-Type is another",
     422: "A field is wrong: the error has its name and what it may be",
