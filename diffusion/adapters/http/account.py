@@ -35,6 +35,7 @@ class Account:
     steps: int | None = None
     ticket: Ticket | None = None
     model: ModelRef | None = None  # that it got
+    trace: dict[str, str] = field(default_factory=dict)  # the client's, as W3C's Trace Context has its headers
     holds: ExitStack = field(default_factory=ExitStack)  # what it uses until it is over
 
     @classmethod

@@ -19,6 +19,7 @@ from diffusion.adapters.http.metrics import CONTENT_TYPE, Metrics
 from diffusion.adapters.http.schema import document
 from diffusion.adapters.http.seen import Seen
 from diffusion.adapters.http.served import Served, Work, begun, chosen, drawn
+from diffusion.adapters.http.tracing import tracing
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.editing import EditRequest, edit
 from diffusion.serving.keys import Access, Keyring
@@ -51,7 +52,8 @@ def create_app(
     metrics = Metrics(shelf, replica)
     ring = Keyring(access)
     app.add_middleware(Guard, ring=ring)
-    app.add_middleware(Seen, routes=lambda: {route.path for route in app.routes}, ended=metrics.ended, echoes=echoes)
+    ended = [metrics.ended, *filter(None, [tracing()])]
+    app.add_middleware(Seen, routes=lambda: {route.path for route in app.routes}, ended=ended, echoes=echoes)
     app.add_middleware(SecureHeaders)
     errors.install(app)
     page.install(app)

@@ -1,7 +1,7 @@
 """Every request seen: it has an id, which its answer carries, is counted, and leaves a line in the log."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,10 +15,10 @@ HEADER = "X-Request-ID"
 
 class Seen:
     """The application, whose requests are seen.  routes: the paths there are, once they are known.  echoes: whether answers
-    get the id here.  ended: is told of each request at its end."""
+    get the id here.  ended: are told of each request at its end."""
 
     def __init__(
-        self, app: ASGIApp, routes: Callable[[], set[str]], ended: Callable[[Account], None], echoes: bool
+        self, app: ASGIApp, routes: Callable[[], set[str]], ended: Sequence[Callable[[Account], None]], echoes: bool
     ) -> None:
         self.app, self.routes, self.ended, self.echoes = app, routes, ended, echoes
 
@@ -26,7 +26,9 @@ class Seen:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        account = Account.opened(scope, Headers(scope=scope).get(HEADER, ""), self.routes())
+        headers = Headers(scope=scope)
+        account = Account.opened(scope, headers.get(HEADER, ""), self.routes())
+        account.trace = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
 
         async def send_with(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -45,5 +47,6 @@ class Seen:
             await refused.response()(scope, receive, send_with)
         finally:
             account.close(scope)
-            self.ended(account)
+            for tell in self.ended:
+                tell(account)
             log.info(account.line())
