@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion.evaluation.metrics.frechet import checked
 
-TILE = 1_024  # pictures of either set
+TILE = 512  # pictures of either set
 
 
 @dataclass(frozen=True, eq=False)
