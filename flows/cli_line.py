@@ -14,8 +14,11 @@ from flows.command import EMBEDDED, do, made_dataset, named_dataset, trained_run
 from flows.console import waiting
 from flows.foreground import looking, prefect_ready, stay
 from flows.options import (
+    Beside,
+    Canaries,
     Dataset,
     Debug,
+    Follow,
     Home,
     Init,
     Name,
@@ -251,20 +254,27 @@ def deploy(
     model: Which = "champion",
     home: Home = None,
     port: Port = None,
+    canary: Canaries = None,
+    beside: Beside = None,
+    follow: Follow = None,
     debug: Debug = False,
 ) -> None:
     """Serve a registered model over HTTP until Ctrl-C."""
 
     def work(recipe: Recipe, site: Site) -> None:
         check_serving(site)
+        from flows.offer import Offer, shares_of
+
+        offer = Offer(name=recipe.name, which=model, shares=shares_of(canary or []), beside=tuple(beside or ()))
         with prefect_ready():
             from flows.deploy import deploy as flow
             from flows.deploy import taken_down
-        endpoint = flow(recipe.serve, recipe.name, model, site)
+        endpoint = flow(recipe.serve, offer.name, offer.which, site, offer.shares, offer.beside)
+        from flows.follow import Follower
         from flows.summary import answering
 
         answering(endpoint)
-        stay()
+        stay(*(() if follow is None else (Follower(recipe.serve, offer, site, endpoint).look, follow)))
         taken_down(site)
 
     do(work, debug, preset, recipe_file, settings, name, home=home, port=port)

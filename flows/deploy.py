@@ -6,11 +6,12 @@ from prefect import flow, task
 from prefect.artifacts import create_link_artifact
 
 from diffusion.adapters import ray_serve
-from diffusion.adapters.mlflow_registry import resolve
 from diffusion.recipe import Frozen, ServeRecipe
 from diffusion.serving.keys import read
+from diffusion.serving.lineup import Lineup
 from diffusion.store.refs import ModelRef
 from flows.console import say, ticked, waiting
+from flows.offer import Offer, looked_up
 from flows.preflight import check_serving
 from flows.site import Site, ray_running
 from flows.stage import TASK
@@ -24,26 +25,47 @@ class Endpoint(Frozen):
     url: str
     model: ModelRef
     guarded: bool = False  # whether requests need a key; a field named `keys` would make Prefect take it for a dict
+    lineup: Lineup  # all that is offered
+    digests: tuple[str, ...]  # what the offer's names meant
 
 
 @flow(name="deploy")
-def deploy(recipe: ServeRecipe, name: str = "demo", which: str = "champion", site: Site | None = None) -> Endpoint:
-    """Serve a version of the model `name`.  which: an alias or a number; it is resolved now, not at each request."""
+def deploy(
+    recipe: ServeRecipe,
+    name: str = "demo",
+    which: str = "champion",
+    site: Site | None = None,
+    shares: tuple[tuple[str, float], ...] = (),
+    beside: tuple[str, ...] = (),
+) -> Endpoint:
+    """Serve a version of the model `name`.  which: an alias or a number; it is resolved now, not at each request.
+
+    shares: aliases or numbers of its canaries, each with its share of the requests.  beside: other models, as NAME@ALIAS.
+    """
     site = site or Site.from_environment()
     site.prepare()
     check_serving(site)
-    return deploy_stage(recipe, name, which, site)
+    return deploy_stage(recipe, Offer(name=name, which=which, shares=shares, beside=beside), site)
 
 
 @task(name="deploy", **TASK)
-def deploy_stage(recipe: ServeRecipe, name: str, which: str, site: Site) -> Endpoint:
-    model = resolve(site.tracking(name), name, which, site.store)
-    with (
-        ray_running(site),
-        waiting("deploy    loading the model and proving that a picture does not depend on its batch"),
-    ):
-        url = ray_serve.deploy(
-            model,
+def deploy_stage(recipe: ServeRecipe, offer: Offer, site: Site) -> Endpoint:
+    with waiting("deploy    looking up what is registered"):
+        offered = looked_up(offer, site)
+    with waiting("deploy    loading the model and proving that a picture does not depend on its batch"):
+        url = serve(recipe, offered.lineup, site)
+    lineup, model = offered.lineup, offered.lineup.present
+    ticked(f"deploy    {model.name} version {model.version}")
+    create_link_artifact(url, key="endpoint", description=f"{model.name} version {model.version}, {model.digest}")
+    guarded = site.access.needed or bool(read(site.access.keys))
+    return Endpoint(url=url, model=model, guarded=guarded, lineup=lineup, digests=offered.digests)
+
+
+def serve(recipe: ServeRecipe, lineup: Lineup, site: Site) -> str:
+    """Have the site's endpoint offer this.  Returns its URL.  Raises DeployFailed, as `ray_serve.deploy` does."""
+    with ray_running(site):
+        return ray_serve.deploy(
+            lineup.present,
             recipe,
             host=site.host,
             port=site.port,
@@ -52,10 +74,11 @@ def deploy_stage(recipe: ServeRecipe, name: str, which: str, site: Site) -> Endp
             idle_s=site.idle_s,
             access=site.access,
             log=site.logs / "requests.jsonl",
+            beside=lineup.models[1:],
+            canaries=lineup.canaries,
+            models_mib=site.models_mib,
+            notes=site.home / "self-tests",
         )
-    ticked(f"deploy    {name} version {model.version}")
-    create_link_artifact(url, key="endpoint", description=f"{model.name} version {model.version}, {model.digest}")
-    return Endpoint(url=url, model=model, guarded=site.access.needed or bool(read(site.access.keys)))
 
 
 def taken_down(site: Site) -> None:

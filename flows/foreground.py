@@ -135,12 +135,16 @@ def prefect_ready() -> Iterator[None]:
         signal.signal(signal.SIGTERM, _interrupt)  # importing Ray replaces it
 
 
-def stay() -> None:
-    """Until Ctrl-C or SIGTERM."""
+def stay(look: Callable[[], None] | None = None, every_s: float = 60) -> None:
+    """Until Ctrl-C or SIGTERM.  look: is called every so often."""
     say("\nPress Ctrl-C to stop.")
     with suppress(KeyboardInterrupt), moving():
         while True:
-            signal.pause()
+            if look is None:
+                signal.pause()
+            else:
+                time.sleep(every_s)
+                look()
     say("stopping")
 
 

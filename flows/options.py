@@ -57,6 +57,23 @@ Port = Annotated[int | None, typer.Option("--port", help="Port of the endpoint [
 Debug = Annotated[bool, typer.Option("--debug", help="Show libraries' own output, and tracebacks.")]
 Which = Annotated[str, typer.Option("--model", help="Alias or version: champion, challenger, 1, 2 ...")]
 
+Canaries = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--canary", metavar="WHICH=SHARE", help="Alias or version that gets a share, as challenger=0.1. Repeatable."
+    ),
+]
+Beside = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--beside", metavar="NAME[@WHICH]", help="Another model that can be asked for. Repeatable. [its champion]"
+    ),
+]
+Follow = Annotated[
+    float | None,
+    typer.Option("--follow", min=1, metavar="SECONDS", help="Look so often what the aliases mean, and serve that."),
+]
+
 RegisteredName = Annotated[str, typer.Option("--name", help="Registered model.")]
 BundleFolder = Annotated[Path | None, typer.Option("--bundle", help="Bundle's folder, instead of --name.")]
 Picture = Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG, JPEG, WebP, GIF, BMP or TIFF file.")]

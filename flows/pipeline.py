@@ -9,6 +9,7 @@ from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef, Sw
 from flows.deploy import Endpoint, deploy_stage
 from flows.distill import student_stages
 from flows.evaluate import evaluate_stage
+from flows.offer import Offer
 from flows.origin import resolved, started_from
 from flows.preflight import Until, check
 from flows.register import check_champion, register_stage
@@ -74,7 +75,7 @@ def pipeline(
         started = time.monotonic()
         check_champion(model.ref, site)
         # the champion, not the model just made: where the gate refused that one, the one before it goes on
-        endpoint = deploy_stage(recipe.serve, recipe.name, "champion", site)
+        endpoint = deploy_stage(recipe.serve, Offer(name=recipe.name), site)
         times["deploy"] = time.monotonic() - started
     return Line(
         dataset=dataset,

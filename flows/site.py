@@ -66,6 +66,7 @@ class Site(Frozen):
     )
     replica_gpus: float = Field(1, gt=0, description="GPUs of each replica that serves on them; 0.5: two share one")
     idle_s: float = Field(60, ge=0, description="Seconds that fewer replicas would do until one goes")
+    models_mib: int = Field(4_096, ge=1, description="MiB of weights that a replica holds, of more models than one")
     mlflow: str | None = Field(None, description="MLflow tracking URI; none: an SQLite file in the home")
     ray: str | None = Field(None, description="Address of a Ray cluster; none: one of our own, for as long as needed")
 

@@ -141,6 +141,10 @@ def answering(endpoint: "Endpoint") -> None:
     body = shlex.quote(json.dumps({"label": label, "seed": 1}, ensure_ascii=False))
     target = f"{endpoint.url}/v1/images/generations -o picture.png"
     say(f"  endpoint   {endpoint.url}  serves {endpoint.model.name} version {endpoint.model.version}")
+    shares = {canary.version: f", {canary.share:.3g} of the requests" for canary in endpoint.lineup.canaries}
+    for name, model in list(endpoint.lineup.names().items())[1:]:
+        share = shares.get(model.version, "") if model.name == endpoint.model.name else ""
+        say(f"  beside it  {name}: version {model.version}{share}")
     headers = "-H 'Content-Type: application/json' -H 'Accept: image/png'"
     if endpoint.guarded:
         headers += ' -H "Authorization: Bearer $KEY"'

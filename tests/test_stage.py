@@ -132,11 +132,13 @@ def test_prefect_takes_an_endpoint_apart(tmp_path: Path) -> None:
     """As it does with what a stage returns; a field that hides a dictionary's method would end it there."""
     program = """
 from prefect.utilities.collections import visit_collection
+from diffusion.serving.lineup import Lineup
 from diffusion.store.refs import ModelRef
 from flows.deploy import Endpoint
 model = ModelRef(uri="m", digest="5" * 64, name="m", version="1", aliases=(), run_digest="1", dataset_digest="2")
+offered = {"lineup": Lineup(models=(model,)), "digests": (model.digest,)}
 seen = []
-visit_collection(Endpoint(url="http://x", model=model, guarded=True), visit_fn=seen.append, max_depth=1)
+visit_collection(Endpoint(url="http://x", model=model, guarded=True, **offered), visit_fn=seen.append, max_depth=1)
 assert model in seen
 """
     environment = os.environ | {"PREFECT_HOME": str(tmp_path)}

@@ -12,13 +12,17 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from diffusion.adapters.http import create_app
 from diffusion.serving.engine import Engine
 from diffusion.serving.keys import Access, add
+from diffusion.serving.lineup import Lineup
+from diffusion.serving.shelf import Shelf
 from diffusion.store.bundle import Bundle
 from tests.chromium import chromium, opened
-from tests.integration.test_http import LIMITS, URL, idle, served
+from tests.integration.test_http import LIMITS, MODEL, URL, answering, idle, served
 from tests.on_page import draw, more, receipt, shown
 from tests.random_bundle import guided_bundle, random_bundle, reading_bundle, shaped_bundle
+from tests.running_engine import OfEngines
 from tests.test_distill import LESSON, STUDENT
 
 pytestmark = pytest.mark.slow
@@ -88,6 +92,32 @@ def test_a_mistake_is_the_servers_sentence(page) -> None:
     expect(page.locator("#n")).to_be_focused()
     page.locator("#n").fill("1")
     draw(page)
+
+
+def test_one_of_several_models_is_chosen_and_a_run_comes_back_with_its_own(browser, one_thread) -> None:
+    second = MODEL.model_copy(update={"version": "4", "digest": "9" * 64})
+    engines = {"3": Engine(random_bundle(), slots=2), "4": Engine(guided_bundle(), slots=2)}
+    shelf = Shelf(OfEngines(engines))
+    shelf.change(Lineup(models=(MODEL, second)))
+    with answering(create_app(shelf, LIMITS)) as client, opened(browser, str(client.base_url)) as page:
+        expect(page.locator("#which option")).to_have_text(["tiny (version 3)", "tiny@4 (version 4)"])
+        page.locator("#n").fill("1")
+        more(page, steps=3)
+        assert receipt(draw(page)[0]).version == "3"
+        page.locator("#which").select_option("tiny@4")
+        expect(page.locator("#model")).to_contain_text("version 4")
+        page.locator("#n").fill("1")
+        more(page, steps=3, guidance_kind="classifier_free")
+        assert receipt(draw(page)[0]).version == "4"
+        expect(page.locator("#curl")).to_contain_text('"model":"tiny@4"')
+        page.locator("#history button").last.click()
+        expect(page.locator("#which")).to_have_value("tiny")
+        page.locator("#which").select_option("tiny@4")
+        shelf.change(Lineup(models=(MODEL,)))
+        page.locator("#go").click()
+        expect(page.locator("#error")).to_contain_text("'tiny@4' is not served here, 'tiny' is")
+        expect(page.locator("#choice")).to_be_hidden()
+    shelf.close()
 
 
 def test_a_server_that_is_gone_is_a_sentence(browser, one_thread) -> None:

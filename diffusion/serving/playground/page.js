@@ -17,7 +17,7 @@ const FIELDS = ["prompt", "label", "from_label", "from_prompt", "factor", "stren
 
 const at = id => document.getElementById(id);
 const form = at("form");
-let card = null, drawing = null, maskOf = null, commands = 0;
+let cards = [], card = null, drawing = null, maskOf = null, commands = 0;
 
 const task = () => form.elements.task.value;
 const restores = () => TASKS[task()].restores;
@@ -71,6 +71,7 @@ function taken(id) {
 function fields() {
   const said = FIELDS.map(id => [id, taken(id)]);
   if (at("lock").checked) said.push(["seed", taken("seed")]);
+  if (cards.length > 1) said.push(["model", card.id]);
   return Object.fromEntries(said.filter(([, value]) => value !== undefined));
 }
 
@@ -140,6 +141,8 @@ function tell(error) {
     at("unlock").hidden = false;
     at("unlock").scrollIntoView({block: "nearest"});
     at("key").focus();
+  } else if (error.param === "model") {  // what is offered has changed
+    load(error);
   } else if (error.param && at(error.param)?.closest("form") === form) {
     at(error.param).closest("details")?.setAttribute("open", "");
     at(error.param).focus();
@@ -168,8 +171,18 @@ async function follow(run, mine) {
 
 const values = () => Object.fromEntries(FIELDS.map(id => [id, at(id).value]));
 
-/** Brings a run back: its settings, its seed, its picture and what was painted. */
+/** Works with another of the models there are, if it is one. */
+function choose(id) {
+  const found = cards.find(each => each.id === id) ?? card;
+  if (found === card) return;
+  card = found;
+  if (!offered(task())) form.elements.task.value = "draw";
+  present();
+}
+
+/** Brings a run back: its model, its settings, its seed, its picture and what was painted. */
 async function restore(run) {
+  choose(run.request.fields.model);
   form.elements.task.value = run.task;
   for (const [id, value] of Object.entries(run.values)) at(id).value = value;
   at("seed").value = run.request.fields.seed;
@@ -196,6 +209,9 @@ const named = names => names.map(name => [name, name]);
 
 function present() {
   const {defaults, limits} = card;
+  at("choice").hidden = cards.length < 2;
+  select("which", ...cards.map(each => [`${each.id} (version ${each.version})`, each.id]));
+  at("which").value = card.id;
   document.title = card.id;
   at("name").textContent = card.id;
   at("model").textContent = `version ${card.version} · ${sizes()} pixels · ${card.parameters.toLocaleString("en")} parameters`;
@@ -215,18 +231,20 @@ function present() {
   document.querySelector("main").hidden = false;
 }
 
-async function load() {
+async function load(after = null) {
   const known = card;
   try {
-    [card] = await models();
+    cards = await models();
+    card = cards.find(each => each.id === known?.id) ?? cards[0];
   } catch (error) {
     at("model").textContent = error.status === 401 ? "" : error.message;
     if (error.status === 401) tell(error);
     return;
   }
   at("unlock").hidden = true;
-  at("locked").textContent = at("error").textContent = "";
-  if (known === null) present();
+  at("locked").textContent = "";
+  at("error").textContent = after?.message ?? "";
+  if (known?.id !== card.id || known.version !== card.version) present();
 }
 
 form.noValidate = true;  // the server says what is wrong, and in whole sentences
@@ -241,6 +259,7 @@ form.addEventListener("input", event => {
   }
   if (!["brush", "rub", "file"].includes(event.target.id)) arrange();
 });
+at("which").addEventListener("change", () => choose(at("which").value));
 at("unlock").addEventListener("submit", event => {
   event.preventDefault();
   useKey(at("key").value.trim());
