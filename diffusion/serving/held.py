@@ -16,8 +16,10 @@ from diffusion.serving.self_tests import check_noted
 from diffusion.store.bundle import load_bundle
 from diffusion.store.bundle_spec import BundleSpec, read_spec
 from diffusion.store.refs import ModelRef
+from diffusion.threads import rest, resting
 
 _NICENESS = 10  # of the thread that makes a model ready while others draw
+_REST = 3.0  # times as long as each of its calls took, it then leaves to those
 _log = logging.getLogger(__name__)
 
 
@@ -93,8 +95,10 @@ def ready(
         try:
             if gently:
                 _yield_processors()
-            engine = source.open(model)
-            self_test = engine.self_test()
+            with resting(_REST if gently else 0):
+                engine = source.open(model)
+                engine.on_tick = lambda _rows, seconds: rest(seconds)
+                self_test = engine.self_test()
             check_noted(notes, model.digest, engine.device, self_test)
             engine.on_tick = on_tick
             done.set_result(Held(model, engine, self_test, source.size(model)))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion.sampler import Denoise, Query
+from diffusion.threads import rest
 
 REFERENCE = 8  # never the number of slots: a picture must not depend on how large a server drew it
 LARGEST = 64
@@ -101,7 +102,9 @@ def prove(denoise: Denoise, draw: Callable[[int, int], Query], *, largest: int =
             parts.append(_call(denoise, pool, rows))
             if pool.x.is_cuda:
                 torch.cuda.synchronize()
-            seconds[size] = min(time.perf_counter() - start, seconds.get(size, float("inf")))
+            took = time.perf_counter() - start
+            seconds[size] = min(took, seconds.get(size, float("inf")))
+            rest(took)
         return torch.cat(parts)[order.argsort().to(pool.x.device)]
 
     def agreeing(reference: int) -> tuple[int, ...]:

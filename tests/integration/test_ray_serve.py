@@ -18,6 +18,7 @@ from diffusion.lineage.replay import redraw
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.keys import Access, add, remove
+from diffusion.serving.lineup import Canary
 from diffusion.serving.receipt import opened, read_receipt, stamp
 from diffusion.store.bundle import load_bundle
 from diffusion.store.refs import ModelRef
@@ -236,3 +237,26 @@ def test_a_new_version_takes_over_in_the_same_replica_without_a_lost_request(url
     assert replicas() == before
     health = httpx.get(f"{url}/healthz", timeout=30).json()
     assert ([each["version"] for each in health["loaded"]], health["refused"]) == (["2"], None)
+
+
+def test_a_replica_that_comes_later_offers_what_is_offered_now(models, port, access, log):
+    """Also after a broken model was asked for, which Serve would give it otherwise."""
+    url = deploy(models[0], LIMITS, port=port, cpus=0.5, access=access, log=log)
+    nowhere = models[1].model_copy(update={"uri": "/nowhere", "version": "9"})
+    also = {"beside": models[1:], "canaries": [Canary(version="2", share=0.5)]}
+    with pytest.raises(DeployFailed, match=r"no bundle.* Version 1 goes on"):
+        deploy(nowhere, LIMITS, port=port, cpus=0.5, access=access, log=log)
+    before = replicas()
+    deploy(models[0], LIMITS, port=port, cpus=0.5, access=access, log=log, **also)
+    assert replicas() == before
+    got = {seed: ask(url, n=1, seed=seed).json()["version"] for seed in range(8)}
+    assert set(got.values()) == {"1", "2"}
+    assert ask(url, n=1, model="tiny@2").json()["version"] == "2"
+    assert kill(before[0])
+    deadline, again = time.monotonic() + 240, {}
+    while again != got and time.monotonic() < deadline:
+        try:
+            again = {seed: ask(url, n=1, seed=seed, timeout_s=30).json().get("version") for seed in got}
+        except httpx.HTTPError:
+            time.sleep(0.5)
+    assert again == got
