@@ -13,7 +13,7 @@ from diffusion.serving.ticket import Priority, QueueFull, Ticket, TooBusy
 PLACES: dict[Priority, float] = {"high": 1.25, "normal": 1.0, "low": 0.5}  # shares of the queue that it may fill
 _STANDS_S = 10.0  # a queue that was never empty for so long is no burst
 _LATELY = 64  # requests
-_MOVES, _STALL = 0.05, 10.0  # of the pace: how far a tick moves it, and the slowest that counts
+_MOVES, _STALL = 0.05, 100.0  # of the pace: how far a tick moves it, and the slowest that counts
 
 
 class Patience:

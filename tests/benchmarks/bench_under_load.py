@@ -4,6 +4,7 @@ exact        --requests of every kind (all tasks, samplers, guidance on and off)
              load with bursts, priorities, previews and requests that are given up: differing bytes
 price        what it costs that rows have the same bits in every batch: the calls that the ladder plans for the rows of each
              tick of a load, against one call of exactly so many rows, each the quickest of several
+simulate     what the measured costs of calls alone lead to expect of an overload: the engine's own rules, with a clock
 overload     over HTTP: seconds at 80 % of the saturated rate, and at ten times it: of those accepted, and of refusals
 disconnects  over HTTP: --requests clients that leave at a random moment, beside others whose pictures are compared
 soak         over HTTP: --minutes of load at 60 % with leavers: RssAnon at each minute, and what is left at the end
@@ -22,6 +23,9 @@ import time
 import urllib.parse
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -30,10 +34,16 @@ import torch
 
 from diffusion.recipe import ServeRecipe
 from diffusion.serving import load
+from diffusion.serving.admission import Admission
+from diffusion.serving.door import Door
 from diffusion.serving.engine import Engine
-from diffusion.serving.ticket import QueueFull, TooBusy
+from diffusion.serving.forecast import Part
+from diffusion.serving.job import Job
+from diffusion.serving.ticket import QueueFull, Ticket, TooBusy
 from diffusion.serving.trial import trial_query
-from tests.benchmarks.bench_serving import bundle_of
+from tests.benchmarks.bench_serving import arrivals_of, bundle_of
+from tests.benchmarks.bench_serving import jobs_for as serving_jobs
+from tests.benchmarks.bench_serving import simulated as by_clock
 from tests.integration.test_http import served
 from tests.random_bundle import random_bundle
 from tests.random_load import Storm, alone, random_jobs, storm_of, watching
@@ -170,6 +180,68 @@ def overload(arguments: argparse.Namespace) -> None:
         print(f"left at the end: {engine.load()}")
 
 
+def reckoned(engine: Engine, jobs: Sequence[Job], arrivals: np.ndarray) -> dict[int, float]:
+    """By number the seconds of those accepted, by the engine's own door and turns with a clock: a tick takes what was found
+    of its calls, all else nothing."""
+    door = Door(engine.slots, engine.rows, LIMITS.queue, LIMITS.max_wait_s, cache(engine.networks.seconds))
+    numbers: dict[Ticket, int] = {}
+    turns, flying, seconds, clock, number = Admission(), list[Flown](), dict[int, float](), 0.0, 0
+    while number < len(jobs) or turns or flying:
+        while number < len(jobs) and arrivals[number] <= clock:
+            ticket = Ticket(jobs[number], LIMITS.timeout_s, submitted_at=float(arrivals[number]))
+            with suppress(TooBusy, QueueFull):
+                door.check(ticket, turns, flying)
+                if not turns:
+                    door.patience.empty(ticket.submitted_at)
+                turns.add(ticket)
+                numbers[ticket] = number
+            number += 1
+        while turn := turns.take(engine.slots - len(flying), engine.rows - sum(one.left.rows for one in flying)):
+            turn[0].started_at = clock
+            flying.append(Flown(*turn, turn[0].job.evaluations))
+        if not flying:
+            clock = float(arrivals[number]) if number < len(jobs) else clock
+            continue
+        clock += door.seconds(sum(one.left.rows for one in flying))
+        for one in flying:
+            one.to_go -= 1
+            if not one.to_go:
+                seconds[numbers[one.ticket]] = clock - one.ticket.submitted_at
+                door.patience.drew(clock - one.ticket.started_at)
+        flying = [one for one in flying if one.to_go]
+    return seconds
+
+
+@dataclass(eq=False)
+class Flown:
+    """What the door sees of a flight."""
+
+    ticket: Ticket
+    images: range
+    to_go: int
+
+    @property
+    def left(self) -> Part:
+        return Part(1, self.ticket.job.rows, self.to_go)
+
+
+def simulate(arguments: argparse.Namespace) -> None:
+    engine = engine_of(arguments.preset)
+    many = serving_jobs(engine, 300, 0)
+    rate = by_clock(engine, "ours", many, np.zeros(len(many)), engine.slots).rate
+    print(f"saturated: {rate:.2f} requests a second")
+    found = {}
+    for share, seconds in ((0.8, arguments.minutes * 600), (10.0, arguments.minutes * 60)):
+        count = int(share * rate * seconds)
+        jobs = [many[i] for i in np.random.default_rng(1).integers(len(many), size=count)]
+        arrivals = arrivals_of(len(jobs), share * rate, 1)
+        taken = reckoned(engine, jobs, arrivals)
+        found[share] = [each for number, each in taken.items() if share < 1 or arrivals[number] > 30]
+        print(f"{share:g} x: {len(taken)} of {len(jobs)} accepted: {quantiles(list(taken.values()))}")
+    print(f"accepted after the first 30 s: {len(found[10.0])}: {quantiles(found[10.0])}")
+    print(f"their p99 over that at 0.8 x: {np.quantile(found[10.0], 0.99) / np.quantile(found[0.8], 0.99):.2f}")
+
+
 def leave(url: str, ask: load.Ask, after_s: float) -> None:
     """Send a request, and close the connection."""
     place = urllib.parse.urlsplit(url)
@@ -257,7 +329,7 @@ def soak(arguments: argparse.Namespace) -> None:
         )
 
 
-PARTS = {"exact": exact, "price": price, "overload": overload, "disconnects": disconnects, "soak": soak}
+PARTS = {each.__name__: each for each in (exact, price, simulate, overload, disconnects, soak)}
 
 
 def main() -> None:
