@@ -87,6 +87,7 @@ def test_what_cannot_be_loaded_is_refused_with_a_reason_and_the_old_goes_on(shel
         state = shelf.state()
         assert state["refused"]["lineup"] == wanted.model_dump(mode="json")
         assert "sha256" in state["refused"]["reason"] or "no bundle" in state["refused"]["reason"]
+        assert str(tmp_path) not in state["refused"]["reason"]  # everybody may read it
         assert shelf.lineup.present == models[0]
         assert loaded(shelf) == {"1"}
     shelf.change_soon(Lineup(models=models[1:2]))

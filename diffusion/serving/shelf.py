@@ -196,7 +196,7 @@ class Shelf:
         try:
             return self.source.spec(model)
         except (ValueError, OSError) as error:
-            raise Refused(f"{model.name} version {model.version}: {error}") from error
+            raise Refused(f"{model.name} version {model.version}: {_told(error, model)}") from error
 
     def _fill(self, lineup: Lineup) -> None:
         """Load what else there is room for."""
@@ -223,7 +223,7 @@ class Shelf:
                 self._failures.pop(key, None)
                 future = self._coming.pop(key)
         except Exception as error:
-            why = str(error) or type(error).__name__
+            why = _told(error, model)
             with self._changed:
                 self._failures[key] = (time.monotonic(), why)
                 future = self._coming.pop(key)
@@ -268,3 +268,8 @@ class Shelf:
         del self._held[Key.of(held.model)]
         # in a thread: it waits for the engine's present tick
         threading.Thread(target=held.engine.stop, name="diffusion-stop", daemon=True).start()
+
+
+def _told(error: Exception, model: ModelRef) -> str:
+    """Why a model is not loaded, for everybody: without the folders of this machine."""
+    return (str(error) or type(error).__name__).replace(model.uri, f"bundle {model.digest[:16]}")

@@ -187,7 +187,7 @@ def test_concurrent_requests_get_the_bytes_they_get_alone(client):
         ({"prompt": "a cat"}, 422, "prompt", "this model reads no prompts"),
         ({"prompts": "a cat"}, 422, "prompts", "unknown field 'prompts' (did you mean 'prompt'?)"),
         ({"response_format": "url"}, 422, "response_format", "b64_json, png"),
-        ({"response_format": "png", "n": 2}, 422, "n", "one picture"),
+        ({"response_format": "png", "n": 2}, 422, "n", "bare picture is one"),
         ({"model": "huge"}, 404, "model", "'tiny'"),
         ({"x" * 1000: 1}, 422, "x" * 80, "unknown field"),
     ],

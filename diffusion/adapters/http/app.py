@@ -115,7 +115,10 @@ def create_app(
             ladder = held.engine.ladder
             state |= held.facts() | {"batch_sizes": ladder.sizes}
             state["batch_seconds"] = {size: round(s, 5) for size, s in ladder.seconds.items()}
-        told = {name: about[name] for name in ("loaded", "loading", "failed", "refused")}
+        told = {name: about[name] for name in ("loaded", "loading", "failed")} | {"refused": None}
+        if refused := about["refused"]:
+            present = refused["lineup"]["models"][0]
+            told["refused"] = {"model": present["name"], "version": present["version"], "reason": refused["reason"]}
         return JSONResponse(state | told, 200 if alive else 503)
 
     return app

@@ -71,8 +71,9 @@ def told(error: Exception, request_id: str = "") -> ApiError:
     if isinstance(error, UnknownModel):
         return ApiError(404, str(error), param="model", allowed=error.allowed)
     if isinstance(error, Refused):
-        message = f"the model cannot be loaded now: {error}"
-        return ApiError(503, message, param="model", retry_after_s=60, reason="unloaded")
+        return ApiError(
+            503, "the model cannot be loaded now; /healthz says why", param="model", retry_after_s=60, reason="unloaded"
+        )
     if isinstance(error, QueueFull):
         return ApiError(503, str(error), retry_after_s=error.retry_after_s, reason="queue")
     if isinstance(error, TooBusy):
