@@ -92,18 +92,21 @@ class Storm:
 @contextmanager
 def watching(engine: Engine, storm: Storm) -> Iterator[None]:
     """Notes what each tick asks."""
-    ask, before = engine._ask, engine.on_tick
+    tick, ask, before, began = engine.tick, engine._ask, engine.on_tick, [0.0]
+
+    def ticked() -> int:
+        began[0] = time.monotonic()
+        return tick()
 
     def asked(flights: list) -> list:
-        began = engine._tick_began
-        storm.late += sum((flight.ticket.ended_at or began) < began for flight in flights)
+        storm.late += sum((flight.ticket.ended_at or began[0]) < began[0] for flight in flights)
         return ask(flights)
 
-    engine._ask, engine.on_tick = asked, lambda rows, seconds: storm.ticks.append(rows)
+    engine.tick, engine._ask, engine.on_tick = ticked, asked, lambda rows, seconds: storm.ticks.append(rows)
     try:
         yield
     finally:
-        engine._ask, engine.on_tick = ask, before
+        engine.tick, engine._ask, engine.on_tick = tick, ask, before
 
 
 def storm_of(
