@@ -23,6 +23,7 @@ from diffusion.evaluation.facts.memorized import memorization_of, nearest_pictur
 from diffusion.evaluation.facts.neighbours import kernel_of, neighbours_of
 from diffusion.evaluation.facts.restoration import restoration_of, restoration_picture
 from diffusion.evaluation.gathered import Gathered, Result, Setup
+from diffusion.evaluation.heap import keep_large_apart
 from diffusion.evaluation.metrics.memorization import Looks
 from diffusion.evaluation.plan import Task
 from diffusion.evaluation.reference import LIMIT, recall_looks, remember_looks
@@ -112,6 +113,7 @@ def evaluate(
 def _report(gathered: Gathered, run: RunRef) -> Report:
     """What was gathered, measured: one line for each thing, which its own module knows."""
     recipe, spec = gathered.recipe, gathered.spec
+    keep_large_apart()
     with one_thread():
         distance, limit = frechet_of(gathered)
         return Report(
