@@ -226,7 +226,7 @@ class Engine:
             self._tick_began = time.monotonic()
             self._retire()
             self._admit()
-            flights = list(self._flights)
+            flights = [flight for flight in self._flights if not flight.ticket.future.done()]
             if not flights:
                 return 0
             rows = sum(len(flight.query.x) for flight in flights)
