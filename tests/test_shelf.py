@@ -3,12 +3,15 @@
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from diffusion.recipe import ServeRecipe
+from diffusion.serving.engine import Engine
 from diffusion.serving.held import Bundles
 from diffusion.serving.lineup import Canary, Lineup
 from diffusion.serving.request import GenerateRequest, resolve
@@ -112,7 +115,7 @@ def test_a_bundle_that_draws_another_picture_than_it_did_is_refused(one_thread, 
     assert held.self_test in note.read_text()
     note.write_text(note.read_text().replace(held.self_test, "0" * 64))
     shelf = Shelf(Bundles(LIMITS), notes=notes)
-    with pytest.raises(Refused, match=rf"had 000000000000 .* Delete {note}"):
+    with pytest.raises(Refused, match=rf"had 000000000000 .* Delete notes/{note.name} in"):
         shelf.change(Lineup(models=models[:1]))
 
 
@@ -147,3 +150,45 @@ def test_of_many_changes_at_once_the_newest_counts(shelf, models) -> None:
     time.sleep(0.1)
     until(lambda: not [t for t in threading.enumerate() if t.name in ("diffusion-change", "diffusion-load")])
     assert shelf.lineup.present == models[2]
+
+
+@contextmanager
+def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Engines do not start before the end of the block; the event says that one was to."""
+    gate, reached, start = threading.Event(), threading.Event(), Engine.start
+
+    def started(engine: Engine) -> None:
+        reached.set()
+        assert gate.wait(60)
+        start(engine)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "start", started)
+        try:
+            yield reached
+        finally:
+            gate.set()
+
+
+def test_nobody_waits_for_an_engine_that_starts_but_who_asks_for_it(shelf, models, monkeypatch) -> None:
+    shelf.change(Lineup(models=models[:1]))
+    with ThreadPoolExecutor(1) as pool, held_up(monkeypatch) as reached:
+        shelf.change_soon(Lineup(models=models[1:2]))
+        assert reached.wait(60)
+        shelf.give_back(pool.submit(shelf.take, models[0]).result(20))
+    until(lambda: shelf.lineup.present == models[1])
+
+
+def test_what_is_wanted_no_more_when_it_is_ready_is_passed_over(shelf, models, monkeypatch) -> None:
+    first, second = (Lineup(models=(model,)) for model in models[:2])
+    shelf.change(first)
+    before = shelf.held()
+    with ThreadPoolExecutor(1) as pool:
+        with held_up(monkeypatch) as reached:
+            changing = pool.submit(shelf.change, second)
+            assert reached.wait(60)
+            shelf.change_soon(first)
+        changing.result(60)
+    assert shelf.lineup == first
+    until(lambda: loaded(shelf) == {"1"})
+    assert shelf.held() == before  # it never was put away for the other

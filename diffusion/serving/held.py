@@ -85,9 +85,10 @@ def ready(
     *,
     gently: bool,
 ) -> Held:
-    """The model, loaded and tested, its engine not started.  notes: as `check_noted` has them.
+    """The model, loaded and tested, its engine started.  notes: as `check_noted` has them.
 
-    gently: at a low priority, for others draw.  All of it runs in a thread of its own: a priority once lowered stays so.
+    gently: at a low priority, for others draw.  It is loaded in a thread of its own, for a priority once lowered stays so;
+    the engine's thread is started here, for it has the niceness of the one that starts it.
     """
     done: Future[Held] = Future()
 
@@ -106,7 +107,10 @@ def ready(
             done.set_exception(error)
 
     threading.Thread(target=prepare, name="diffusion-prepare", daemon=True).start()
-    return done.result()
+    held = done.result()
+    with resting(_REST if gently else 0):  # it proves other sizes of picture first
+        held.engine.start()
+    return held
 
 
 def _yield_processors() -> None:

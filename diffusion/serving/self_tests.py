@@ -44,7 +44,7 @@ def check_noted(folder: Path | None, digest: str, device: torch.device, pixels: 
         raise DrawingFailed(
             f"self-test: the picture has sha256 {pixels[:12]}, and had {known[:12]} when the bundle {digest[:12]} was first"
             f" loaded here. The weights are whole, so something else changed: the processor, a library, the program."
-            f" Delete {path} if that is meant"
+            f" Delete {folder.name}/{path.name} in the home if that is meant"
         )
 
 

@@ -160,7 +160,7 @@ class Shelf:
 
     def _change(self, lineup: Lineup) -> None:
         with self._changing:
-            if self._wanted is not lineup or lineup == self.lineup:
+            if self._wanted != lineup or lineup == self.lineup:
                 return
             with self._changed:
                 self._needed |= {Key.of(model) for model in lineup.kept}
@@ -173,11 +173,12 @@ class Shelf:
             except Refused as error:
                 _log.error("%s version %s is not served: %s", lineup.present.name, lineup.present.version, error)
                 with self._changed:
-                    self._refused = (lineup, str(error))
+                    if self._wanted == lineup:
+                        self._refused = (lineup, str(error))
                 raise
             else:
                 with self._changed:
-                    if not self._closed:
+                    if not self._closed and self._wanted == lineup:  # else a newer one came meanwhile
                         self.lineup, self._specs, self._refused = lineup, specs, None
             finally:
                 with self._changed:
@@ -201,7 +202,7 @@ class Shelf:
     def _fill(self, lineup: Lineup) -> None:
         """Load what else there is room for."""
         for model in lineup.models:
-            size = self.source.size(model)
+            size = self._size(model)
             with self._changed:
                 if self.lineup is not lineup or (Key.of(model) not in self._held and not self._fits(size)):
                     return
@@ -217,8 +218,8 @@ class Shelf:
                 held = ready(self.source, model, self.notes, told, gently=bool(self.held()))
             with self._changed:
                 if self._closed:
+                    self._put_away(held)
                     raise Refused("the server is shutting down")
-                held.engine.start()  # here: a thread has the niceness of the one that starts it
                 self._held[key] = held
                 self._failures.pop(key, None)
                 future = self._coming.pop(key)
@@ -234,6 +235,12 @@ class Shelf:
     def _ticked(self, model: ModelRef, rows: int, seconds: float) -> None:
         if self.on_tick is not None:
             self.on_tick(model, rows, seconds)
+
+    def _size(self, model: ModelRef) -> int:
+        """0 where it is not there any more, which is said when it is loaded."""
+        with suppress(ValueError, OSError):
+            return self.source.size(model)
+        return 0
 
     def _fits(self, size: int) -> bool:
         return not self._held or size + sum(held.size for held in self._held.values()) <= self.room
@@ -265,11 +272,13 @@ class Shelf:
         self._failures = {key: found for key, found in self._failures.items() if key in offered}
 
     def _put_away(self, held: Held) -> None:
-        del self._held[Key.of(held.model)]
+        self._held.pop(Key.of(held.model), None)
         # in a thread: it waits for the engine's present tick
         threading.Thread(target=held.engine.stop, name="diffusion-stop", daemon=True).start()
 
 
 def _told(error: Exception, model: ModelRef) -> str:
     """Why a model is not loaded, for everybody: without the folders of this machine."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {Path(str(error.filename)).name}"
     return (str(error) or type(error).__name__).replace(model.uri, f"bundle {model.digest[:16]}")
