@@ -28,7 +28,7 @@ def test_a_name_is_its_first_version_and_no_name_the_first_model() -> None:
         "b@1": B1,
     }
     assert lineup.names() == {"a": A2, "b": B1, "a@1": A1}
-    for unknown in ("c", "a@9", "@1", "b@2", "a@1@1", "A"):
+    for unknown in ("c", "a@9", "@1", "b@2", "a@1@1", "A", "a@"):
         with pytest.raises(UnknownModel, match="not served here") as refused:
             lineup.choose(unknown, 0.0)
         assert refused.value.allowed == ["a", "b", "a@1"]

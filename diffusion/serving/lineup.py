@@ -101,8 +101,8 @@ class Lineup(Frozen):
         Canaries lie side by side from 0, so a request that gets one gets it as well when its share has grown.  Raises
         UnknownModel.
         """
-        name, _, version = (asked or self.present.name).partition("@")
-        if version:
+        name, at, version = (asked or self.present.name).partition("@")
+        if at:
             found = self._version(name, version)
         elif name == self.present.name:
             ends = accumulate(canary.share for canary in self.canaries)
