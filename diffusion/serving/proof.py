@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, resolve
-from diffusion.serving.ticket import EngineStopped
+from diffusion.serving.ticket import DrawingFailed, EngineStopped
 from diffusion.store.bundle_spec import BundleSpec
 
 if TYPE_CHECKING:
@@ -38,6 +38,20 @@ class Proof:
         self.at = time.monotonic()  # when it was last proved
         self.failure: str | None = None
         self._drawing = threading.Lock()  # held while the picture is on its way
+
+    @classmethod
+    def of(cls, engine: "Engine") -> "Proof":
+        """Have the picture drawn alone and among others: it must be finite and the same.  Raises DrawingFailed."""
+        spec, probe = engine.bundle.spec, known(engine.bundle.spec)
+        # of different lengths and samplers; a student knows but one way
+        steps = (None, None) if spec.lesson else (3, 2)
+        other = GenerateRequest(seed=1, steps=steps[0], sampler="ddim")
+        more = GenerateRequest(label=probe.label, n=2, steps=steps[1])
+        alone = pixels_sha256(engine.generate([probe])[0][0])
+        among = pixels_sha256(engine.generate([other, probe, more])[1][0])
+        if alone != among:
+            raise DrawingFailed(f"self-test: the same request gave {alone[:12]} alone and {among[:12]} among others")
+        return cls(engine, alone)
 
     @property
     def age_s(self) -> float:
