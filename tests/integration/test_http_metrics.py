@@ -10,12 +10,16 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from diffusion.adapters.http import metrics
 from diffusion.sampler import evaluations
 from diffusion.serving.engine import Engine
 from diffusion.serving.keys import Access, add
-from tests.integration.test_http import LIMITS, URL, served
+from diffusion.serving.lineup import Lineup
+from diffusion.serving.shelf import Shelf
+from tests.integration.test_http import LIMITS, MODEL, URL, served
 from tests.integration.test_http_reworks import PICTURE
 from tests.random_bundle import random_bundle
+from tests.running_engine import OfEngines
 
 OF_ALL_MODELS = {"requests_total", "rejected_total", "cancelled_total", "up"}
 Numbers = dict[tuple[str, frozenset], float]
@@ -139,3 +143,20 @@ def test_where_there_are_keys_metrics_need_one_and_name_whose_pictures_they_were
     assert [value(numbers, "rejected_total", reason=reason) for reason in ("key", "rate", "concurrency")] == [1, 1, 0]
     assert value(numbers, "requests_total", route="/metrics", status="401") == 1
     assert not any(secret in str(name) for name in numbers)
+
+
+def test_of_a_version_that_is_gone_for_long_nothing_is_told(one_thread: None, monkeypatch) -> None:
+    versions = [MODEL, MODEL.model_copy(update={"version": "4", "digest": "6" * 64})]
+    shelf = Shelf(OfEngines({model.version: Engine(random_bundle(), slots=2) for model in versions}))
+    told = metrics.Metrics(shelf)
+    try:
+        for model in versions:
+            shelf.change(Lineup(models=(model,)))
+            told.ticked(model, 2, 0.1)
+        assert all(f'tick_rows_count{{model="tiny",version="{version}"' in told.text().decode() for version in "34")
+        monkeypatch.setattr(metrics, "_GONE_S", 0.0)
+        time.sleep(0.01)  # of the clock
+        left = told.text().decode()
+        assert ('version="3"' in left, 'version="4"' in left) == (False, True)
+    finally:
+        shelf.close()

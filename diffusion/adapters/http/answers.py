@@ -1,5 +1,6 @@
 """Pictures as answers: JSON with base64, one bare picture, or a stream of events as OpenAI's clients read them."""
 
+import asyncio
 import base64
 import json
 import time
@@ -43,7 +44,8 @@ def stream(
         try:
             async for event in events:
                 if isinstance(event, Preview):
-                    shown = {"b64_json": _base64(encoded(event.picture, format)), "partial_image_index": event.number}
+                    data = await asyncio.to_thread(encoded, event.picture, format)
+                    shown = {"b64_json": _base64(data), "partial_image_index": event.number}
                     height, width = event.picture.shape[:2]
                     shown |= {"image": event.image, "size": f"{width}x{height}"}
                     yield _event(f"{kind}.partial_image", shown, format)

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 
 from diffusion.adapters.http import answers, errors, page
 from diffusion.adapters.http.account import Account
-from diffusion.adapters.http.asked import EditBody, GenerationBody, RestorationBody, Wanted, form_of
+from diffusion.adapters.http.asked import EditBody, GenerationBody, RestorationBody, Wanted, manner_of
 from diffusion.adapters.http.bodies import Form, form, json_object, picture, typed
 from diffusion.adapters.http.card import cards
 from diffusion.adapters.http.guard import Guard
@@ -170,7 +170,7 @@ async def _answered(request: Request, body: Wanted, work: Work, served: Served, 
     account.task, account.n, account.steps = work.task, work.job.request.n, work.job.request.steps
     body.check()
     work = replace(work, priority=body.urgency(account.priority), timeout_s=body.timeout or math.inf)
-    format, alone = (body.output_format or "png", False) if body.stream else form_of(body, account.n, request)
+    format, alone = (body.output_format or "png", False) if body.stream else manner_of(body, account.n, request)
     work = replace(work, format=format)
     if body.stream:
         notes = work.rework.notes if work.rework else ()

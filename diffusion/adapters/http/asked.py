@@ -90,21 +90,21 @@ class Wanted(Frozen):
             )
 
 
-class Form(NamedTuple):
+class Manner(NamedTuple):
     """Of an answer: what its pictures are, and whether it is one of them and nothing else."""
 
     format: Format
     bare: bool
 
 
-def form_of(wanted: Wanted, n: int, request: Request) -> Form:
+def manner_of(wanted: Wanted, n: int, request: Request) -> Manner:
     """Raises RequestError where one bare picture is asked for and there are several, or it is to be two things."""
     accept, said = request.headers.get("accept", ""), wanted.output_format
     taken: list[Format] = ["png"] if wanted.response_format == "png" else []  # the preferred first
     if wanted.response_format is None:
         taken = [format for format in get_args(Format) if accept.startswith((f"image/{format}", "image/*"))]
     if not taken:
-        return Form(said or "png", bare=False)
+        return Manner(said or "png", bare=False)
     if said not in (None, *taken):
         raise RequestError(
             f"output_format={said}, and Accept is {accept[:80]!r}: one bare picture has one format",
@@ -117,7 +117,7 @@ def form_of(wanted: Wanted, n: int, request: Request) -> Form:
             param="n",
             allowed=[1],
         )
-    return Form(said or taken[0], bare=True)
+    return Manner(said or taken[0], bare=True)
 
 
 class GenerationBody(GenerateRequest, Wanted):

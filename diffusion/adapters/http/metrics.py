@@ -1,5 +1,6 @@
 """Numbers for Prometheus: what was asked, what the engine did, how long both took."""
 
+import time
 from collections.abc import Iterator
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
@@ -13,6 +14,7 @@ __all__ = ["CONTENT_TYPE", "Metrics"]
 _LATENCY_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 _TICK_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+_GONE_S = 3600.0  # of a version, until its series go: by then each scrape has its last numbers
 
 
 class Metrics:
@@ -43,10 +45,13 @@ class Metrics:
         loaded = "1 of the model that is meant where none is named, 0 of others that are loaded"
         self._models = Gauge("model", loaded, [*by_model, "bundle_digest"], **kept)
         self._weights = Gauge("weights_bytes", "Bytes of the weights that are loaded", by_model, **kept)
+        self._of_models = (self._pictures, self._seconds, self._waited, self._rows, self._ticks)
+        self._seen: dict[tuple[str, str], float] = {}  # (model, version) -> when there last was something of it
         shelf.on_tick = self.ticked
 
     def ticked(self, model: ModelRef, rows: int, seconds: float) -> None:
         """What an engine tells of a tick."""
+        self._seen[model.name, model.version] = time.monotonic()
         self._rows.labels(model.name, model.version).observe(rows)
         self._ticks.labels(model.name, model.version).observe(seconds)
 
@@ -54,6 +59,7 @@ class Metrics:
         """A request is over."""
         outcome = account.outcome
         model = (account.model.name, account.model.version) if account.model else ("", "")
+        self._seen[model] = time.monotonic()
         self._requests.labels(account.route, account.status or 499).inc()
         if outcome == "cancelled":
             self._cancelled.inc()
@@ -74,9 +80,20 @@ class Metrics:
             model = (held.model.name, held.model.version)
             self._models.labels(*model, held.model.digest).set(number == 0)
             self._weights.labels(*model).set(held.size)
+            self._seen[model] = time.monotonic()
             for key, pictures in held.engine.load().items():  # all of one moment
                 self._load[key].labels(*model).set(pictures)
+        self._forget()
         return generate_latest(self)
+
+    def _forget(self) -> None:
+        """Versions come and go, and each would leave its series for ever."""
+        now = time.monotonic()
+        for (name, version), at in list(self._seen.items()):  # other threads write to it
+            if now - at > _GONE_S:
+                del self._seen[name, version]
+                for metric in self._of_models:
+                    metric.remove_by_labels({"model": name, "version": version})
 
     def collect(self) -> Iterator[Metric]:
         """For Prometheus' client: without the times at which series began, and with the replica's name."""

@@ -41,17 +41,19 @@ async def chosen(
     """
     asked, account = fields.get("model"), Account.of(request.scope)
     asked = asked if isinstance(asked, str) and asked else None  # what it is instead is refused with the other fields
-    while True:
-        model = shelf.offered()[0].choose(asked, point_of(fields, files))
-        if held := shelf.take(model):
-            account.holds.callback(shelf.give_back, held)
-            account.model = model
-            return Served(held.engine, model, limits)
-        loaded = asyncio.wrap_future(shelf.summoned(model))
-        try:
-            await asyncio.wait_for(asyncio.shield(loaded), limits.timeout_s)  # others may wait for it as well
-        except TimeoutError:
-            raise DeadlineExceeded(f"{model.name} version {model.version} was not loaded in time") from None
+    point, model = point_of(fields, files), None
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            while True:  # it may be put away for another before it is taken, and another lineup may come
+                model = shelf.offered()[0].choose(asked, point)
+                if held := shelf.take(model):
+                    account.holds.callback(shelf.give_back, held)
+                    account.model = model
+                    return Served(held.engine, model, limits)
+                # shielded: others may wait for it as well
+                await asyncio.shield(asyncio.wrap_future(shelf.summoned(model)))
+    except TimeoutError:
+        raise DeadlineExceeded(f"{model.name} version {model.version} was not loaded in time") from None
 
 
 class Stamped(NamedTuple):
@@ -107,26 +109,25 @@ async def drawn(request: Request, work: Work, served: Served) -> list[Stamped]:
 
 
 def begun(request: Request, work: Work, served: Served, previews: int) -> AsyncGenerator[Preview | list[Stamped], None]:
-    """Submits the work; then previews as they come, and the pictures.  When the client goes away, or the generator is
-    closed, the ticket is cancelled."""
+    """Submits the work; then previews as they come, and the pictures.  When the client goes away, or the request is over, the
+    ticket is cancelled."""
     loop, waiting = asyncio.get_running_loop(), asyncio.Queue[Preview | None]()
 
     def tell(preview: Preview | None) -> None:
         loop.call_soon_threadsafe(waiting.put_nowait, preview)
 
-    ticket = Account.of(request.scope).ticket = _submitted(work, served, previews=previews, show=tell)
+    account = Account.of(request.scope)
+    ticket = account.ticket = _submitted(work, served, previews=previews, show=tell)
     ticket.future.add_done_callback(lambda _: tell(None))
     gone = _gone(request)
     gone.add_done_callback(lambda _: ticket.cancel())
+    account.holds.callback(_end, ticket, gone)  # and not in the generator: one that is never begun has no end
 
     async def events() -> AsyncGenerator[Preview | list[Stamped], None]:
-        try:
-            while (preview := await waiting.get()) is not None:
-                yield preview
-            pictures = await asyncio.wrap_future(ticket.future)
-            yield await asyncio.to_thread(work.stamped, pictures, ticket.off, served)
-        finally:
-            _end(ticket, gone)
+        while (preview := await waiting.get()) is not None:
+            yield preview
+        pictures = await asyncio.wrap_future(ticket.future)
+        yield await asyncio.to_thread(work.stamped, pictures, ticket.off, served)
 
     return events()
 
