@@ -27,6 +27,7 @@ class Endpoint(Frozen):
     guarded: bool = False  # whether requests need a key; a field named `keys` would make Prefect take it for a dict
     lineup: Lineup  # all that is offered
     digests: tuple[str, ...]  # what the offer's names meant
+    slots: int | None = None  # pictures that a replica draws at once, as one of them has measured
 
 
 @flow(name="deploy")
@@ -58,7 +59,14 @@ def deploy_stage(recipe: ServeRecipe, offer: Offer, site: Site) -> Endpoint:
     ticked(f"deploy    {model.name} version {model.version}")
     create_link_artifact(url, key="endpoint", description=f"{model.name} version {model.version}, {model.digest}")
     guarded = site.access.needed or bool(read(site.access.keys))
-    return Endpoint(url=url, model=model, guarded=guarded, lineup=lineup, digests=offered.digests)
+    return Endpoint(
+        url=url,
+        model=model,
+        guarded=guarded,
+        lineup=lineup,
+        digests=offered.digests,
+        slots=ray_serve.slots(url),
+    )
 
 
 def serve(recipe: ServeRecipe, lineup: Lineup, site: Site) -> str:

@@ -140,7 +140,8 @@ def answering(endpoint: "Endpoint") -> None:
     label = BundleSpec.model_validate_json(Path(endpoint.model.uri, SPEC_NAME).read_bytes()).classes[0]
     body = shlex.quote(json.dumps({"label": label, "seed": 1}, ensure_ascii=False))
     target = f"{endpoint.url}/v1/images/generations -o picture.png"
-    say(f"  endpoint   {endpoint.url}  serves {endpoint.model.name} version {endpoint.model.version}")
+    slots = f", {endpoint.slots} pictures at once" if endpoint.slots else ""
+    say(f"  endpoint   {endpoint.url}  serves {endpoint.model.name} version {endpoint.model.version}{slots}")
     shares = {canary.version: f", {canary.share:.3g} of the requests" for canary in endpoint.lineup.canaries}
     for name, model in list(endpoint.lineup.names().items())[1:]:
         share = shares.get(model.version, "") if model.name == endpoint.model.name else ""

@@ -176,13 +176,13 @@ def deploy(
     )
     url, before, status = f"http://{host}:{port}", deployed(), _status()
     if before == wanted and status == ApplicationStatus.RUNNING:
-        _check_address(url)
+        _health(url)
         return url
     if not serve.status().proxies:
         _start(host, port)
     try:
         _run(wanted)
-        _check_address(url)
+        _health(url)
     except DeployFailed as error:
         outcome = "Nothing is served."
         if before is not None:
@@ -212,6 +212,12 @@ def deployed() -> Deployed | None:
         return Deployed.model_validate(serve.get_app_handle(APP).describe.remote().result(timeout_s=30))
     except (RayServeException, TimeoutError):
         return None
+
+
+def slots(url: str) -> int:
+    """How many pictures of the present model a replica there draws at once: each has measured it for itself.  Raises
+    DeployFailed where none answers."""
+    return _health(url)["slots"]
 
 
 def undeploy() -> None:
@@ -302,11 +308,12 @@ def _reason() -> str:
     return next((message.strip().splitlines()[-1] for message in messages if message.strip()), "")
 
 
-def _check_address(url: str) -> None:
-    """That our application answers there: Serve keeps the address it was first started with."""
+def _health(url: str) -> dict:
+    """What our application says there.  Raises DeployFailed: Serve keeps the address it was first started with."""
     try:
         with urllib.request.urlopen(f"{url}/healthz", timeout=30) as answer:
-            json.load(answer)["bundle_digest"]
+            health = json.load(answer)
+        return {name: health[name] for name in ("bundle_digest", "slots")}
     except (OSError, ValueError, KeyError) as error:
         raise DeployFailed(
             f"nothing of ours answers at {url} ({error}). Serve keeps the address it was started with: run"

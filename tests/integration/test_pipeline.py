@@ -31,6 +31,7 @@ def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) 
         assert grid.read_bytes().startswith(b"\x89PNG")
         assert re.search(r"Frechet +[\d.e+]+ ± ", said)
         assert re.search(r"smoke version 1 \(.*champion", said)
+        assert re.search(r"serves smoke version 1, \d+ pictures at once", said)
         curl = re.search(r"try +(curl .*)", said)[1]
 
         body = {"label": "flags", "seed": 7, "steps": 3}
