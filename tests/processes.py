@@ -2,6 +2,8 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -49,6 +51,26 @@ def with_variable(name: str, value: str) -> list[int]:
         except OSError:  # ended meanwhile, or another user's
             continue
     return found
+
+
+def below(folder: Path) -> list[int]:
+    """Those that live and name a file below this folder in their command line, or have one open, whoever started them: a
+    process that gives itself a title, as Ray's do, writes it over its environment."""
+    inside, found = f"{folder.resolve()}/", []
+    for process in Path("/proc").glob("[0-9]*"):
+        pid = int(process.name)
+        if pid != os.getpid() and (
+            inside in command_of(pid) or any(file.startswith(inside) for file in _open_files(pid))
+        ):
+            found.append(pid)
+    return found
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    with suppress(OSError):  # ended meanwhile, or another user's
+        for link in Path("/proc", str(pid), "fd").iterdir():
+            with suppress(OSError):
+                yield os.readlink(link)
 
 
 def kill(*pids: int) -> int:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.processes import command_of, with_variable
+from tests.processes import below, command_of, with_variable
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,7 +44,7 @@ class Place:
 
     def processes(self) -> list[int]:
         """Those that live and were started from here."""
-        return with_variable("DIFFUSION_HOME", str(self.home))
+        return sorted({*with_variable("DIFFUSION_HOME", str(self.home)), *below(self.home)})
 
     def wait_for_end(self, timeout_s: float = 30) -> list[str]:
         """Command lines of the processes that are left after a while."""

@@ -98,15 +98,21 @@ def end_processes() -> None:
 
 @contextmanager
 def _ended_with_us() -> Iterator[None]:
-    """What Ray runs for this process is killed at the end of the block or of this process, however that ends.
+    """What Ray runs for this process is killed at the end of the block or of this process, however that ends.  In each of its
+    groups a shell waits for our end of a pipe, and then kills its own group: no other can have that number by then.
 
     Where its raylet is killed, as Ray does itself to one that a busy machine keeps from ending within a second, the raylet's
     agents ask a GCS that is gone for a minute before they see that they are alone.
     """
-    groups = [f"-{process.pid}" for process in _started]
-    command = ["/bin/sh", "-c", 'read -r _; kill -9 "$@"', "sh", *groups]  # a shell that waits for our end of a pipe
+    command = ["/bin/sh", "-c", 'trap "" HUP INT TERM; read -r _; kill -9 0']
     null = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, start_new_session=True):
+    with ExitStack() as shells:
+        for process in _started:
+            with suppress(ProcessLookupError, PermissionError):  # it has ended, and all of its group
+                shell = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=null, stderr=null, process_group=process.pid
+                )
+                shells.enter_context(shell)
         yield
 
 

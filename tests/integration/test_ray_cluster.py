@@ -13,12 +13,16 @@ PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 from diffusion.adapters import ray_cluster
-from tests.processes import descendants
+from tests.processes import command_of, descendants
+from tests.program import Place
 
 with ray_cluster.local_ray(Path(sys.argv[1]), cpus=1):
     import ray
     ray.get(ray.remote(lambda: None).remote())
-    print(*descendants(os.getpid()), flush=True)
+    ours, found = descendants(os.getpid()), Place(Path(sys.argv[1]).parent).processes()
+    missed = [command_of(pid) for pid in ours if pid not in found]
+    assert not any(missed), missed
+    print(*ours, flush=True)
     if sys.argv[2] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     for process in ray_cluster._started:
