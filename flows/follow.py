@@ -25,14 +25,19 @@ class Follower:
                 self._told = None
                 return
             lineup, now = looked_up(self.offer, self.site)
-            self._seen = now
             serve(self.recipe, lineup, self.site)
         except Exception as error:
+            if isinstance(error, DeployFailed):
+                self._seen = now
             kind = "" if isinstance(error, DeployFailed | ValueError) else f"{type(error).__name__}: "
             self._tell(f"  {kind}{str(error).strip() or 'no reason is known'}")
             return
-        before, self._lineup, self._told = self._lineup.present, lineup, None
-        say(f"  {lineup.present.name} version {lineup.present.version} is served now, instead of {before.version}")
+        before, self._seen, self._lineup, self._told = self._lineup, now, lineup, None
+        named = f"{lineup.present.name} version {lineup.present.version}"
+        if lineup.present.version != before.present.version:
+            say(f"  {named} is served now, instead of {before.present.version}")
+        elif (list(lineup.names()), lineup.canaries) != (list(before.names()), before.canaries):
+            say(f"  {named} is served as before, and all there is: {', '.join(lineup.names())}")
 
     def _tell(self, trouble: str) -> None:
         if trouble != self._told:
