@@ -2,6 +2,7 @@
 
 from diffusion.adapters.ray_serve import DeployFailed
 from diffusion.recipe import ServeRecipe
+from diffusion.serving.lineup import Key, Lineup
 from flows.console import say
 from flows.deploy import Endpoint, serve
 from flows.offer import Offer, digests, looked_up
@@ -36,10 +37,14 @@ class Follower:
         named = f"{lineup.present.name} version {lineup.present.version}"
         if lineup.present.version != before.present.version:
             say(f"  {named} is served now, instead of {before.present.version}")
-        elif (list(lineup.names()), lineup.canaries) != (list(before.names()), before.canaries):
+        elif _offers(lineup) != _offers(before):
             say(f"  {named} is served as before, and all there is: {', '.join(lineup.names())}")
 
     def _tell(self, trouble: str) -> None:
         if trouble != self._told:
             say(trouble)
         self._told = trouble
+
+
+def _offers(lineup: Lineup) -> tuple:
+    return [Key.of(model) for model in lineup.models], lineup.canaries

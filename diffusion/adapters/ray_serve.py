@@ -187,8 +187,11 @@ def deploy(
         outcome = "Nothing is served."
         if before is not None:
             # the old replicas still serve, but one that restarts would be of the new kind: make the old wanted again
-            _run(before)
-            outcome = f"Version {before.model.version} goes on."
+            try:
+                _run(before)
+                outcome = f"Version {before.model.version} goes on."
+            except DeployFailed as worse:
+                outcome = f"Nor is version {before.model.version} whole again: {worse}"
         elif status is None:
             serve.delete(APP)
         raise DeployFailed(f"{model.name} version {model.version} does not serve: {error} {outcome}") from None
