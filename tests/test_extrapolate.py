@@ -11,18 +11,16 @@ from torch import Tensor
 from diffusion.evaluation.facts.distance import FrechetLimit
 from diffusion.evaluation.metrics import spectrum
 from diffusion.evaluation.metrics.extrapolate import (
-    PAIRS,
     Curve,
     Extrapolated,
     _curve,
-    _error,
     _Reference,
     _told,
     extrapolate,
-    of_pairs,
 )
 from diffusion.evaluation.metrics.frechet import Gaussian, frechet
 from diffusion.evaluation.metrics.intervals import jackknife_error, t_quantile
+from diffusion.evaluation.metrics.jackknife import PAIRS, error_by_pairs, of_pairs
 from diffusion.evaluation.metrics.sample import Distance, beside, jackknifed
 from diffusion.evaluation.metrics.spectrum import spectra
 from diffusion.evaluation.report.words import markdown
@@ -217,7 +215,7 @@ def test_three_quarters_of_the_products_are_taken_off_and_never_more_than_there_
     alone = [(-1.0) ** (k // 2) for k in range(32)]
     for size, taken in ((0.1, 0.75 * 0.01 * (16 / 15) * 900 * 31 / 64), (9.0, 0.75 * 31 / 2)):
         pairs = [31 / 30 * (alone[a] + alone[b]) + size * (-1) ** a for a, b in PAIRS]
-        assert _error([0.0, *alone, *pairs]) ** 2 == pytest.approx(31 - taken)
+        assert error_by_pairs([0.0, *alone, *pairs]) ** 2 == pytest.approx(31 - taken)
 
 
 @pytest.mark.parametrize(("n", "d", "decay"), [(128, 32, 0.5), (64, 96, 0.7)])

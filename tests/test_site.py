@@ -40,6 +40,7 @@ FIELDS = {
     "replicas": "2",
     "replica_gpus": "0.5",
     "idle_s": "30",
+    "models_mib": "900",
     "mlflow": "http://mlflow:5000",
     "ray": "ray://head:10001",
     "shard_copies_mib": "500",
@@ -64,6 +65,7 @@ def test_each_field_is_a_variable() -> None:
         "replicas": 2,
         "replica_gpus": 0.5,
         "idle_s": 30,
+        "models_mib": 900,
         "shard_copies_mib": 500,
         "max_damaged": 0.01,
     }

@@ -98,8 +98,8 @@ def end_processes() -> None:
 
 @contextmanager
 def _ended_with_us() -> Iterator[None]:
-    """What Ray runs for this process is killed at the end of the block or of this process, however that ends.  In each of its
-    groups a shell waits for our end of a pipe, and then kills its own group: no other can have that number by then.
+    """What Ray runs for this process is killed at the end of the block or of this process, however that ends.  In each of
+    its groups a shell waits for our end of a pipe, and then kills its own group: no other can have that number by then.
 
     Where its raylet is killed, as Ray does itself to one that a busy machine keeps from ending within a second, the raylet's
     agents ask a GCS that is gone for a minute before they see that they are alone.

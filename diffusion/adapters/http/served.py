@@ -109,8 +109,8 @@ async def drawn(request: Request, work: Work, served: Served) -> list[Stamped]:
 
 
 def begun(request: Request, work: Work, served: Served, previews: int) -> AsyncGenerator[Preview | list[Stamped], None]:
-    """Submits the work; then previews as they come, and the pictures.  When the client goes away, or the request is over, the
-    ticket is cancelled."""
+    """Submits the work; then previews as they come, and the pictures.  When the client goes away, or the request is over,
+    the ticket is cancelled."""
     loop, waiting = asyncio.get_running_loop(), asyncio.Queue[Preview | None]()
 
     def tell(preview: Preview | None) -> None:

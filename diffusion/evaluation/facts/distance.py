@@ -7,7 +7,8 @@ from diffusion.evaluation.identity import SampleIdentity, sample_identity
 from diffusion.evaluation.metrics.extrapolate import LEAST, Extrapolated, extrapolate
 from diffusion.evaluation.metrics.frechet import Gaussian
 from diffusion.evaluation.metrics.intervals import CONFIDENCE, digits, half_width
-from diffusion.evaluation.metrics.sample import BLOCKS, Distance, Sample, beside, jackknifed
+from diffusion.evaluation.metrics.jackknife import BLOCKS
+from diffusion.evaluation.metrics.sample import Distance, Sample, beside, jackknifed
 from diffusion.evaluation.metrics.splits import Floor, floor
 from diffusion.recipe import Frozen
 

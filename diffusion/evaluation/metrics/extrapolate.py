@@ -19,20 +19,17 @@ another value: the difference is stated as a doubt.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.metrics.intervals import jackknife_error
-from diffusion.evaluation.metrics.sample import BLOCKS, Distance, Sample
+from diffusion.evaluation.metrics.jackknife import BLOCKS, PAIRS, error_by_pairs
+from diffusion.evaluation.metrics.sample import Distance, Sample
 from diffusion.evaluation.metrics.spectrum import Spectrum, spectra
 
 LEAST = 2 * BLOCKS  # samples
-PAIRS = tuple((block, BLOCKS - 1 - block) for block in range(BLOCKS // 2))  # as far apart in the order as blocks are
-TAKEN = 0.75
 _STEP = 0.1  # of log t
 _BEYOND = math.log(1e4)  # of the eigenvalues, on both sides
 _NEAR = 1.1  # times k(0), to where the slope is taken
@@ -59,11 +56,8 @@ class Curve(NamedTuple):
 def extrapolate(sample: Sample) -> tuple[Distance, Extrapolated]:
     """The distance at N and its limit, of LEAST pictures or more in BLOCKS blocks.
 
-    Both errors are of the jackknife, which counts what products of two samples add to the variance twice.  [Efron & Stein
-    1981]  Where there are fewer pictures than features that is most of the distance's, and where both sets are alike of the
-    limit's, which is a square.  It is known from pairs of blocks, and TAKEN of it taken off: the difference of two uncertain
-    variances is less certain than Student's t of so many blocks allows for, and with all of it taken off intervals hold
-    their value in 90 % of cases for 64 pictures.
+    Both errors are of `error_by_pairs`.  Products of two samples are most of the distance's variance where there are fewer
+    pictures than features, and of the limit's, which is a square, where both sets are alike.
     """
     n = len(sample)
     if n < LEAST or sample.blocks != BLOCKS:
@@ -74,30 +68,8 @@ def extrapolate(sample: Sample) -> tuple[Distance, Extrapolated]:
     doubt, first = reference.doubt(whole), reference.both(whole)
     del whole
     distances, limits = zip(first, *map(reference.both, found), strict=True)  # one spectrum in the memory at a time
-    distance = Distance(distances[0], _error(distances), distances[1 : 1 + BLOCKS])
-    return distance, Extrapolated(limits[0], _error(limits), doubt)
-
-
-def _error(values: Sequence[float]) -> float:
-    """The standard error of the first, from those without each block and without each of PAIRS."""
-    value, left_out, pairs = values[0], values[1 : 1 + BLOCKS], values[1 + BLOCKS :]
-    found = jackknife_error(left_out) ** 2
-    return math.sqrt(found - TAKEN * min(of_pairs(value, left_out, pairs), found / 2))
-
-
-def of_pairs(value: float, left_out: Sequence[float], pairs: Sequence[float]) -> float:
-    """V2, what products of two samples add to the variance, from the values without each block and without each of PAIRS.
-
-    Differences in which constants, and what is of one block alone, vanish.  [Efron & Stein 1981, sec. 5]  About their mean,
-    which is of the bias: it would vanish too if that fell as 1 / N, but with fewer pictures than features it does not.
-    """
-    differences = [
-        BLOCKS * value - (BLOCKS - 1) * (left_out[a] + left_out[b]) + (BLOCKS - 2) * without
-        for (a, b), without in zip(PAIRS, pairs, strict=True)
-    ]
-    mean = math.fsum(differences) / len(PAIRS)
-    variance = math.fsum((each - mean) ** 2 for each in differences) / (len(PAIRS) - 1)
-    return variance * (BLOCKS - 1) / (2 * BLOCKS)
+    distance = Distance(distances[0], error_by_pairs(distances), distances[1 : 1 + BLOCKS])
+    return distance, Extrapolated(limits[0], error_by_pairs(limits), doubt)
 
 
 class _Reference(NamedTuple):

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+from diffusion.evaluation.metrics.jackknife import BLOCKS
 from diffusion.evaluation.metrics.pairs import Features, chunks, tiles, tiles_within
-from diffusion.evaluation.metrics.sample import BLOCKS, Distance
+from diffusion.evaluation.metrics.sample import Distance
 
 
 def kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from diffusion.evaluation.metrics.frechet import ROWS, Gaussian, checked, round_off
 from diffusion.evaluation.metrics.intervals import jackknife_error
-
-BLOCKS = 32  # of the jackknife
+from diffusion.evaluation.metrics.jackknife import BLOCKS, PAIRS, error_by_pairs
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,10 @@ class Sample:
         """Whether the products of each two pictures are the smaller matrix by far."""
         return 2 * len(self) <= self.reference.root.shape[1]
 
-    def left_out(self) -> tuple[float, list[float]]:
-        """The distance, and without each block in turn where there are several."""
+    def left_out(self, pairs: Iterable[Blocks] = ()) -> tuple[float, list[float]]:
+        """The distance; without each block in turn where there are several, and without each of these pairs of them."""
         singles = [(block,) for block in range(self.blocks)] if self.blocks > 1 else []
-        values = list(map(self.distance, self.rests(singles)))  # which holds no rest while the next is made
+        values = list(map(self.distance, self.rests([*singles, *pairs])))  # which holds no rest while the next is made
         return values[0], values[1:]
 
     def rests(self, groups: Iterable[Blocks]) -> Iterator[Rest]:
@@ -185,9 +184,12 @@ def jackknifed(sample: Sample) -> Distance:
     the classes in proportion.  Not a bootstrap: a resample has only 63 % distinct pictures, hence a covariance of lower
     rank, and lies further from the reference by much more than the spread in question.  The jackknife errs to the safe
     side [Efron & Stein 1981]: hardly where there are more pictures than features, by up to sqrt 2 where there are fewer;
-    `extrapolate` takes that off.
+    of BLOCKS blocks most of that is taken off, by pairs of them.
     """
     if sample.blocks < 2:
         raise ValueError(f"{len(sample)} pictures are too few for a standard error: draw at least 4")
-    value, left_out = sample.left_out()
-    return Distance(value, jackknife_error(left_out), tuple(left_out))
+    if sample.blocks != BLOCKS:
+        value, left_out = sample.left_out()
+        return Distance(value, jackknife_error(left_out), tuple(left_out))
+    value, without = sample.left_out(PAIRS)
+    return Distance(value, error_by_pairs((value, *without)), tuple(without[:BLOCKS]))
