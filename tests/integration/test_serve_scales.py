@@ -128,6 +128,7 @@ def test_what_a_killed_replica_drew_is_drawn_by_another(url, picture):
 
 
 def test_drained_it_answers_what_it_was_asked_and_nothing_more(url, picture):
+    until(lambda: len(replicas()) == 1)  # which then draws both
     with ThreadPoolExecutor(2) as pool:
         asking = [pool.submit(asked, url, 400) for _ in range(2)]
         until(lambda: httpx.get(f"{url}/healthz", timeout=60).json()["drawing"] == 2)
