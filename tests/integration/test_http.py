@@ -39,7 +39,7 @@ MODEL = ModelRef(
     run_digest="1" * 64,
     dataset_digest="2" * 64,
 )
-LIMITS = ServeRecipe(slots=4, queue=8, max_n=6, max_steps=1000, timeout_s=60)
+LIMITS = ServeRecipe(slots=4, queue=8, max_n=6, max_steps=1000, timeout_s=900)  # on a busy machine
 
 
 @contextmanager

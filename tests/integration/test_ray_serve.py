@@ -29,7 +29,7 @@ from tests.ports import free_port
 from tests.processes import kill, ours
 from tests.random_bundle import published_model
 
-LIMITS = ServeRecipe(slots=4, queue=32, max_n=6, max_steps=1000, timeout_s=60)
+LIMITS = ServeRecipe(slots=4, queue=32, max_n=6, max_steps=1000, timeout_s=900, max_wait_s=900)  # on a busy machine
 BODY = {"label": "cat", "seed": 1, "n": 2, "steps": 3}
 
 
