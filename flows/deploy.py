@@ -1,33 +1,14 @@
-"""deploy: a model version -> an HTTP endpoint."""
-
-from contextlib import suppress
+"""deploy: what of `flows.endpoint` Prefect tells."""
 
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact
 
-from diffusion.adapters import ray_serve
-from diffusion.recipe import Frozen, ServeRecipe
-from diffusion.serving.keys import read
-from diffusion.serving.lineup import Lineup
-from diffusion.store.refs import ModelRef
-from flows.console import say, ticked, waiting
-from flows.offer import Offer, looked_up
+from diffusion.recipe import ServeRecipe
+from flows.endpoint import Endpoint, served
+from flows.offer import Offer
 from flows.preflight import check_serving
-from flows.site import Site, ray_running
+from flows.site import Site
 from flows.stage import TASK
-
-_DRAIN_S = 20.0  # what starts services gives them 30 s to end, where it gives least
-
-
-class Endpoint(Frozen):
-    """Where a model answers."""
-
-    url: str
-    model: ModelRef
-    guarded: bool = False  # whether requests need a key; a field named `keys` would make Prefect take it for a dict
-    lineup: Lineup  # all that is offered
-    digests: tuple[str, ...]  # what the offer's names meant
-    slots: int | None = None  # pictures that a replica draws at once, as one of them has measured
 
 
 @flow(name="deploy")
@@ -51,51 +32,9 @@ def deploy(
 
 @task(name="deploy", **TASK)
 def deploy_stage(recipe: ServeRecipe, offer: Offer, site: Site) -> Endpoint:
-    with waiting("deploy    looking up what is registered"):
-        offered = looked_up(offer, site)
-    with waiting("deploy    loading the model and proving that a picture does not depend on its batch"):
-        url = serve(recipe, offered.lineup, site)
-    lineup, model = offered.lineup, offered.lineup.present
-    ticked(f"deploy    {model.name} version {model.version}")
-    create_link_artifact(url, key="endpoint", description=f"{model.name} version {model.version}, {model.digest}")
-    guarded = site.access.needed or bool(read(site.access.keys))
-    return Endpoint(
-        url=url,
-        model=model,
-        guarded=guarded,
-        lineup=lineup,
-        digests=offered.digests,
-        slots=ray_serve.slots(url),
+    endpoint = served(recipe, offer, site)
+    model = endpoint.model
+    create_link_artifact(
+        endpoint.url, key="endpoint", description=f"{model.name} version {model.version}, {model.digest}"
     )
-
-
-def serve(recipe: ServeRecipe, lineup: Lineup, site: Site) -> str:
-    """Have the site's endpoint offer this.  Returns its URL.  Raises DeployFailed, as `ray_serve.deploy` does."""
-    with ray_running(site):
-        return ray_serve.deploy(
-            lineup.present,
-            recipe,
-            host=site.host,
-            port=site.port,
-            replicas=site.replicas,
-            gpus=site.replica_gpus if site.use_gpu else 0,
-            idle_s=site.idle_s,
-            access=site.access,
-            log=site.logs / "requests.jsonl",
-            beside=lineup.models[1:],
-            canaries=lineup.canaries,
-            models_mib=site.models_mib,
-            notes=site.home / "self-tests",
-        )
-
-
-def taken_down(site: Site) -> None:
-    """An endpoint on a Ray of our own, which ends with this program, answers first what it was asked."""
-    if site.ray is not None:
-        return
-    with (
-        suppress(KeyboardInterrupt),
-        waiting(f"answering what was asked, {_DRAIN_S:g} s at most; Ctrl-C ends it at once"),
-    ):
-        if not ray_serve.drain(_DRAIN_S):
-            say("  some requests were not answered in time, and are given up")
+    return endpoint

@@ -4,7 +4,7 @@ from diffusion.adapters.ray_serve import DeployFailed
 from diffusion.recipe import ServeRecipe
 from diffusion.serving.lineup import Key, Lineup
 from flows.console import say
-from flows.deploy import Endpoint, serve
+from flows.endpoint import Endpoint, serve
 from flows.offer import Offer, digests, looked_up
 from flows.site import Site
 

@@ -111,6 +111,11 @@ def reading(work: Callable[[Site], None], debug: bool, **given: object) -> None:
     (looking if home.is_dir() and not os.access(home, os.W_OK) else guarded)(work, debug, **given)
 
 
+def prefect_configured(site: Site) -> bool:
+    """Whether a server is named, that keeps what it is told."""
+    return "PREFECT_API_URL" in os.environ or Path(site.environment()["PREFECT_HOME"], "profiles.toml").exists()
+
+
 @contextmanager
 def prefect_ready() -> Iterator[None]:
     """Import flows in this block.  Where no Prefect server is configured, a temporary one is started for this process;

@@ -6,8 +6,9 @@ from prefect import flow
 
 from diffusion.recipe import Frozen, Recipe
 from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef, SweepRef
-from flows.deploy import Endpoint, deploy_stage
+from flows.deploy import deploy_stage
 from flows.distill import student_stages
+from flows.endpoint import Endpoint
 from flows.evaluate import evaluate_stage
 from flows.offer import Offer
 from flows.origin import resolved, started_from

@@ -18,7 +18,7 @@ from flows.console import say, seconds, warn
 from flows.site import Site
 
 if TYPE_CHECKING:
-    from flows.deploy import Endpoint
+    from flows.endpoint import Endpoint
     from flows.pipeline import Line
 
 

@@ -134,7 +134,7 @@ def test_prefect_takes_an_endpoint_apart(tmp_path: Path) -> None:
 from prefect.utilities.collections import visit_collection
 from diffusion.serving.lineup import Lineup
 from diffusion.store.refs import ModelRef
-from flows.deploy import Endpoint
+from flows.endpoint import Endpoint
 model = ModelRef(uri="m", digest="5" * 64, name="m", version="1", aliases=(), run_digest="1", dataset_digest="2")
 offered = {"lineup": Lineup(models=(model,)), "digests": (model.digest,)}
 seen = []

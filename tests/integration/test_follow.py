@@ -12,7 +12,7 @@ from diffusion.adapters.ray_serve import deployed, undeploy
 from diffusion.recipe import ServeRecipe
 from diffusion.store.bundle_spec import bundle_path
 from diffusion.store.refs import ModelRef
-from flows.deploy import Endpoint, serve
+from flows.endpoint import Endpoint, serve
 from flows.follow import Follower
 from flows.offer import Offer, looked_up
 from flows.site import Site
