@@ -1,5 +1,6 @@
 """A model version -> an HTTP endpoint, and its end.  Prefect, where it is to tell of it, comes in `flows.deploy`."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from diffusion.adapters import ray_serve
@@ -27,10 +28,14 @@ class Endpoint(Frozen):
 
 def served(recipe: ServeRecipe, offer: Offer, site: Site) -> Endpoint:
     """Have the site's endpoint offer what these names mean now.  Raises DeployFailed, as `ray_serve.deploy` does."""
-    with waiting("deploy    looking up what is registered"):
-        offered = looked_up(offer, site)
-    with waiting("deploy    loading the model and proving that a picture does not depend on its batch"):
-        url = serve(recipe, offered.lineup, site)
+    with ThreadPoolExecutor(1) as beside:
+        looking = beside.submit(looked_up, offer, site)  # takes seconds, as Ray's start does
+        with ray_running(site):
+            with waiting("deploy    looking up what is registered"):
+                offered = looking.result()
+            with waiting("deploy    loading the model and proving that a picture does not depend on its batch"):
+                url = serve(recipe, offered.lineup, site)
+            slots = ray_serve.slots(url)
     model = offered.lineup.present
     ticked(f"deploy    {model.name} version {model.version}")
     return Endpoint(
@@ -39,7 +44,7 @@ def served(recipe: ServeRecipe, offer: Offer, site: Site) -> Endpoint:
         guarded=site.access.needed or bool(read(site.access.keys)),
         lineup=offered.lineup,
         digests=offered.digests,
-        slots=ray_serve.slots(url),
+        slots=slots,
     )
 
 

@@ -32,8 +32,15 @@ from tests.program import ROOT, Place, running
 from tests.registered_run import FIRST, evaluated
 
 LIMIT_S = 10
-PHASES = ("deploy    looking up", "deploy    loading", "starting Ray", "deploy    demo version")
-TOLD = ("imports", "asking MLflow", "imports of Serve", "Ray, Serve and its replica", "address told", "first picture")
+PHASES = ("starting Ray", "deploy    looking up", "deploy    loading", "deploy    demo version")
+TOLD = (
+    "imports",
+    "Ray, asking MLflow meanwhile",
+    "MLflow's answer",
+    "Serve and its replica",
+    "address told",
+    "first picture",
+)
 BODY = {"seed": 7, "steps": 4}
 REPLICA = """
 import json, sys, time
