@@ -2,7 +2,7 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,27 +34,35 @@ def health(site: Site) -> dict:
         return json.load(answer)
 
 
-def test_what_the_alias_means_is_served_and_what_is_broken_is_not(
-    site, tracking, run, champion, tiny_recipe, capsys
-) -> None:
+@pytest.fixture
+def promoted(site, tracking, run, client, champion, tiny_recipe) -> Callable[[int], ModelRef]:
+    """Registers what is drawn in so many steps, and makes it champion."""
+
+    def promote(steps: int) -> ModelRef:
+        before = str(client.get_model_version_by_alias("smoke", "champion").version)
+        evaluation = evaluated(site.store, run, sampling(steps), 12.0 - steps)
+        return register(
+            tracking, evaluation, FIRST.model_copy(update={"against": before}), "smoke", tiny_recipe.evaluate
+        )
+
+    return promote
+
+
+def test_what_the_alias_means_is_served_and_what_is_broken_is_not(site, client, champion, promoted, capsys) -> None:
+    client.set_registered_model_alias("smoke", "champion", champion.version)
     offer = Offer(name="smoke")
     lineup, digests = looked_up(offer, site)
     url = serve(RECIPE, lineup, site)
     follower = Follower(RECIPE, offer, site, Endpoint(url=url, model=champion, lineup=lineup, digests=digests))
     follower.look()
-    assert (health(site)["version"], capsys.readouterr().out) == ("1", "")
+    assert (health(site)["version"], capsys.readouterr().out) == (champion.version, "")
 
-    def promoted(steps: int, against: str) -> ModelRef:
-        evaluation = evaluated(site.store, run, sampling(steps), 12.0 - steps)
-        verdict = FIRST.model_copy(update={"against": against})
-        return register(tracking, evaluation, verdict, "smoke", tiny_recipe.evaluate)
-
-    second = promoted(4, against="1")
+    second = promoted(4)
     follower.look()
-    assert "version 2 is served now, instead of 1" in capsys.readouterr().out
+    assert f"version {second.version} is served now, instead of {champion.version}" in capsys.readouterr().out
     assert health(site)["bundle_digest"] == second.digest
 
-    third = promoted(5, against="2")
+    third = promoted(5)
     weights = bundle_path(site.store, third.digest) / "weights.safetensors"
     whole = weights.read_bytes()
     weights.chmod(0o644)
@@ -62,23 +70,24 @@ def test_what_the_alias_means_is_served_and_what_is_broken_is_not(
     for _ in range(2):  # it is told once
         follower.look()
     assert capsys.readouterr().out.count("sha256") == 1
-    assert health(site)["version"] == "2"
+    assert health(site)["version"] == second.version
     weights.write_bytes(whole)
     follower.look()
-    assert (health(site)["version"], deployed().model.version) == ("3", "3")
+    assert (health(site)["version"], deployed().model.version) == (third.version, third.version)
 
 
-def test_a_canary_is_what_its_alias_means_and_none_once_it_is_champion(site, client, champion) -> None:
-    client.set_registered_model_alias("smoke", "champion", "1")
-    client.set_registered_model_alias("smoke", "challenger", "2")
+def test_a_canary_is_what_its_alias_means_and_none_once_it_is_champion(site, client, champion, promoted) -> None:
+    other = promoted(6).version
+    client.set_registered_model_alias("smoke", "champion", champion.version)
+    client.set_registered_model_alias("smoke", "challenger", other)
     lineup, digests = looked_up(ALSO, site)
-    assert [model.version for model in lineup.models] == ["1", "2"]
-    assert [(canary.version, canary.share) for canary in lineup.canaries] == [("2", 0.25)]
+    assert [model.version for model in lineup.models] == [champion.version, other]
+    assert [(canary.version, canary.share) for canary in lineup.canaries] == [(other, 0.25)]
     assert len(digests) == 2
     serve(RECIPE, lineup, site)
-    assert {each["version"] for each in health(site)["loaded"]} >= {"1", "2"}
-    client.set_registered_model_alias("smoke", "champion", "2")
+    assert {each["version"] for each in health(site)["loaded"]} >= {champion.version, other}
+    client.set_registered_model_alias("smoke", "champion", other)
     lineup, _ = looked_up(ALSO, site)
-    assert ([model.version for model in lineup.models], lineup.canaries) == (["2"], ())
+    assert ([model.version for model in lineup.models], lineup.canaries) == ([other], ())
     with pytest.raises(ValueError, match="no alias or version 'nobody'"):
         looked_up(Offer(name="smoke", beside=("smoke@nobody",)), site)
