@@ -1,9 +1,8 @@
 """The program `diffusion`: its commands, and what a recipe says.
 
-Those of the line are in `cli_line`, those that draw in `cli_pictures`, those on origins in `cli_lineage`, those on
-versions in `cli_models`, those on keys in `cli_keys`, load on an endpoint in `cli_load`, the site and its doctor in
-`cli_site`, those on datasets in `cli_data`
-and `cli_quarantine`.
+Those of the line are in `cli_line`, what it would take in `cli_plan`, those that draw in `cli_pictures`, those on origins in
+`cli_lineage`, those on versions in `cli_models`, those on keys in `cli_keys`, load on an endpoint in `cli_load`, those on
+datasets in `cli_data` and `cli_quarantine`.
 """
 
 from typing import Annotated
@@ -18,8 +17,8 @@ from flows import (
     cli_load,
     cli_models,
     cli_pictures,
+    cli_plan,
     cli_quarantine,
-    cli_site,
     recipes,
 )
 from flows.foreground import leaving, reported
@@ -34,11 +33,11 @@ app = typer.Typer(
 )
 recipe_app = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cli_line.app)
+app.add_typer(cli_plan.app)
 app.add_typer(cli_pictures.app)
 app.add_typer(cli_lineage.app)
 app.add_typer(cli_models.app)
 app.add_typer(cli_load.app)
-app.add_typer(cli_site.app)
 app.add_typer(cli_data.app, name="data")
 cli_data.app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_keys.app, name="keys")

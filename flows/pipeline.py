@@ -12,6 +12,7 @@ from flows.endpoint import Endpoint
 from flows.evaluate import evaluate_stage
 from flows.offer import Offer
 from flows.origin import resolved, started_from
+from flows.planned import held_against, plan_for
 from flows.preflight import Until, check
 from flows.register import check_champion, register_stage
 from flows.shard import shard_stage
@@ -59,6 +60,7 @@ def pipeline(
     sharded = () if dataset is not None else (shard_stage(recipe.shard, source, site),)
     dataset = dataset or sharded[0].ref
     train = started_from(recipe.train, init, dataset, site)
+    plan = plan_for(recipe.model_copy(update={"train": train}), source, dataset, site, deploys=until == "deploy")
     run = train_stage(train, dataset, recipe.name, site, recipe.evaluate, recipe.sweep.ema)
     recipe, swept = swept_stages(recipe, run.ref, site)
     evaluation = evaluate_stage(recipe.evaluate, run.ref, recipe.name, site)
@@ -78,6 +80,8 @@ def pipeline(
         # the champion, not the model just made: where the gate refused that one, the one before it goes on
         endpoint = deploy_stage(recipe.serve, Offer(name=recipe.name), site)
         times["deploy"] = time.monotonic() - started
+        worked.add("deploy")
+    held_against(plan, {stage: taken for stage, taken in times.items() if stage in worked}, recipe.name, run.ref, site)
     return Line(
         dataset=dataset,
         run=run.ref,

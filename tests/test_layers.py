@@ -1,4 +1,5 @@
-"""The direction of imports: flows -> adapters -> lineage -> training, evaluation, serving -> data, store -> mathematics."""
+"""The direction of imports: flows -> adapters -> lineage, planning -> training, evaluation, serving -> data, store ->
+mathematics."""
 
 import ast
 import subprocess
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (  # a package may import its own row and those below it
     ("flows",),
     ("diffusion.adapters",),
-    ("diffusion.lineage",),
+    ("diffusion.lineage", "diffusion.planning"),
     ("diffusion.training", "diffusion.evaluation", "diffusion.serving"),
     ("diffusion.data", "diffusion.store"),
     ("diffusion",),

@@ -10,10 +10,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from diffusion.data import manifest, versions
 from diffusion.data.pack import prepare, read_original
 from diffusion.data.pictures.bad_picture import UNREADABLE, BadPicture
 from diffusion.data.pictures.buckets import Size, size_for
+from diffusion.data.pictures.decode import decode_into
 from diffusion.data.sources import Item, describe, open_source
 from diffusion.recipe import ShardRecipe
 from diffusion.store.publish import temporary
@@ -41,6 +44,7 @@ class Sampled(NamedTuple):
     rejected: dict[str, int]  # kind of reason -> files
     examples: dict[str, list[tuple[str, str]]]  # kind -> (name, detail) of the first few
     seconds: float  # of one processor
+    reading: float  # likewise, to decode them again from a shard
     bytes: int  # in shards
     sizes: dict[Size, int]  # (height, width) in shards -> pictures
 
@@ -130,7 +134,7 @@ def _against(item: Item, row: dict) -> str:
 def _decoded(uri: str, items: list[Item], recipe: ShardRecipe, progress: Callable[[int, int], None] | None) -> Sampled:
     rejected: Counter[str] = Counter()
     examples: dict[str, list[tuple[str, str]]] = {}
-    seconds, size = 0.0, 0
+    seconds, reading, size = 0.0, 0.0, 0
     sizes: Counter[Size] = Counter()
     with ThreadPoolExecutor(_THREADS) as pool:
         for done, (item, result) in enumerate(
@@ -142,22 +146,41 @@ def _decoded(uri: str, items: list[Item], recipe: ShardRecipe, progress: Callabl
                 rejected[result.kind] += 1
                 examples.setdefault(result.kind, []).append((item.name, result.detail))
                 continue
-            seconds += result[0]
-            size += result[1]
-            sizes[result[2]] += 1
+            seconds += result.seconds
+            reading += result.reading
+            size += result.bytes
+            sizes[result.size] += 1
     few = {kind: sorted(named)[:3] for kind, named in sorted(examples.items())}
     return Sampled(
-        len(items), dict(sorted(rejected.items())), few, seconds, size, dict(sorted(sizes.items(), reverse=True))
+        files=len(items),
+        rejected=dict(sorted(rejected.items())),
+        examples=few,
+        seconds=seconds,
+        reading=reading,
+        bytes=size,
+        sizes=dict(sorted(sizes.items(), reverse=True)),
     )
 
 
-def _one(uri: str, item: Item, recipe: ShardRecipe) -> tuple[float, int, Size] | BadPicture:
-    """Seconds that decoding takes, bytes in a shard, and the size there; or why the file would be set aside."""
+class _Taken(NamedTuple):
+    """What one file took, and what it gives."""
+
+    seconds: float
+    reading: float
+    bytes: int
+    size: Size
+
+
+def _one(uri: str, item: Item, recipe: ShardRecipe) -> _Taken | BadPicture:
+    """What decoding takes and gives; or why the file would be set aside."""
     try:
         data = read_original(uri, item.place)
         started = time.thread_time()
         facts, encoded = prepare(data, recipe, released=False)
     except BadPicture as error:
         return error
-    seconds = time.thread_time() - started
-    return seconds, _TAR_BYTES + -(-len(encoded) // 512) * 512, size_for(facts["width"], facts["height"], recipe)
+    made = time.thread_time()
+    size = size_for(facts["width"], facts["height"], recipe)
+    decode_into(encoded, np.empty((*size, 3), np.uint8))
+    again = time.thread_time()
+    return _Taken(made - started, again - made, _TAR_BYTES + -(-len(encoded) // 512) * 512, size)

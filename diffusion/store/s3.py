@@ -25,6 +25,7 @@ from diffusion.store.storage import S3_SCHEME, Found, StorageRefused, StorageUna
 
 _MOST_PARTS = 10_000  # of a multipart upload, by S3's rules; a part has 5 MiB or more
 _CHUNK = 2**18  # bytes taken from a socket at once
+PART_BYTES = 2**24  # of what is read and written in parts
 _TRANSFERS = 4  # parts under way at once, of one put or fetch
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
@@ -49,7 +50,7 @@ class S3Prefix:
         uri: str,
         *,
         patience: Patience = Patience(),
-        part_bytes: int = 2**24,
+        part_bytes: int = PART_BYTES,
         check: Callable[[str], str] = check_name,
     ) -> None:
         self.bucket, self.prefix = _parsed(uri)

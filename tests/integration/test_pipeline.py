@@ -32,6 +32,7 @@ def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) 
         assert re.search(r"Frechet +[\d.e+]+ ± ", said)
         assert re.search(r"smoke version 1 \(.*champion", said)
         assert re.search(r"serves smoke version 1, \d+ pictures at once", said)
+        assert re.search(r"plan +by formula .*, taken .* times\): shard .*, deploy ", said)
         curl = re.search(r"try +(curl .*)", said)[1]
 
         body = {"label": "flags", "seed": 7, "steps": 3}
@@ -65,6 +66,7 @@ def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) 
         assert process.returncode == 0, said
     assert "ends with this command" in said, "an endpoint that is gone is not advertised"
     assert "curl" not in said
+    assert "  plan  " not in said, "nothing was done that could be held against a plan"
     for stage in STAGES:
         assert re.search(rf"{stage} +done before, not done again", said), said
     assert place.published() == before

@@ -1,1 +1,0 @@
-"""`diffusion doctor`: a module for each thing that may be wrong, and `checks.py`, the list of them."""
