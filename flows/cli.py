@@ -1,8 +1,8 @@
 """The program `diffusion`: its commands, and what a recipe says.
 
 Those of the line are in `cli_line`, what it would take in `cli_plan`, those that draw in `cli_pictures`, those on origins in
-`cli_lineage`, those on versions in `cli_models`, those on keys in `cli_keys`, load on an endpoint in `cli_load`, those on
-datasets in `cli_data` and `cli_quarantine`.
+Those of the line are in `cli_line`, what it would take in `cli_plan`, those that draw in `cli_pictures`, on origins in
+its doctor in `cli_site`, those on datasets in `cli_data` and `cli_quarantine`.
 """
 
 from typing import Annotated
@@ -19,6 +19,7 @@ from flows import (
     cli_pictures,
     cli_plan,
     cli_quarantine,
+    cli_site,
     recipes,
 )
 from flows.foreground import leaving, reported
@@ -38,6 +39,7 @@ app.add_typer(cli_pictures.app)
 app.add_typer(cli_lineage.app)
 app.add_typer(cli_models.app)
 app.add_typer(cli_load.app)
+app.add_typer(cli_site.app)
 app.add_typer(cli_data.app, name="data")
 cli_data.app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_keys.app, name="keys")

@@ -15,7 +15,7 @@ from flows.site import Site, ray_is_kept
 Until = Literal["register", "deploy"]
 
 _PREFECT_PORTS = range(8000, 9000)
-_FREE_DISK_BYTES = 2 * 2**30  # of a run of the demo, with room for the checkpoints of a few more
+FREE_DISK_BYTES = 2 * 2**30  # of a run of the demo, with room for the checkpoints of a few more
 
 
 def check(
@@ -151,9 +151,14 @@ def check_port(site: Site) -> None:
             ) from None
 
 
+def existing_part(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
 def check_folder(folder: Path, how: str) -> Path:
     """Files can be written into a folder that may not exist yet.  how: to choose another.  Returns what exists of it."""
-    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    nearest = existing_part(folder)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise ValueError(f"{folder} cannot be written: choose another folder with {how}")
     return nearest
@@ -170,9 +175,9 @@ def check_home(site: Site) -> None:
     """The home can be written and its disk is not nearly full."""
     nearest = check_folder(site.home, "`--home DIR` or DIFFUSION_HOME=DIR")
     free = shutil.disk_usage(nearest).free
-    if free < _FREE_DISK_BYTES:
+    if free < FREE_DISK_BYTES:
         raise ValueError(
-            f"{nearest} has {free / 2**30:.1f} GiB free and a run needs about {_FREE_DISK_BYTES / 2**30:.0f}: make room, or"
+            f"{nearest} has {free / 2**30:.1f} GiB free and a run needs about {FREE_DISK_BYTES / 2**30:.0f}: make room, or"
             " choose another disk with `--home DIR`"
         )
 

@@ -1,17 +1,17 @@
-"""Where things run, from the environment.  Nothing here changes a number, so nothing here is hashed."""
+"""Where things run, from the environment and a file.  Nothing here changes a number, so nothing here is hashed."""
 
-import difflib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from diffusion.adapters.ray_cluster import local_ray, ray_environment
+from diffusion.adapters.ray_cluster import connected, local_ray, ray_environment
 from diffusion.data.damage import MAX_DAMAGED
 from diffusion.data.reading import Reading
 from diffusion.recipe import Frozen, mistake
@@ -19,15 +19,22 @@ from diffusion.serving.keys import FILE as KEYS
 from diffusion.serving.keys import Access, is_loopback
 from diffusion.store.storage import open_storage
 from flows.console import waiting
+from flows.site_file import DEFAULT, PREFIX, Setting, hidden, settings
 
 if TYPE_CHECKING:
     from diffusion.adapters.mlflow_tracking import Tracking
 
-PREFIX = "DIFFUSION_"
+JOBS = ("http://", "https://")  # how the address of a cluster that takes jobs begins
+_INSTEAD = {  # of a password in an address
+    "mlflow": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGPASSWORD for a database",
+    "prefect": "set PREFECT_API_AUTH_STRING",
+    "ray": "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH",
+}
 
 
 class Site(Frozen):
-    """Folders, addresses and sizes of one installation.  Each field is the variable DIFFUSION_<FIELD> in capitals."""
+    """Folders, addresses and sizes of one installation.  Each field is the variable DIFFUSION_<FIELD> in capitals, and a key
+    of the file `site.toml`, see `flows.site_file`.  It holds no secret: Prefect shows it to whoever sees a run."""
 
     home: Path = Field(Path(".diffusion"), validate_default=True, description="The only folder that is written to")
     data: str | None = Field(
@@ -69,6 +76,10 @@ class Site(Frozen):
     models_mib: int = Field(4_096, ge=1, description="MiB of weights that a replica holds, of more models than one")
     mlflow: str | None = Field(None, description="MLflow tracking URI; none: an SQLite file in the home")
     ray: str | None = Field(None, description="Address of a Ray cluster; none: one of our own, for as long as needed")
+    ray_ship: bool = Field(False, description="Send this program to the cluster's nodes, where they do not have it")
+    prefect: str | None = Field(
+        None, description="Address of a Prefect server, with /api; none: a temporary one for each command"
+    )
 
     shard_copies_mib: int = Field(20_480, ge=1, description="MiB of local copies of shards whose dataset is on S3")
     max_damaged: float = Field(
@@ -84,6 +95,14 @@ class Site(Frozen):
     @classmethod
     def _whole(cls, place: str | None) -> str | None:
         return place and open_storage(place).uri
+
+    @field_validator("mlflow", "prefect", "ray")
+    @classmethod
+    def _without_password(cls, address: str | None, info: ValidationInfo) -> str | None:
+        if address and urlsplit(address).password:
+            instead = _INSTEAD[info.field_name]
+            raise ValueError(f"a site holds no password, for Prefect shows it: leave it out, and {instead}")
+        return address or None
 
     @field_validator("workers", "replicas", mode="before")
     @classmethod
@@ -121,28 +140,26 @@ class Site(Frozen):
         return best
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ, **given: object) -> "Site":
-        """The site that the DIFFUSION_* variables describe; `given` values that are not None take precedence.
+    def from_environment(cls, environment: MutableMapping[str, str] = os.environ, **given: object) -> "Site":
+        """The site that `given` values, DIFFUSION_* variables and the site's file describe, the first of them that says
+        something.  The variables of libraries that the file names are set in `environment`, where they are not set.
 
-        Raises ValueError naming the variable and what it may be.
+        Raises ValueError naming the setting, where it was written, and what it may be.
         """
-        values: dict[str, object] = {}
-        for name in sorted(key for key in environment if key.startswith(PREFIX)):
-            field = name.removeprefix(PREFIX).lower()
-            if field in cls.model_fields:
-                values[field] = environment[name]
-            elif close := difflib.get_close_matches(field, cls.model_fields, n=1):
-                raise ValueError(f"{name} is no setting of a site; did you mean {PREFIX}{close[0].upper()}?")
-        values |= {key: value for key, value in given.items() if value is not None}
+        said, file = settings(cls.model_fields, environment, given, cls.model_fields["home"].default)
         try:
-            return cls.model_validate(values)
+            site = cls.model_validate({field: setting.value for field, setting in said.items()})
         except ValidationError as error:
             first = error.errors()[0]
             field, what = str(first["loc"][0]), mistake(first)
+            written = said.get(field, Setting(None, DEFAULT))
+            where = f"{field} in {file.path}" if written.source == str(file.path) else f"{PREFIX}{field.upper()}"
             raise ValueError(
-                f"{field}={values.get(field)}: {what}. It is: {cls.model_fields[field].description}"
-                f" ({PREFIX}{field.upper()})"
+                f"{field}={hidden(field, written.value)}: {what}. It is: {cls.model_fields[field].description} ({where})"
             ) from None
+        for name, value in file.environment.items():
+            environment.setdefault(name, value)
+        return site
 
     @property
     def store(self) -> Path:
@@ -217,10 +234,20 @@ class Site(Frozen):
         artifacts = None if self.mlflow else str(self.home / "mlflow-artifacts")
         return Tracking(uri=self.mlflow_uri, artifacts=artifacts, experiment=name, bundles=self.bundles)
 
+    def variables(self) -> dict[str, str]:
+        """The DIFFUSION_* variables that describe this site, of the settings that are not the default."""
+        said = self.model_dump(mode="json", exclude_defaults=True)
+        pairs = {name: ":".join(map(str, value)) for name, value in said.items() if isinstance(value, list)}
+        return {f"{PREFIX}{name.upper()}": str(pairs.get(name, value)) for name, value in said.items()}
+
     def environment(self) -> dict[str, str]:
         """Variables that keep every library's files inside `home` and its telemetry off."""
-        cache = self.home / "cache"
+        cache, server = self.home / "cache", {"PREFECT_API_URL": self.prefect} if self.prefect else {}
+        ray = ray_environment(self.home / "ray")
+        if self.ray:
+            del ray["RAY_AUTH_TOKEN_PATH"]  # the cluster has a token of its own, or none
         return {
+            **server,
             "PREFECT_HOME": str(self.home / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the first start on a busy machine takes 20 s
@@ -229,7 +256,7 @@ class Site(Frozen):
             "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
             "TRITON_CACHE_DIR": str(cache / "triton"),
             "CUDA_CACHE_PATH": str(cache / "cuda"),
-            **ray_environment(self.home / "ray"),
+            **ray,
         }
 
     def prepare(self) -> None:
@@ -303,8 +330,10 @@ def _cluster(site: Site) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(address=site.ray, log_to_driver=False)
-    try:
+    if site.ray.startswith(JOBS):
+        raise ValueError(
+            f"ray={site.ray} takes jobs: write `diffusion submit` before the command, as in `diffusion submit run`, or give"
+            " the address of a head, as HOST:6379, on a machine that is one of its nodes"
+        )
+    with connected(site.ray, ship=site.ray_ship):
         yield
-    finally:
-        ray.shutdown()

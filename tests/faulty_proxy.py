@@ -17,6 +17,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -50,10 +51,12 @@ class FaultyProxy:
         stall_s: float = 30.0,
         trickle_s: float = 0.05,
         max_body: int | None = None,  # bytes of a request that are passed on; more are answered by 413
+        ahead_s: float = 0.0,  # of the time that the Date of an answer says
     ) -> None:
         self.upstream = urlsplit(upstream).netloc
         self.seed, self.rate, self.kinds, self.in_a_row = seed, rate, tuple(kinds), in_a_row
         self.stall_s, self.trickle_s, self.max_body = stall_s, trickle_s, max_body
+        self.ahead_s = ahead_s
         self.injected: Counter[str] = Counter()
         self.requests = 0
         self._row: Counter[str] = Counter()
@@ -180,10 +183,15 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             if self.command != "HEAD":
                 length = str(len(body) if announced is None else announced)
             lines = [f"HTTP/1.1 {status} {http.client.responses.get(status, '')}"]
-            lines += [f"{name}: {value}" for name, value in headers if name.lower() not in ours]
+            lines += [f"{name}: {self.told(name, value)}" for name, value in headers if name.lower() not in ours]
             if status >= 200 and status not in (204, 304):
                 lines.append(f"Content-Length: {length}")
             self.wfile.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+
+        def told(self, name: str, value: str) -> str:
+            if name.lower() != "date" or not proxy.ahead_s:
+                return value
+            return formatdate(parsedate_to_datetime(value).timestamp() + proxy.ahead_s, usegmt=True)
 
         def reset(self) -> None:
             """Close so that the client is sent RST rather than FIN."""

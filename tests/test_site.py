@@ -43,6 +43,8 @@ FIELDS = {
     "models_mib": "900",
     "mlflow": "http://mlflow:5000",
     "ray": "ray://head:10001",
+    "ray_ship": "true",
+    "prefect": "http://prefect:4200/api",
     "shard_copies_mib": "500",
     "max_damaged": "0.01",
 }
@@ -59,6 +61,7 @@ def test_each_field_is_a_variable() -> None:
         "gpu": False,
         "recompute": True,
         "shard_weights": True,
+        "ray_ship": True,
         "validation": True,
         "open": True,
         "port": 8123,

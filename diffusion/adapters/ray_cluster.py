@@ -32,6 +32,25 @@ def ray_environment(home: Path) -> dict[str, str]:
     }
 
 
+def sent() -> dict[str, list[str]]:
+    """Ray's runtime environment that sends this program to nodes, to be imported in place of what they have of it.
+    Libraries are there, in the versions that this program has."""
+    root = Path(__file__).parents[2]
+    return {"py_modules": [str(root / package) for package in ("diffusion", "flows")], "excludes": ["__pycache__"]}
+
+
+@contextmanager
+def connected(address: str, *, ship: bool) -> Iterator[None]:
+    """A cluster that runs, for the length of the block.  ship: send this program to it."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False, runtime_env=sent() if ship else None)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 @contextmanager
 def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
     """A Ray of our own for the length of the block.  A Ray that already runs in this process is used and left alone.

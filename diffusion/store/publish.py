@@ -217,21 +217,41 @@ def _taken(final: Path) -> str:
 
 def sweep(parent: Path) -> None:
     """Delete what dead publishers left: a living one holds a lock on its temporary folder."""
-    for folder in parent.glob(PREFIX + "*"):
-        try:
-            if time.time() - folder.stat().st_mtime < _SWEEP_AFTER_S:
+    for path in parent.glob(PREFIX + "*"):
+        with _left(path) as left:
+            if not left:
                 continue
-            descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
-            if folder.is_dir():
-                shutil.rmtree(folder, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
             else:
-                folder.unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+                path.unlink(missing_ok=True)
+
+
+def left_behind(root: Path) -> Iterator[Path]:
+    """What dead publishers left anywhere below a folder, and nobody has swept."""
+    for folder, names, files in os.walk(root):
+        for path in (Path(folder, name) for name in (*names, *files) if name.startswith(PREFIX)):
+            with _left(path) as left:
+                if left:
+                    yield path
+        names[:] = [name for name in names if not name.startswith(PREFIX)]
+
+
+@contextmanager
+def _left(path: Path) -> Iterator[bool]:
+    """Whether nobody writes it any more; within the block nobody begins to."""
+    descriptor = None
+    with suppress(FileNotFoundError, PermissionError):  # gone meanwhile, or another user's
+        if time.time() - path.stat().st_mtime >= _SWEEP_AFTER_S:
+            descriptor = os.open(path, os.O_RDONLY)
+    if descriptor is None:
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(descriptor)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import torch
 import uvicorn
 
 from diffusion.adapters.http import create_app
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--app", nargs=2, metavar=("MODEL", "PORT"), help=argparse.SUPPRESS)  # the process of `app`
     given = parser.parse_args()
+    torch.set_num_threads(1)  # as Ray gives a replica of one CPU
     if given.app:
         serve_app(ModelRef.model_validate_json(given.app[0]), int(given.app[1]))
         return
