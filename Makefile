@@ -10,7 +10,7 @@ TORCH ?= 2.13.0
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint lock clean
+.PHONY: help demo test test-fast lint lock image-lock clean
 
 help:
 	@echo 'make demo       the whole line on the embedded pictures, up to an endpoint; Ctrl-C ends it'
@@ -18,6 +18,7 @@ help:
 	@echo 'make test-fast  the tests that need no Ray, MLflow or Prefect'
 	@echo 'make lint       what the tests do not see'
 	@echo 'make lock       new requirements.lock from pyproject.toml'
+	@echo 'make image-lock  sha256 of what the image is made of, from requirements.lock'
 	@echo 'make clean      remove the environment and caches; models and data in .diffusion stay'
 
 $(READY): requirements.lock pyproject.toml
@@ -56,6 +57,10 @@ lock:
 	"$$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$$folder/wanted.txt" && \
 	"$$folder/bin/python" -m pip freeze | sed -E '/^(nvidia-|cuda-|triton==)/d; s/\+(cpu|cu[0-9]+|rocm[0-9.]+)$$//' \
 		> requirements.lock.new && mv requirements.lock.new requirements.lock && wc -l requirements.lock
+
+# sha256 of what goes into the image, at the versions of requirements.lock.
+image-lock:
+	@$(PYTHON) infra/requirements/lock.py
 
 clean:
 	rm -rf $(VENV) *.egg-info build .pytest_cache .ruff_cache .hypothesis

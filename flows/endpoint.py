@@ -9,7 +9,7 @@ from diffusion.serving.keys import read
 from diffusion.serving.lineup import Lineup
 from diffusion.store.refs import ModelRef
 from flows.console import say, ticked, waiting
-from flows.offer import Offer, looked_up
+from flows.offer import Offer, looked_up, placed
 from flows.site import Site, ray_running
 
 _DRAIN_S = 20.0  # what starts services gives them 30 s to end, where it gives least
@@ -56,15 +56,9 @@ def serve(recipe: ServeRecipe, lineup: Lineup, site: Site) -> str:
             recipe,
             host=site.host,
             port=site.port,
-            replicas=site.replicas,
-            gpus=site.replica_gpus if site.use_gpu else 0,
-            idle_s=site.idle_s,
-            access=site.access,
-            log=site.logs / "requests.jsonl",
             beside=lineup.models[1:],
             canaries=lineup.canaries,
-            models_mib=site.models_mib,
-            notes=site.home / "self-tests",
+            **placed(site),
         )
 
 

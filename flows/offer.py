@@ -38,6 +38,19 @@ class Offered(NamedTuple):
     digests: tuple[str, ...]  # of each name's bundle
 
 
+def placed(site: Site) -> dict:
+    """Of `ray_serve.Deployed`, what the site says: replicas, their devices and memory, who may ask, what is written where."""
+    return {
+        "replicas": site.replicas,
+        "gpus": site.replica_gpus if site.use_gpu else 0,
+        "idle_s": site.idle_s,
+        "access": site.access,
+        "log": site.logs / "requests.jsonl",
+        "models_mib": site.models_mib,
+        "notes": site.home / "self-tests",
+    }
+
+
 def shares_of(options: list[str]) -> tuple[tuple[str, float], ...]:
     """Of `--canary WHICH=SHARE`.  Raises ValueError."""
     found = []

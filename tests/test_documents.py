@@ -14,7 +14,7 @@ from flows.preflight import Until
 from flows.site import PREFIX, Site
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "infra" / "README.md"]
 BENCHMARK = re.compile(r"python -m (tests\.benchmarks\.\w+)([^`\n]*)")
 SOURCES = [path for folder in ("diffusion", "flows", "tests") for path in (ROOT / folder).rglob("*.py")]
 THEIRS = {"train_unconditional.py"}  # files of other programs

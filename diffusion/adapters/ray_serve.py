@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from pydantic import Field
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve import Application
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus, LoggingConfig
@@ -49,7 +50,7 @@ class Deployed(Frozen):
     lineup: Lineup
     limits: ServeRecipe
     replicas: Replicas
-    cpus: float = Field(gt=0)
+    cpus: float = Field(1, gt=0)
     gpus: float = Field(ge=0)
     idle_s: float = Field(60, ge=0)
     access: Access = Access()
@@ -257,14 +258,18 @@ def _start(host: str, port: int) -> None:
     serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=host, port=port), logging_config=_QUIET)
 
 
-def _run(wanted: Deployed) -> None:
-    """Make `wanted` the application and wait until all of its replicas serve.  Raises DeployFailed."""
+def application(wanted: Deployed) -> Application:
+    """What Serve runs of this."""
     images = Images.options(**options(wanted.replicas, wanted.cpus, wanted.gpus, wanted.idle_s, wanted.limits))
     images = images.options(user_config=wanted.model_dump(mode="json"))
     # Serve keeps replicas of an equal version, and gives each a new number otherwise; it has no public name for it
     images._version = digest_of(wanted.place)
-    application = images.bind(wanted.model_dump(mode="json"))
-    target = serve.RunTarget(application, name=APP, route_prefix="/", logging_config=_QUIET)
+    return images.bind(wanted.model_dump(mode="json"))
+
+
+def _run(wanted: Deployed) -> None:
+    """Make `wanted` the application and wait until all of its replicas serve.  Raises DeployFailed."""
+    target = serve.RunTarget(application(wanted), name=APP, route_prefix="/", logging_config=_QUIET)
     serve.run_many([target], wait_for_applications_running=False)
     deadline = time.monotonic() + _LOAD_TIMEOUT_S
     while (status := _status()) != ApplicationStatus.RUNNING:
