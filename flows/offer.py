@@ -39,7 +39,7 @@ class Offered(NamedTuple):
 
 
 def placed(site: Site) -> dict:
-    """Of `ray_serve.Deployed`, what the site says: replicas, their devices and memory, who may ask, what is written where."""
+    """What the site says of `ray_serve.Deployed`: replicas, their devices and memory, who may ask, files."""
     return {
         "replicas": site.replicas,
         "gpus": site.replica_gpus if site.use_gpu else 0,

@@ -23,7 +23,9 @@ def make_bucket(name: str) -> None:
         client.head_bucket(Bucket=name)
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
-            raise SystemExit(f"bucket {name}: {error}. Are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY right?") from None
+            raise SystemExit(
+                f"bucket {name}: {error}. Are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY right?"
+            ) from None
         client.create_bucket(Bucket=name)
         print(f"made bucket {name}")
 

@@ -2,9 +2,9 @@
 
     python infra/requirements/lock.py        # as `make image-lock` does
 
-Versions are those of requirements.lock; which packages, pip decides from pyproject.toml.  Nothing is downloaded but metadata:
-pip tells the index's sha256 of the file that each platform would get.  torch's build for CPUs is on PyTorch's own index alone;
-where that cannot be reached cpu.txt stays, if its version does.
+Versions are those of requirements.lock; which packages, pip decides from pyproject.toml.  Nothing but metadata is downloaded:
+pip tells the index's sha256 of the file that each platform would get.  torch's build for CPUs is on PyTorch's own index
+alone; where that cannot be reached cpu.txt stays, if its version does.
 """
 
 import json
@@ -19,7 +19,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = "3.11"  # of the Dockerfile
 EXTRAS = ("text", "traces")
-ALSO = ("psycopg[binary]", "setuptools>=77")  # of MLflow's server on PostgreSQL; what builds this project, and torch wants
+ALSO = (
+    "psycopg[binary]",
+    "setuptools>=77",
+)  # of MLflow's server on PostgreSQL; what builds this project, and torch wants
 PYTORCH = "https://download.pytorch.org/whl/cpu"
 GLIBC = 41  # 2.41, of Debian trixie
 CUDA = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
@@ -33,7 +36,17 @@ def tags(machine: str) -> list[str]:
 def asked(machine: str, wanted: list[str], *options: str) -> dict[str, tuple[str, str]]:
     """What pip would install there: name -> version, sha256.  Raises CalledProcessError."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--dry-run",
+            "--ignore-installed",
+            "--report",
+            "-",
+        ]
         command += ["--disable-pip-version-check", "--only-binary=:all:", f"--target={folder}"]
         command += [f"--python-version={PYTHON}", "--implementation=cp"]
         command += [f"--platform={tag}" for tag in tags(machine)]

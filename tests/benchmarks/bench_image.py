@@ -16,20 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from dockerfile_parse import DockerfileParser
+from tests.dockerfile import steps
 
 ROOT = Path(__file__).parents[2]
-
-
-def steps(target: str) -> list[tuple[str, str]]:
-    """(instruction, words) of the stages that build the packages of a target."""
-    found, stage = [], ""
-    for step in DockerfileParser(path=str(ROOT / "infra" / "Dockerfile"), cache_content=True).structure:
-        if step["instruction"] == "FROM":
-            stage = step["value"].split()[-1]
-        elif stage in ("build", f"build-{target}") and step["instruction"] in ("RUN", "COPY"):
-            found.append((step["instruction"], step["value"]))
-    return found
 
 
 def done(folder: Path, target: str) -> Path:
@@ -38,7 +27,10 @@ def done(folder: Path, target: str) -> Path:
     source.mkdir()
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment.pop("PYTHONPATH", None)
-    for instruction, words in steps(target):
+    stages = steps(ROOT / "infra" / "Dockerfile")
+    for instruction, words in (*stages["build"], *stages[f"build-{target}"]):
+        if instruction not in ("COPY", "RUN"):
+            continue
         words = words.replace("/opt/venv", str(venv)).replace("/src", str(source))
         started = time.monotonic()
         if instruction == "COPY":
@@ -67,7 +59,9 @@ def main() -> None:
             subprocess.run(command.split(), env=environment, cwd=made, check=True, stdout=subprocess.DEVNULL)
         drawn = "import diffusion, flows, psycopg, asyncpg, torch; print(torch.__version__, diffusion.__file__)"
         subprocess.run([binaries / "python", "-c", drawn], env=environment, cwd=made, check=True)
-        size = sum(path.stat().st_size for path in (folder / "venv").rglob("*") if path.is_file() and not path.is_symlink())
+        size = sum(
+            path.stat().st_size for path in (folder / "venv").rglob("*") if path.is_file() and not path.is_symlink()
+        )
         print(f"{size / 2**30:.2f} GiB")
 
 

@@ -1,4 +1,4 @@
-"""What infra/compose/setup.py makes on a real PostgreSQL and a real S3; and that the backup of infra/README.md comes back."""
+"""What infra/compose/setup.py makes on a real PostgreSQL and a real S3; and infra/README.md's backup comes back."""
 
 import importlib.util
 import os

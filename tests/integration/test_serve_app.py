@@ -1,4 +1,4 @@
-"""What infra/kubernetes/sampler.yaml has Ray serve, on a real Ray started as KubeRay does, and asked as its operator asks."""
+"""What infra/kubernetes/sampler.yaml has Ray serve, on a real Ray that is started and asked as by KubeRay."""
 
 import base64
 import json
