@@ -2,7 +2,7 @@
 
     python infra/requirements/lock.py        # as `make image-lock` does
 
-Versions are those of requirements.lock; which packages, pip decides from pyproject.toml.  Nothing but metadata is downloaded:
+Versions are those of requirements.lock; which packages, pip decides from pyproject.toml.  Only metadata is downloaded:
 pip tells the index's sha256 of the file that each platform would get.  torch's build for CPUs is on PyTorch's own index
 alone; where that cannot be reached cpu.txt stays, if its version does.
 """
