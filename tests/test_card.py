@@ -28,8 +28,8 @@ MANIFEST = Manifest(
     ),
     processing=Processing(background="white"),
     recipe_digest="c" * 64,
-    files=sum(COUNTS) + 3 * len(COUNTS) + 7,
-    set_aside={"unreadable": 7},
+    files=sum(COUNTS) + 3 * len(COUNTS) + 21,
+    set_aside={"duplicate": 14, "unreadable": 7},
 )
 
 
@@ -65,7 +65,7 @@ def test_the_data_are_told_as_far_as_they_are_known():
     told = section(made(known), "Data")
     assert "| licence | CC-BY \\| 4.0 # not a title |" in told
     assert "`s3://bucket/photos`" in told
-    assert "7 (unreadable 7)" in told
+    assert "| set aside | 21 (duplicate 14, unreadable 7) |" in told
     for name, count in zip(SPEC.classes, COUNTS, strict=True):
         assert f"| {name} | {count:,} | 3 |" in told
     assert "unknown" not in section(made(known), "Limits")

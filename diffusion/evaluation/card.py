@@ -146,7 +146,7 @@ def _data(data: DataFacts) -> str:
         ("source", f"`{data.source}`" if data.source else "not known where it was registered"),
         ("training pictures", f"{ref.images:,}"),
         ("held out", f"{ref.holdout:,}, which training never saw"),
-        ("set aside", f"{ref.rejected:,}{_reasons(made)}"),
+        ("set aside", f"{sum(made.set_aside.values()) if made else ref.rejected:,}{_reasons(made)}"),
     ]
     if made is not None:
         done = made.processing
