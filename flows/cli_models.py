@@ -68,7 +68,8 @@ def rollback(
         move = back(site.tracking(name), name, to)
         ticked(f"{name}: the champion is version {move.target}, and not version {move.source} any more")
         say(
-            f"  An endpoint goes on with what it loaded; `diffusion deploy --name {name}` serves version {move.target}."
+            "  An endpoint goes on with what it loaded, unless it was deployed with --follow;"
+            f" `diffusion deploy --name {name}` serves version {move.target}."
         )
 
     guarded(work, debug, home=home)

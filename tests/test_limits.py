@@ -176,7 +176,10 @@ def test_a_loss_of_restoration_counts_where_it_is_beyond_doubt(apart: int, passe
     )
     assert found.passed == passes
     pair = [restoration(psnr).model_copy(update={"each": (psnr,) * 5}) for psnr in (1.0, 20.0)]
-    assert judged(restoration=pair[:1], theirs={"restoration": pair[1:]}).passed
+    few = judged(restoration=pair[:1], theirs={"restoration": pair[1:]})
+    assert few.passed
+    assert any("(5 pictures are too few for an interval)" in check.words for check in few.checks)
+    assert not any("nan" in check.words for check in few.checks)
 
 
 def test_restoration_is_held_against_the_champions_as_it_is_served():

@@ -151,10 +151,11 @@ def _as_well(task: Restoration, before: Restoration, loss: float) -> list[Check]
         return [Check(name=name, passed=False, words=f"{task.identity.case}: the champion's PSNR was {again}")]
     middle, _, most = of_median(np.subtract(task.each, before.each))
     passed = not most < -loss  # of fewer than 6 pictures nothing is beyond doubt
+    few = f"{len(task.each)} pictures are too few for an interval"
+    reach = few if np.isnan(most) else f"{CONFIDENCE:.0%} interval up to {most:+.3g}"
     words = (
         f"{task.identity.case}: {task.psnr:.4g} dB against the champion's {before.psnr:.4g}, {middle:+.3g} picture by"
-        f" picture ({CONFIDENCE:.0%} interval up to {most:+.3g}): {'not ' if passed else ''}beyond doubt lower by more than"
-        f" gate.max_restoration_loss={loss:g}"
+        f" picture ({reach}): {'not ' if passed else ''}beyond doubt lower by more than gate.max_restoration_loss={loss:g}"
     )
     return [Check(name=name, passed=passed, words=words, value=digits(most), limit=-loss)]
 
