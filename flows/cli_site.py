@@ -88,8 +88,8 @@ def submit(context: typer.Context) -> None:
             )
         if not context.args:
             raise ValueError("nothing to run: name a command, as in `diffusion submit run --preset demo`")
-        variables = {**site.variables(), f"{PREFIX}RAY": "auto"}
-        variables.pop(f"{PREFIX}RAY_SHIP", None)  # what the job has its workers have
+        # what the job has its workers have, too: they are not sent it again
+        variables = {**site.variables(), f"{PREFIX}RAY": "auto", f"{PREFIX}RAY_SHIP": "false"}
         code = run_job(site.ray, context.args, variables, ship=site.ray_ship, tell=say)
         if code:
             raise typer.Exit(code)

@@ -235,8 +235,8 @@ class Site(Frozen):
         return Tracking(uri=self.mlflow_uri, artifacts=artifacts, experiment=name, bundles=self.bundles)
 
     def variables(self) -> dict[str, str]:
-        """The DIFFUSION_* variables that describe this site, of the settings that are not the default."""
-        said = self.model_dump(mode="json", exclude_defaults=True)
+        """The DIFFUSION_* variables that describe this site."""
+        said = self.model_dump(mode="json", exclude_none=True)
         pairs = {name: ":".join(map(str, value)) for name, value in said.items() if isinstance(value, list)}
         return {f"{PREFIX}{name.upper()}": str(pairs.get(name, value)) for name, value in said.items()}
 

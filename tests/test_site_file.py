@@ -159,3 +159,8 @@ def test_a_flow_in_a_worker_finds_the_file_by_its_variable(tmp_path: Path) -> No
         timeout=60,
     )
     assert done.stdout.split() == [str(tmp_path / "d"), "team"], done.stderr
+
+
+def test_a_site_can_be_handed_on_as_variables() -> None:
+    site = Site(workers=(2, 8), gpu=False, port=4321, data="s3://bucket/x", ray_ship=True)
+    assert Site.from_environment(site.variables()) == site

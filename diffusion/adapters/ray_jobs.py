@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 _PROGRAM = ("python", "-c", "from flows.cli import main; main()")
+_PATIENCE_S = 60.0
 
 
 def run_job(
@@ -26,9 +27,8 @@ def run_job(
 
     try:
         client = JobSubmissionClient(address)
-        job = client.submit_job(
-            entrypoint=shlex.join([*_PROGRAM, *words]),
-            runtime_env={"env_vars": dict(variables)} | (sent() if ship else {}),
+        job = _submitted(
+            client, shlex.join([*_PROGRAM, *words]), {"env_vars": dict(variables)} | (sent() if ship else {})
         )
     except (ConnectionError, RuntimeError) as error:
         why = " ".join(str(error).split())[:300]
@@ -44,6 +44,18 @@ def run_job(
         raise
     code = client.get_job_info(job).driver_exit_code
     return 1 if code is None else code
+
+
+def _submitted(client: "JobSubmissionClient", entrypoint: str, runtime_env: dict) -> str:
+    """A cluster that has just started, or is busy, has nobody yet to take a job."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 async def _follow(client: "JobSubmissionClient", job: str, tell: Callable[[str], None]) -> None:

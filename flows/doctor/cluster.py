@@ -111,7 +111,7 @@ def _asked(site: Site, marker: str) -> _Said:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**site.environment(), **os.environ},
+        env={**site.environment(), "RAY_NUM_REDIS_GET_RETRIES": "3", **os.environ},
         start_new_session=True,
     )
     try:
@@ -125,13 +125,12 @@ def _asked(site: Site, marker: str) -> _Said:
 
 def _refused(address: str, said: _Said) -> Finding:
     lines = said.errors.strip().splitlines() or ["it does not say why"]
-    words = " ".join(" ".join(lines[-12:]).split())
     if said.code is None:
         what = f"the cluster at {address} does nothing for us within {_LIMIT_S:g} s"
         return wrong("ray", what, "`ray status` on its head: its nodes may all be busy, or gone")
-    if "Version mismatch" in words:
+    if "Version mismatch" in said.errors:
         return wrong("ray", f"the cluster at {address} is of another version: {_mismatch(said.errors)}", _same())
-    if "uthentication" in words or "UNAUTHENTICATED" in words:
+    if "AuthenticationError" in said.errors:
         return wrong("ray", f"the cluster at {address} does not let us in", _TOKEN)
     return wrong("ray", f"the cluster at {address} cannot be used: {lines[-1][:300]}", "`ray status` on its head")
 

@@ -17,7 +17,7 @@ import pytest
 from flows.doctor import cluster as doctor
 from flows.doctor.finding import Asked, Finding
 from flows.doctor.versions import LOCK
-from flows.site import Site
+from flows.site import Site, ray_running
 from tests.ports import free_port
 from tests.program import ROOT
 
@@ -72,7 +72,7 @@ def started(folder: Path) -> Iterator[Cluster]:
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(5)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -138,42 +138,33 @@ def program(folder: Path, environment: dict[str, str], *words: str) -> subproces
     )
 
 
-def test_the_line_runs_on_nodes_that_do_not_have_the_program(
+def test_a_job_makes_a_dataset_and_nodes_without_the_program_train_on_it(
     cluster: Cluster, tmp_path: Path, short_tmp: Path, emoji_folder: Path
 ) -> None:
-    """From one file that says where all is."""
-    home = short_tmp / "site"
+    """The one from a machine that is no node, the other from a node.  One file says where all is."""
+    home, source = short_tmp / "site", ("--preset", "smoke", "--source", str(emoji_folder))
     home.mkdir()
     (home / "site.toml").write_text(
         f'gpu = false\nray = "{cluster.address}"\nray_ship = true\n'
         f'[environment]\nRAY_AUTH_MODE = "token"\nRAY_AUTH_TOKEN_PATH = "{cluster.token}"\n'
     )
-    words = ("run", "--preset", "smoke", "--source", str(emoji_folder), "--until", "register", "--home", str(home))
-    done = program(tmp_path, {}, *words)
+    jobs = {"DIFFUSION_HOME": str(home), "DIFFUSION_RAY": cluster.jobs}
+    done = program(tmp_path, jobs, "submit", "shard", *source)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "✓ shard" in done.stdout
+    done = program(tmp_path, {}, "train", *source, "--home", str(home))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "✓ train" in done.stdout
     assert not (home / "ray").exists()  # none of our own was started
 
 
-def test_a_command_is_run_as_a_job_by_a_machine_that_is_no_node(
-    cluster: Cluster, tmp_path: Path, short_tmp: Path, emoji_folder: Path
-) -> None:
-    site = {
-        "DIFFUSION_RAY": cluster.jobs,
-        "DIFFUSION_RAY_SHIP": "true",
-        "DIFFUSION_GPU": "false",
-        "DIFFUSION_HOME": str(short_tmp / "jobs"),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(cluster.token),
-    }
-    (found,) = looked(Site(home=tmp_path / "d", ray=cluster.jobs))
-    assert (found.state, found.what.partition(":")[0]) == ("ok", "http"), found
-    done = program(tmp_path, site, "submit", "shard", "--preset", "smoke", "--source", str(emoji_folder))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "✓ shard" in done.stdout
-    assert list((short_tmp / "jobs" / "store").glob("**/manifest.json"))
-    done = program(tmp_path, site, "submit", "shard", "--preset", "none-such")
+def test_a_jobs_exit_code_is_ours(cluster: Cluster, tmp_path: Path, short_tmp: Path) -> None:
+    site = Site(home=tmp_path / "d", ray=cluster.jobs)
+    assert [found.state for found in looked(site)] == ["ok"]
+    where = {"DIFFUSION_RAY": cluster.jobs, "DIFFUSION_RAY_SHIP": "true", "DIFFUSION_HOME": str(site.home)}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(cluster.token)}
+    done = program(tmp_path, where | token, "submit", "recipe", "show", "--preset", "none-such")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "no preset 'none-such'" in done.stdout
-    done = program(tmp_path, site, "shard", "--preset", "smoke", "--source", str(emoji_folder), "--fresh")
-    assert "write `diffusion submit` before the command" in done.stderr
+    with pytest.raises(ValueError, match="write `diffusion submit` before the command"), ray_running(site):
+        pass
