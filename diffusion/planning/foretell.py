@@ -18,13 +18,13 @@ from diffusion.training.plan import Plan
 
 # What a stage takes beside its work, in units of `Rates.start_s`: measured on two cores, see docs/planning.md
 FIXED = {
-    "begin": 2.2,
-    "shard": 2.4,
-    "train": 4.3,
+    "begin": 3.3,
+    "shard": 2.0,
+    "train": 3.3,
     "sweep": 1.3,
     "evaluate": 1.3,
     "register": 0.3,
-    "distill": 4.3,
+    "distill": 3.3,
     "deploy": 1.6,
 }
 DONE = "nothing: done before"
@@ -153,7 +153,7 @@ def _sharding(line: Line, where: Where, rates: Rates) -> Stage:
         waits_for=slowest,
         written=made.written,
         requests=asked,
-        memory=_DRIVER + where.cpus * _CHUNK,
+        memory=max(_DRIVER, _CHUNK),
     )
 
 
