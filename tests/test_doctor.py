@@ -272,20 +272,30 @@ def test_what_hangs_or_fails_keeps_nothing_from_being_told(site: Site) -> None:
         yield ok("fails", "half of it")
         raise KeyError("inside")
 
+    def slow(asked: Asked) -> Iterator[Finding]:
+        time.sleep(0.5)
+        yield ok("slow", "at last")
+
     def says(asked: Asked) -> Iterator[Finding]:
         raise ValueError("a file is missing: write it")
 
-    checks = [Check("hangs", hangs, 0.3, "wait"), Check("fails", fails, 5, "wait"), Check("says", says, 5, "wait")]
+    checks = [
+        Check("slow", slow, 30, "wait"),
+        Check("hangs", hangs, 0.3, "wait"),
+        Check("fails", fails, 5, "wait"),
+        Check("says", says, 5, "wait"),
+    ]
     found = list(examine(Asked(site, LOCK), checks))
     assert [(each.check, each.state, each.mend) for each in found] == [
+        ("slow", "ok", ""),
         ("hangs", "ok", ""),
         ("hangs", "wrong", "wait"),
         ("fails", "ok", ""),
         ("fails", "wrong", "see docs/sites.md; the check itself may be at fault"),
         ("says", "wrong", "write it"),
     ]
-    assert "0.3 s" in found[1].what
-    assert "KeyError" in found[3].what
+    assert "0.3 s" in found[2].what
+    assert "KeyError" in found[4].what
 
 
 def test_every_check_has_its_time_and_its_advice() -> None:
