@@ -18,13 +18,13 @@ from diffusion.training.plan import Plan
 
 # What a stage takes beside its work, in units of `Rates.start_s`: measured on two cores, see docs/planning.md
 FIXED = {
-    "begin": 3.3,
-    "shard": 2.0,
-    "train": 3.3,
+    "begin": 3.0,
+    "shard": 1.5,
+    "train": 2.8,
     "sweep": 1.3,
     "evaluate": 1.3,
-    "register": 0.3,
-    "distill": 3.3,
+    "register": 0.2,
+    "distill": 2.8,
     "deploy": 1.6,
 }
 DONE = "nothing: done before"
