@@ -1,7 +1,7 @@
 """The program `diffusion`: its commands, and what a recipe says.
 
 Those of the line are in `cli_line`, what it would take in `cli_plan`, those that draw in `cli_pictures`, those on origins in
-`cli_lineage`, those on versions in `cli_models`, those on keys in `cli_keys`, load on an endpoint in `cli_load`, the site and
+`cli_lineage`, those on versions in `cli_models`, those on keys in `cli_keys`, load on endpoints in `cli_load`, the site and
 its doctor in `cli_site`, those on datasets in `cli_data` and `cli_quarantine`.
 """
 
