@@ -9,7 +9,7 @@ PROGRAM = """
 import re
 from pathlib import Path
 import numpy as np
-from diffusion.evaluation.heap import keep_large_apart
+from diffusion.heap import keep_large_apart
 
 def anonymous_mib():
     return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024

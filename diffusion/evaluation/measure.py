@@ -23,7 +23,6 @@ from diffusion.evaluation.facts.memorized import memorization_of, nearest_pictur
 from diffusion.evaluation.facts.neighbours import kernel_of, neighbours_of
 from diffusion.evaluation.facts.restoration import restoration_of, restoration_picture
 from diffusion.evaluation.gathered import Gathered, Result, Setup
-from diffusion.evaluation.heap import keep_large_apart
 from diffusion.evaluation.metrics.memorization import Looks
 from diffusion.evaluation.plan import Task
 from diffusion.evaluation.reference import LIMIT, recall_looks, remember_looks
@@ -31,6 +30,7 @@ from diffusion.evaluation.report.report import Environment, Report, class_grid, 
 from diffusion.evaluation.restoration import cases_for
 from diffusion.evaluation.rows import Rows
 from diffusion.evaluation.worker import Worker
+from diffusion.heap import keep_large_apart
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.averages import at, wanted_by
 from diffusion.store.bundle import export_bundle, verify_bundle

@@ -18,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from diffusion.heap import keep_large_apart
 from diffusion.serving.held import Held, Source, ready
 from diffusion.serving.lineup import Key, Lineup
 from diffusion.serving.ticket import EngineStopped
@@ -42,6 +43,7 @@ class Shelf:
     """
 
     def __init__(self, source: Source, room: int = 4_096 * MIB, notes: Path | None = None) -> None:
+        keep_large_apart()  # weights come and go
         self.source, self.room, self.notes = source, room, notes
         self.on_tick: Callable[[ModelRef, int, float], None] | None = None
         self.since = int(time.time())  # seconds since 1970
