@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--slots", type=int, default=16, help="of the static contender: pictures of a batch")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; Ray gives a replica of one CPU one")
     arguments = parser.parse_args()
     bundle = bundle_of(arguments.preset)
     net = peer_net(forward_flops(bundle.denoiser, bundle.spec.resolution), bundle.spec.resolution, 8, LEVELS)

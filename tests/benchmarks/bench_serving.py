@@ -17,7 +17,6 @@ The network is the demo's, with random weights.  Run it on a machine that does n
 
 import argparse
 import statistics
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -287,7 +286,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=16, help="of the others: pictures of a batch")
     parser.add_argument("--ours", type=lambda text: text if text == "auto" else int(text), default="auto")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; Ray gives a replica of one CPU one")
     parser.add_argument("--simulate", action="store_true", help="only what measured costs lead to expect")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -301,9 +300,7 @@ def main() -> None:
     else:
         contenders = {"ours": lambda jobs, at: by_engine(engine, jobs, at)}
         contenders |= {p: lambda jobs, at, p=p: by_policy(engine, p, jobs, at, slots) for p in POLICIES}
-    print(
-        f"{arguments.requests} requests of {STEPS} steps, batches of {slots}, {threading.active_count()} threads of ours"
-    )
+    print(f"{arguments.requests} requests of {STEPS} steps, batches of {slots}, {arguments.threads} threads")
     table(engine, contenders, arguments)
 
 
