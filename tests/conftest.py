@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,12 +27,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(600))
 
 
-@pytest.fixture(scope="session")
-def short_tmp() -> Iterator[Path]:
+@contextmanager
+def short_folder() -> Iterator[Path]:
     """A folder with a short path: Unix sockets allow 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="dt-", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def short_tmp() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +53,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ray_local(short_tmp: Path) -> Iterator[None]:
+def ray_local() -> Iterator[None]:
     """A real Ray with four logical CPUs for the whole session."""
     from diffusion.adapters.ray_cluster import local_ray
 
-    with local_ray(short_tmp / "ray", cpus=4):
+    with short_folder() as folder, local_ray(folder / "ray", cpus=4):
         yield
 
 

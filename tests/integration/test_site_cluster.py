@@ -38,7 +38,9 @@ def started(folder: Path) -> Iterator[Cluster]:
     (found,) = (folder / "venv").glob("lib/python*/site-packages")
     (found / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")  # where no other .pth is heeded
     token, log = folder / "token", folder / "log"
-    port, dashboard = free_port(), free_port()
+    dashboard = free_port()
+    ports = {"port": free_port(), "dashboard-port": dashboard, "ray-client-server-port": free_port()}
+    ports |= {f"dashboard-agent-{kind}-port": free_port() for kind in ("listen", "grpc")}  # another Ray has the usual
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     environment = {
@@ -51,7 +53,7 @@ def started(folder: Path) -> Iterator[Cluster]:
     probe = subprocess.run([python, "-c", "import diffusion"], cwd=folder, env=environment, capture_output=True)
     assert b"No module named 'diffusion'" in probe.stderr
     command = [python, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"]
-    command += [f"--port={port}", f"--ray-client-server-port={free_port()}", f"--dashboard-port={dashboard}"]
+    command += [f"--{name}={port}" for name, port in ports.items()]
     with open(log, "wb") as written:
         process = subprocess.Popen(
             [*command, "--num-cpus=4", "--object-store-memory=200000000", f"--temp-dir={folder / 'r'}"],
@@ -68,7 +70,7 @@ def started(folder: Path) -> Iterator[Cluster]:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", token)
+        yield Cluster(f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{dashboard}", token)
     finally:
         process.terminate()
         try:
