@@ -365,7 +365,7 @@ def pins(name: str) -> dict[str, tuple[str, int]]:
     for included in re.findall(r"^-r (\S+)$", text, re.MULTILINE):
         found |= pins(included)
     for line in text.replace("\\\n", " ").splitlines():
-        if pin := re.match(r"([\w.-]+)==(\S+)(.*)", line):
+        if pin := re.match(r"([\w.-]+)(?:==| @ https://download\.pytorch\.org/\S+/torch-)([^\s%-]+)(.*)", line):
             found[normal(pin[1])] = pin[2], len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", pin[3]))
     return found
 
@@ -381,7 +381,7 @@ def test_packages_of_the_image_are_the_locks_each_with_its_hashes(name: str) -> 
     assert {"ray", "prefect", "mlflow", "torch", "psycopg", "boto3"} <= found.keys()
     others = {package for package in found if package not in locked}
     assert all(each.startswith(("nvidia-", "cuda-")) or each in ("triton", "setuptools") for each in others), others
-    assert {package: version.split("+")[0] for package, (version, _) in found.items() if package not in others} == {
+    assert {package: version for package, (version, _) in found.items() if package not in others} == {
         package: locked[package] for package in found if package not in others
     }
     assert min(hashes for _, hashes in found.values()) >= 1

@@ -65,18 +65,23 @@ def written(name: str, head: str, pins: dict[str, tuple[str, list[str]]]) -> Non
 
 
 def cpu(torch: str) -> None:
-    """torch for CPUs, of PyTorch's index."""
+    """torch for CPUs, by its address on PyTorch's index: as a second index it would be asked for every package."""
     version = f"{torch}+cpu"
     index = (f"--index-url={PYTORCH}", "--extra-index-url=", "--no-deps")
-    try:
-        found = [asked(machine, [f"torch=={version}"], *index)["torch"][1] for machine in ("x86_64", "aarch64")]
-    except subprocess.CalledProcessError:
-        if f"torch=={version} " not in (HERE / "cpu.txt").read_text():
-            raise SystemExit(f"{PYTORCH} does not answer, and cpu.txt is of another torch than {version}") from None
-        print(f"{PYTORCH} does not answer: cpu.txt stays as it is")
-        return
-    head = f"amd64 and arm64, without a GPU.\n-r common.txt\n--extra-index-url {PYTORCH}"
-    written("cpu.txt", head, {"torch": (version, found)})
+    lines = []
+    for machine in ("x86_64", "aarch64"):
+        try:
+            sha256 = asked(machine, [f"torch=={version}"], *index)["torch"][1]
+        except subprocess.CalledProcessError:
+            if f"/torch-{version.replace('+', '%2B')}-" not in (HERE / "cpu.txt").read_text():
+                raise SystemExit(f"{PYTORCH} does not answer, and cpu.txt is of another torch than {version}") from None
+            print(f"{PYTORCH} does not answer: cpu.txt stays as it is")
+            return
+        tag = f"cp{PYTHON.replace('.', '')}"
+        url = f"{PYTORCH}/torch-{version.replace('+', '%2B')}-{tag}-{tag}-manylinux_2_28_{machine}.whl"
+        lines.append(f'torch @ {url} ; platform_machine == "{machine}" \\\n    --hash=sha256:{sha256}\n')
+    head = f"# Made by lock.py for Python {PYTHON}.  amd64 and arm64, without a GPU.\n-r common.txt\n"
+    (HERE / "cpu.txt").write_text(head + "".join(lines))
 
 
 def main() -> None:

@@ -3,6 +3,7 @@ installed runs.
 
     python -m tests.benchmarks.bench_image            # the cpu target; some minutes, 3 GB below --folder
     python -m tests.benchmarks.bench_image --target cuda
+    python -m tests.benchmarks.bench_image --wheels FOLDER    # torch from there, where its index is out of reach
 
 Left out are the base image, the user and the paths at the root: they need an engine.  Every package is held to its sha256.
 """
@@ -21,7 +22,7 @@ from tests.dockerfile import steps
 ROOT = Path(__file__).parents[2]
 
 
-def done(folder: Path, target: str) -> Path:
+def done(folder: Path, target: str, wheels: Path | None) -> Path:
     """Do them below the folder.  Returns the environment's binaries."""
     source, venv = folder / "src", folder / "venv"
     source.mkdir()
@@ -40,6 +41,10 @@ def done(folder: Path, target: str) -> Path:
                 copied.parent.mkdir(parents=True, exist_ok=True)
                 tree = (ROOT / file).is_dir()
                 (shutil.copytree if tree else shutil.copy)(ROOT / file, copied)
+            if wheels and (pins := source / "infra" / "requirements" / "cpu.txt").exists():
+                pins.write_text(
+                    pins.read_text().replace("https://download.pytorch.org/whl/cpu", wheels.resolve().as_uri())
+                )
         else:
             subprocess.run(words, shell=True, cwd=source, env=environment, check=True)
             print(f"{time.monotonic() - started:6.1f} s  {words.split('install')[0][:60]}...")
@@ -50,10 +55,13 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--target", choices=("cpu", "cuda"), default="cpu")
     options.add_argument("--folder", type=Path, help="Where; else a temporary one")
+    options.add_argument(
+        "--wheels", type=Path, help="Folder with torch's wheel for CPUs; its sha256 is compared as well"
+    )
     given = options.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="image-") as made:
         folder = Path(made)
-        binaries = done(folder, given.target)
+        binaries = done(folder, given.target, given.wheels)
         environment = {"PATH": f"{binaries}:/usr/bin:/bin", "HOME": made, "DIFFUSION_HOME": str(folder / "home")}
         for command in ("diffusion --help", "ray --version", "mlflow --version", "prefect --version", "serve --help"):
             subprocess.run(command.split(), env=environment, cwd=made, check=True, stdout=subprocess.DEVNULL)
