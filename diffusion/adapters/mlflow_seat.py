@@ -13,10 +13,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.recipe import Frozen
+from diffusion.store.lease import lives, machine
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +44,7 @@ class _Claim(Frozen):
         """Whether its owner has died, or said nothing for too long."""
         if self.until < time.time():
             return True
-        return self.machine is not None and self.machine == _machine() and not _lives(self.process)
+        return self.machine is not None and self.machine == machine() and not lives(self.process)
 
 
 @dataclass
@@ -102,7 +102,7 @@ def _turn(client: "MlflowClient", name: str, key: str, deadline: float) -> float
 def _say(client: "MlflowClient", name: str, key: str, number: int) -> float:
     """Write the tag; returns when, before it was written, by the monotonic clock."""
     now = time.monotonic()
-    claim = _Claim(number=number, until=time.time() + LEASE_S, machine=_machine(), process=os.getpid())
+    claim = _Claim(number=number, until=time.time() + LEASE_S, machine=machine(), process=os.getpid())
     client.set_registered_model_tag(name, key, claim.model_dump_json())
     return now
 
@@ -120,22 +120,3 @@ def _others(client: "MlflowClient", name: str, key: str) -> dict[str, _Claim]:
         with suppress(Exception):  # another process removes it as well
             client.delete_registered_model_tag(name, other)
     return there
-
-
-def _machine() -> str | None:
-    """What tells apart machines, and containers whose processes have numbers of their own; None where nothing does."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return None
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True

@@ -7,12 +7,13 @@ from diffusion.data.datasets import Dataset
 from diffusion.data.versions import Head
 from diffusion.lineage import sidecars
 from diffusion.lineage.looks import Finding, Look, Tell, asked, hashed, said
+from diffusion.store.lease import FOLDER as LEASES
 from diffusion.store.storage import Storage
 
 
 def looks_at_data(root: Storage, but: Collection[str] = ()) -> Iterator[Look]:
     """At all of a data root.  but: folders in it that have something else."""
-    sizes = {found.name: found.size for found in root.walk() if found.name.partition("/")[0] not in but}
+    sizes = {found.name: found.size for found in root.walk() if found.name.partition("/")[0] not in (*but, LEASES)}
     known: set[str] = set()
     damaged: list[str] = []  # datasets
     for name in sorted(sizes):

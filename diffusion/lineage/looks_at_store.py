@@ -15,6 +15,7 @@ from diffusion.lineage.looks import Finding, Look, Tell, asked, hashed, said
 from diffusion.recipe import canonical_json, digest_of, first_mistake
 from diffusion.store.averages import MANIFEST_NAME, Manifest
 from diffusion.store.bundle_spec import SPEC_NAME, BundleSpec, bundle_path
+from diffusion.store.lease import FOLDER as LEASES
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import LocalFolder, Storage, open_storage
 from diffusion.store.works import digested, finished
@@ -23,7 +24,7 @@ _NAMED = {  # folders of folders named by the first digits of a file's sha256: t
     "evaluations": ("report.json", "diffusion evaluate"),
     "sweeps": ("sweep.json", "diffusion sweep"),
 }
-TOPS = ("runs", "bundles", *_NAMED, "features", "works")  # what a store has in it beside datasets
+TOPS = ("runs", "bundles", *_NAMED, "features", "works", LEASES)  # what a store has in it beside datasets
 _features = Lock()  # a file of features is read at once, and there are large ones
 
 

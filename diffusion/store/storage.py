@@ -1,7 +1,7 @@
 """Where bytes lie: a folder or an S3 prefix, behind the same few functions.
 
 Names are relative, with '/'.  An object appears whole or not at all.  What is named by its content may be put twice without
-harm; nothing else is put twice.
+harm; nothing else is put twice, but a claim (`store.lease`), which its owner alone writes.
 """
 
 import errno
