@@ -22,6 +22,7 @@ import typer
 from diffusion.adapters.ray_cluster import end_processes
 from diffusion.recipe import first_mistake
 from diffusion.store.publish import DiskFull
+from diffusion.store.scrub import scrubbed
 from diffusion.store.storage import StorageUnavailable
 from flows.console import alive, error, moving, quiet, say, waiting, warned
 from flows.preflight import check_home
@@ -170,9 +171,9 @@ def reported(*, debug: bool, log: Path | None = None) -> Iterator[None]:
             raise
         if log:
             with suppress(OSError), open(log, "a") as file:  # its disk may be full
-                traceback.print_exc(file=file)
+                file.write(scrubbed(traceback.format_exc()))
         mistake = isinstance(problem, ValueError) and not isinstance(problem, UnicodeError)
-        error(_told(problem, log, mistake or isinstance(problem, DiskFull | StorageUnavailable)))
+        error(scrubbed(_told(problem, log, mistake or isinstance(problem, DiskFull | StorageUnavailable))))
         raise typer.Exit(2 if mistake else 1) from None
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
@@ -17,6 +16,7 @@ from diffusion.data.reading import Reading
 from diffusion.recipe import Frozen, mistake
 from diffusion.serving.keys import FILE as KEYS
 from diffusion.serving.keys import Access, is_loopback
+from diffusion.store.scrub import holds_password
 from diffusion.store.storage import open_storage
 from flows.console import waiting
 from flows.site_file import DEFAULT, PREFIX, Setting, hidden, settings
@@ -99,7 +99,7 @@ class Site(Frozen):
     @field_validator("mlflow", "prefect", "ray")
     @classmethod
     def _without_password(cls, address: str | None, info: ValidationInfo) -> str | None:
-        if address and urlsplit(address).password:
+        if address and holds_password(address):
             instead = _INSTEAD[info.field_name]
             raise ValueError(f"a site holds no password, for Prefect shows it: leave it out, and {instead}")
         return address or None
@@ -260,7 +260,13 @@ class Site(Frozen):
         }
 
     def prepare(self) -> None:
-        """Make `home` and set the variables above that the user has not set.  Before Prefect, Ray or MLflow is imported."""
+        """Make `home` and set the variables above that the user has not set.  Before Prefect, Ray or MLflow is imported.
+
+        Raises ValueError for a server of Prefect's whose address holds a password: logs and errors would show it.
+        """
+        if holds_password(os.environ.get("PREFECT_API_URL", "")):
+            instead = _INSTEAD["prefect"]
+            raise ValueError(f"PREFECT_API_URL holds a password, which logs would show: leave it out, and {instead}")
         self.store.mkdir(parents=True, exist_ok=True)
         self.logs.mkdir(exist_ok=True)
         for key, value in self.environment().items():

@@ -14,7 +14,8 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
+
+from diffusion.store.scrub import HIDDEN, is_secret, without_passwords
 
 PREFIX = "DIFFUSION_"
 VARIABLE = f"{PREFIX}SITE"
@@ -49,8 +50,6 @@ _USUAL = (  # of the libraries' variables those that a site needs: a name that i
 )
 _SETTING_OF = {"PREFECT_API_URL": "prefect", "MLFLOW_TRACKING_URI": "mlflow", "RAY_ADDRESS": "ray"}
 _PLACES = ("home", "data", "runs", "bundles")
-_SECRET = re.compile(r"SECRET|PASSWORD|TOKEN|API_KEY|AUTH_STRING|ACCESS_KEY|HEADERS")
-_NO_SECRET = re.compile(r"_(PATH|FILE)$")  # where one is, not what it is
 
 
 class SiteFile(NamedTuple):
@@ -130,21 +129,12 @@ def in_force(
     return found, variables
 
 
-def is_secret(name: str) -> bool:
-    """Whether a variable of this name holds a secret."""
-    return bool(_SECRET.search(name)) and not _NO_SECRET.search(name)
-
-
 def hidden(name: str, value: object) -> str:
-    """A value for people: without the secret that it is, and without the password in an address."""
+    """A value for people: without the secret that it is, and without the passwords in an address."""
     text = str(value)
     if is_secret(name):
-        return "(hidden)" if text else ""
-    try:
-        password = urlsplit(text).password
-    except ValueError:  # no address
-        return text
-    return text.replace(f":{password}@", ":(hidden)@") if password else text
+        return HIDDEN if text else ""
+    return without_passwords(text)
 
 
 def _wrong_keys(said: Mapping[str, object], fields: Collection[str]) -> Iterator[str]:

@@ -87,6 +87,10 @@ def test_all_wrong_keys_are_named_at_once(tmp_path: Path) -> None:
         ("mlflow", "http://me:hush@mlflow:5000", "MLFLOW_TRACKING_PASSWORD"),
         ("mlflow", "postgresql+psycopg://me:hush@db/mlflow", "PGPASSWORD"),
         ("prefect", "https://me:hush@prefect/api", "PREFECT_API_AUTH_STRING"),
+        ("mlflow", "postgresql://me:a#hush@db/mlflow", "PGPASSWORD"),  # SQLAlchemy takes it so
+        ("mlflow", "postgresql://db/mlflow?user=me&password=hush", "PGPASSWORD"),
+        ("data", "s3://AKIA:ab/hush+cd@bucket/prefix", "AWS_SECRET_ACCESS_KEY"),
+        ("runs", "https://me:hush@host/x", "give a folder"),
     ],
 )
 def test_a_site_holds_no_password_and_no_error_shows_one(field: str, address: str, instead: str) -> None:
@@ -117,6 +121,9 @@ def test_a_cluster_has_a_token_of_its_own(tmp_path: Path) -> None:
         ("RAY_AUTH_TOKEN_PATH", "/etc/token", "/etc/token"),
         ("PREFECT_API_URL", "http://me:hush@host/api", "http://me:(hidden)@host/api"),
         ("AWS_ENDPOINT_URL", "http://s3:9000", "http://s3:9000"),
+        ("DIFFUSION_KEY", "dk-abc", "(hidden)"),
+        ("DIFFUSION_NOTIFY", "https://hooks.example.org/T0/B0/abc", "(hidden)"),
+        ("RAY_REDIS_PASSWORD", "", ""),
     ],
 )
 def test_secrets_are_hidden(name: str, value: str, shown: str) -> None:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from diffusion.adapters.mlflow_tracking import Tracking, connect
 from diffusion.store.refs import DatasetRef, EvaluationRef, SweepRef
+from diffusion.store.scrub import scrubbed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,7 +91,7 @@ def finish_run(tracking: Tracking, run_id: str, status: str = "FINISHED", error:
     """Close a run as FINISHED, FAILED or KILLED; what went wrong becomes its tag `error`."""
     client = connect(tracking)
     if error is not None:
-        client.set_tag(run_id, "error", f"{type(error).__name__}: {error}"[:5_000])
+        client.set_tag(run_id, "error", scrubbed(f"{type(error).__name__}: {error}")[:5_000])
     client.set_terminated(run_id, status)
 
 

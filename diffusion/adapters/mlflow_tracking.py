@@ -9,6 +9,7 @@ from pydantic import Field
 
 from diffusion.recipe import Frozen
 from diffusion.store.publish import fsync_path, staging
+from diffusion.store.scrub import scrubbed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -80,8 +81,10 @@ def _asked(tracking: Tracking) -> tuple["MlflowClient", bool]:
         if error.error_code != "INTERNAL_ERROR":
             raise
         raise ConnectionError(
-            f"MLflow does not answer at {tracking.uri}: start it there, or set DIFFUSION_MLFLOW to where it is."
-            f" It said: {error}"
+            scrubbed(
+                f"MLflow does not answer at {tracking.uri}: start it there, or set DIFFUSION_MLFLOW to where it is."
+                f" It said: {error}"
+            )
         ) from error
 
 

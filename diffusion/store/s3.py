@@ -21,6 +21,7 @@ from uuid import uuid4
 from diffusion.store.publish import replacing
 from diffusion.store.retry import Passing, Patience, ask
 from diffusion.store.s3_errors import CORRECT, Changed, NoUpload, PastEnd, understood
+from diffusion.store.scrub import holds_password
 from diffusion.store.storage import S3_SCHEME, Found, StorageRefused, StorageUnavailable, check_name, check_prefix
 
 _MOST_PARTS = 10_000  # of a multipart upload, by S3's rules; a part has 5 MiB or more
@@ -257,7 +258,7 @@ def _parsed(uri: str) -> tuple[str, str]:
     """s3://bucket/some/prefix -> "bucket", "some/prefix/".  Raises StorageRefused."""
     bucket, _, prefix = uri.removeprefix(S3_SCHEME).partition("/")
     prefix = prefix.strip("/")
-    if "@" in bucket:
+    if {"@", ":"} & set(bucket):  # of a key with a slash in it, as every other has, what comes before that
         raise StorageRefused(
             "an s3:// URI holds no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
         )
@@ -314,6 +315,12 @@ def _made_client(pid: int, settings: tuple, connect_s: float, silent_s: float):
     import boto3
     from botocore.config import Config
 
+    for name, value in settings:
+        if name.startswith("AWS_ENDPOINT_URL") and holds_password(value):
+            raise StorageRefused(
+                f"{name} holds a password, which errors would show: leave it out; S3 asks for AWS_ACCESS_KEY_ID and"
+                " AWS_SECRET_ACCESS_KEY"
+            )
     config = Config(
         connect_timeout=connect_s,
         read_timeout=silent_s,

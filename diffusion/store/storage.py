@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from diffusion.store.publish import PREFIX, fsync_path, replacing, room_in, write_atomic
+from diffusion.store.scrub import without_passwords
 
 S3_SCHEME = "s3://"
 _LONGEST_NAME = 1024  # bytes of UTF-8; S3's limit for a key
@@ -78,7 +79,9 @@ def open_storage(uri: str | Path) -> Storage:
     if scheme := re.match(
         r"([A-Za-z][A-Za-z0-9+.-]+):/", text
     ):  # of one slash: a Path made of a URI has lost the other
-        raise StorageRefused(f"{text}: {scheme[1]!r} is no kind of storage here: give a folder or s3://bucket/prefix")
+        raise StorageRefused(
+            f"{without_passwords(text)}: {scheme[1]!r} is no kind of storage here: give a folder or s3://bucket/prefix"
+        )
     return LocalFolder(Path(uri).expanduser().absolute())
 
 

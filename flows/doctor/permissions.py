@@ -6,10 +6,11 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffusion.store.scrub import is_secret
 from flows.doctor.finding import Asked, Finding, ok, told, warning, wrong
 from flows.preflight import check_access
 from flows.site import Site
-from flows.site_file import is_secret, site_file
+from flows.site_file import site_file
 
 
 def permissions(asked: Asked) -> Iterator[Finding]:

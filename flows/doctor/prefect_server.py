@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 from flows.doctor.finding import Asked, Finding, ok, warning, wrong
 from flows.doctor.http import Silent, ask, prefect_headers, prefect_url
+from flows.site_file import hidden
 
 
 def prefect(asked: Asked) -> Iterator[Finding]:
@@ -20,37 +21,38 @@ def prefect(asked: Asked) -> Iterator[Finding]:
 
 
 def _server(url: str) -> Iterator[Finding]:
+    shown = hidden("", url)
     ready = ask(f"{url}/ready")
     if ready.status == 404:
-        yield _no_api(url, "404")
+        yield _no_api(shown, "404")
         return
     if ready.status != 200:
-        what = f"the server at {url} does not reach its database ({ready.status})"
+        what = f"the server at {shown} does not reach its database ({ready.status})"
         yield wrong("prefect", what, "start the database that PREFECT_API_DATABASE_CONNECTION_URL of the server names")
         return
     told = ask(f"{url}/admin/version", headers=prefect_headers())
     if told.status in (401, 403):
         yield wrong(
             "prefect",
-            f"the server at {url} does not let us in ({told.status})",
+            f"the server at {shown} does not let us in ({told.status})",
             "PREFECT_API_AUTH_STRING=USER:PASSWORD, as the server's, or PREFECT_API_KEY",
         )
         return
     theirs, ours = told.json, version("prefect")
     if told.status != 200:
-        yield wrong("prefect", f"{url} answers {told.status} for its version", "look at the server's log")
+        yield wrong("prefect", f"{shown} answers {told.status} for its version", "look at the server's log")
     elif not isinstance(theirs, str):  # a page
-        yield _no_api(url, "a page")
+        yield _no_api(shown, "a page")
     elif theirs.split(".")[:2] != ours.split(".")[:2]:
-        what = f"the server at {url} is Prefect {theirs}, and this program has {ours}"
+        what = f"the server at {shown} is Prefect {theirs}, and this program has {ours}"
         yield wrong(
             "prefect", what, f"`pip install prefect=={ours}` on the server, then `prefect server database upgrade`"
         )
     elif theirs != ours:
-        what = f"the server at {url} is Prefect {theirs}, and this program has {ours}"
+        what = f"the server at {shown} is Prefect {theirs}, and this program has {ours}"
         yield warning("prefect", what, f"`pip install prefect=={ours}` on the server, before they drift apart")
     else:
-        yield ok("prefect", f"{url} answers: Prefect {theirs}, and its database")
+        yield ok("prefect", f"{shown} answers: Prefect {theirs}, and its database")
 
 
 def _no_api(url: str, instead: str) -> Finding:

@@ -19,6 +19,7 @@ from diffusion.data.sources.patterns import SPECIAL, matching
 from diffusion.data.sources.places import file_of, located, place, storage_at
 from diffusion.data.sources.tables import TABLES, table_items
 from diffusion.recipe import Columns
+from diffusion.store.scrub import holds_password
 from diffusion.store.storage import S3_SCHEME, LocalFolder, StorageUnavailable
 
 EMBEDDED = "embedded"
@@ -108,6 +109,11 @@ def uri_of(source: str) -> str:
     """A source's one name.  Raises BadSource for one that cannot be read from where it is."""
     if source == EMBEDDED:
         return str(resources.files("diffusion.data") / "embedded" / "noto-emoji-64.zip")
+    if holds_password(source):  # before anything repeats it
+        raise BadSource(
+            "a source's address holds no password, for Prefect and datasets keep it: leave it out; a bucket's keys are"
+            " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if source.startswith(S3_SCHEME):
         if not source.removeprefix(S3_SCHEME).strip("/"):
             raise BadSource(f"source {source} names no bucket: give s3://bucket/prefix")
