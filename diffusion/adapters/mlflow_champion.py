@@ -127,16 +127,18 @@ def _check_served_before(client: "MlflowClient", name: str, version: str, moves:
 
 
 def _withdraw(client: "MlflowClient", name: str, present: str, target: str, moves: list[Move]) -> None:
-    """Tag the champion and those before it that came after the target."""
-    if WITHDRAWN in client.get_model_version(name, target).tags:
-        client.delete_model_version_tag(name, target, WITHDRAWN)
-        return
+    """Tag the champion and those before it that came after the target, and take that tag from the target.  A withdrawn one
+    that is not among those before the champion came after it: then none is tagged."""
+    was = WITHDRAWN in client.get_model_version(name, target).tags
     chain = [present]
     while (earlier := _before(moves, chain[-1])) is not None and earlier != target and earlier not in chain:
         chain.append(earlier)
-    reached = _before(moves, chain[-1]) == target
-    for version in chain if reached else chain[:1]:
+    if _before(moves, chain[-1]) != target:
+        chain = [] if was else [present]
+    for version in chain:
         client.set_model_version_tag(name, version, WITHDRAWN, f"for version {target}")
+    if was:
+        client.delete_model_version_tag(name, target, WITHDRAWN)
 
 
 def _called(version: str | None) -> str:
