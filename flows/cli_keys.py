@@ -43,7 +43,7 @@ def add(
         say(f"  {secret}")
         say("  Clients send it as `Authorization: Bearer KEY`, and so does OpenAI's with api_key=KEY.")
 
-    guarded(work, debug, home=home)
+    guarded(work, debug, room=0, home=home)
 
 
 @app.command("list")
@@ -71,7 +71,7 @@ def remove(name: KeyName, home: Home = None, debug: Debug = False) -> None:
             beyond = "one that listens beyond this machine lets nobody in"
             warn(f"it was the last: an endpoint on loopback asks for no key now, {beyond} (DIFFUSION_OPEN=true apart)")
 
-    guarded(work, debug, home=home)
+    guarded(work, debug, room=0, home=home)
 
 
 def _may(key: Key) -> str:

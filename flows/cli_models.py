@@ -72,7 +72,7 @@ def rollback(
             f" `diffusion deploy --name {name}` serves version {move.target}."
         )
 
-    guarded(work, debug, home=home)
+    guarded(work, debug, room=0, home=home)
 
 
 def _table(name: str, versions: "list[Listed]") -> None:

@@ -25,7 +25,7 @@ from diffusion.store.publish import DiskFull
 from diffusion.store.scrub import scrubbed
 from diffusion.store.storage import StorageUnavailable
 from flows.console import alive, error, moving, quiet, say, waiting, warned
-from flows.preflight import check_home
+from flows.preflight import FREE_DISK_BYTES, check_home
 from flows.site import Site, keeping_ray, ray_is_kept
 
 _NEARLY_FULL_BYTES = 2**24  # where libraries fail to write, each with words of its own
@@ -38,11 +38,12 @@ _told_of_interruption = threading.Event()
 _waiting_shells: list[subprocess.Popen] = []  # for a sudden end of this process
 
 
-def guarded(work: Callable[[Site], None], debug: bool, **given: object) -> None:
-    """Run `work` on the site, libraries' output in a log file, its errors told in a line, nothing left behind."""
+def guarded(work: Callable[[Site], None], debug: bool, *, room: int = FREE_DISK_BYTES, **given: object) -> None:
+    """Run `work` on the site, libraries' output in a log file, its errors told in a line, nothing left behind.  room: bytes
+    that the disk must have left; what frees, revokes or takes back must not be held up by a full one."""
     with reported(debug=debug):
         site = Site.from_environment(**given)
-        check_home(site)
+        check_home(site, room)
         site.prepare()
         log = site.logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{sys.argv[1] if len(sys.argv) > 1 else 'run'}.log"
         signal.signal(signal.SIGTERM, _interrupt)
@@ -109,7 +110,10 @@ def reading(work: Callable[[Site], None], debug: bool, **given: object) -> None:
     """`guarded`; on a home that may only be read `looking`, for work that can do without writing."""
     with reported(debug=debug):
         home = Site.from_environment(**given).home
-    (looking if home.is_dir() and not os.access(home, os.W_OK) else guarded)(work, debug, **given)
+    if home.is_dir() and not os.access(home, os.W_OK):
+        looking(work, debug, **given)
+    else:
+        guarded(work, debug, room=0, **given)
 
 
 def prefect_configured(site: Site) -> bool:

@@ -171,13 +171,13 @@ def check_empty(folder: Path) -> None:
         raise ValueError(f"--out {folder} has files in it, and none is overwritten: give a new folder, or an empty one")
 
 
-def check_home(site: Site) -> None:
-    """The home can be written and its disk is not nearly full."""
+def check_home(site: Site, room: int = FREE_DISK_BYTES) -> None:
+    """The home can be written, and its disk has so many bytes left."""
     nearest = check_folder(site.home, "`--home DIR` or DIFFUSION_HOME=DIR")
     free = shutil.disk_usage(nearest).free
-    if free < FREE_DISK_BYTES:
+    if free < room:
         raise ValueError(
-            f"{nearest} has {free / 2**30:.1f} GiB free and a run needs about {FREE_DISK_BYTES / 2**30:.0f}: make room, or"
+            f"{nearest} has {free / 2**30:.1f} GiB free and a run needs about {room / 2**30:.0f}: make room, or"
             " choose another disk with `--home DIR`"
         )
 

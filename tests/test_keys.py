@@ -4,8 +4,11 @@ import hashlib
 import hmac
 import json
 import logging
+import os
 import re
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import accumulate
@@ -210,3 +213,21 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         command("keys", "add", "other", "--priority", "urgent")
     assert "it was the last" in command("keys", "remove", "web")[1]
     assert read(site.access.keys) == ()
+
+
+def test_a_key_can_be_revoked_where_the_disk_has_no_room_for_a_run(tmp_path: Path) -> None:
+    """Nor a rollback, which is let in the same way."""
+    mount = f"mount -t tmpfs -o size=1m none {tmp_path}"
+    program = (sys.executable, "-c", "from flows.cli import main; main()", "keys")
+    both = f"""sh -c '{mount} && "$@" add web && "$@" remove web' sh "$@" """
+    done = subprocess.run(
+        ["sh", "-c", f"exec unshare --user --map-root-user --mount {both}", "sh", *program],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"DIFFUSION_HOME": str(tmp_path / "d")},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    if not done.stdout and ("unshare" in done.stderr or "mount" in done.stderr):
+        pytest.skip(f"no file system of our own can be had here: {done.stderr.strip()}")
+    assert (done.returncode, "the key web is not known any more" in done.stdout) == (0, True), done.stderr
