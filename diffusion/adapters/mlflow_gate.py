@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from diffusion.adapters.mlflow_card import VERDICT_NAME
 from diffusion.adapters.mlflow_champion import CHAMPION, WITHDRAWN, Overtaken
 from diffusion.adapters.mlflow_registry import aliases_of, register, version_of
+from diffusion.adapters.mlflow_runs import log_evaluation
 from diffusion.adapters.mlflow_tracking import Tracking, connect
 from diffusion.evaluation.gate.gate import verdict
 from diffusion.evaluation.gate.verdict import Verdict
@@ -19,6 +21,9 @@ from diffusion.serving.engine import Engine
 from diffusion.serving.latency import measure
 from diffusion.store.bundle import load_bundle
 from diffusion.store.refs import EvaluationRef, ModelRef
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 TRIES = 8  # of the races that one registration may lose
 
@@ -37,6 +42,8 @@ def settle(tracking: Tracking, evaluation: EvaluationRef, recipe: Recipe, device
     for left in reversed(range(TRIES)):
         against = champion_version(tracking, name)
         champion = against and _champion(tracking, name, against, challenger)
+        if champion is challenger:  # what MLflow has cannot be read, and may be this very report
+            log_evaluation(tracking, evaluation, recipe.evaluate, again=True)
         withdrawn = _withdrawn(tracking, name, challenger)
         judged = verdict(challenger, champion, recipe.gate, against=against, withdrawn=withdrawn, latency=latency)
         try:
@@ -68,10 +75,17 @@ def report_of(tracking: Tracking, name: str, version: str) -> Report:
             f" alias {CHAMPION} to a version that has one, or remove it."
         )
     with tempfile.TemporaryDirectory() as folder:
-        client.download_artifacts(tags["evaluation_run"], REPORT_NAME, folder)
         try:
+            client.download_artifacts(run_id := tags["evaluation_run"], REPORT_NAME, folder)
             # the run's own digest: the version's tags change one after the other when it is judged anew
-            return load_report(folder, client.get_run(tags["evaluation_run"]).data.tags["report_digest"])
+            return load_report(folder, client.get_run(run_id).data.tags["report_digest"])
+        except (OSError, MlflowException) as error:
+            if _kept(client, run_id, REPORT_NAME):
+                raise
+            raise ValueError(
+                f"{REPORT_NAME} of MLflow run {run_id}, by which version {version} of {name!r} was judged, is gone from"
+                f" there. Evaluate and register that model again."
+            ) from error
         except ValidationError as error:
             raise ValueError(
                 f"version {version} of {name!r} was measured by an earlier version of this program, and its numbers are not"
@@ -79,8 +93,8 @@ def report_of(tracking: Tracking, name: str, version: str) -> Report:
             ) from error
         except ValueError as error:
             raise ValueError(
-                f"{REPORT_NAME} of MLflow run {tags['evaluation_run']} is not the one that version {version} of {name!r}"
-                f" was judged by: it was changed there. Evaluate and register that model again."
+                f"{REPORT_NAME} of MLflow run {run_id} is not the one that version {version} of {name!r} was judged by:"
+                f" it was changed there. Evaluate and register that model again."
             ) from error
 
 
@@ -88,10 +102,20 @@ def verdict_of(tracking: Tracking, name: str, version: str) -> Verdict | None:
     """How the gate last judged a version of the model `name`; None where it was registered before verdicts were kept."""
     client = connect(tracking)
     run_id = client.get_model_version(name, version).tags.get("evaluation_run")
-    if run_id is None or VERDICT_NAME not in {item.path for item in client.list_artifacts(run_id)}:
+    if run_id is None or not _kept(client, run_id, VERDICT_NAME):
         return None
     with tempfile.TemporaryDirectory() as folder:
         return Verdict.model_validate_json(Path(client.download_artifacts(run_id, VERDICT_NAME, folder)).read_bytes())
+
+
+def _kept(client: "MlflowClient", run_id: str, name: str) -> bool:
+    """Whether MLflow has this file of a run; somebody may have deleted it there, or the run."""
+    try:
+        return name in {item.path for item in client.list_artifacts(run_id)}
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
 
 
 def stands(tracking: Tracking, model: ModelRef, gate: GateRecipe) -> bool:
@@ -102,14 +126,23 @@ def stands(tracking: Tracking, model: ModelRef, gate: GateRecipe) -> bool:
         return False
     champion = champion_version(tracking, model.name)
     if judged.passed:
-        return champion == model.version
+        return champion == model.version and _readable(tracking, model)
     withdrawn = WITHDRAWN in connect(tracking).get_model_version(model.name, model.version).tags
     return champion == judged.against and withdrawn == any(check.name == WITHDRAWN for check in judged.checks)
 
 
+def _readable(tracking: Tracking, model: ModelRef) -> bool:
+    """Whether others can be held against its report, as MLflow has it."""
+    try:
+        report_of(tracking, model.name, model.version)
+    except ValueError:
+        return False
+    return True
+
+
 def _champion(tracking: Tracking, name: str, version: str, challenger: Report) -> Report:
     """The champion's report; the challenger's own where they are one bundle whose report cannot be read: it may be of an
-    earlier program, and measuring anew is the remedy."""
+    earlier program, or changed or deleted in MLflow, and measuring or registering it anew is the remedy."""
     digest = connect(tracking).get_model_version(name, version).tags.get("bundle_digest")
     try:
         return report_of(tracking, name, version)

@@ -116,14 +116,14 @@ def recorded(
     finish_run(tracking, run_id)
 
 
-def log_evaluation(tracking: Tracking, evaluation: EvaluationRef, recipe: BaseModel) -> str:
+def log_evaluation(tracking: Tracking, evaluation: EvaluationRef, recipe: BaseModel, *, again: bool = False) -> str:
     """Log a report (recipe, metrics, grid, report.json and .md) as a run below its training run, once.
 
-    Returns the run's id.
+    again: in place of what that run has, as where somebody changed or deleted its files.  Returns the run's id.
     """
     tags = {"bundle_digest": evaluation.bundle_digest, "stage": "evaluate"}
     name = f"evaluate {evaluation.bundle_digest[:8]}"
-    return _log_found(tracking, evaluation, recipe, name, "report_digest", tags)
+    return _log_found(tracking, evaluation, recipe, name, "report_digest", tags, again=again)
 
 
 def log_sweep(tracking: Tracking, sweep: SweepRef, recipe: BaseModel) -> str:
@@ -133,12 +133,19 @@ def log_sweep(tracking: Tracking, sweep: SweepRef, recipe: BaseModel) -> str:
 
 
 def _log_found(
-    tracking: Tracking, found: EvaluationRef | SweepRef, recipe: BaseModel, name: str, key: str, tags: dict[str, str]
+    tracking: Tracking,
+    found: EvaluationRef | SweepRef,
+    recipe: BaseModel,
+    name: str,
+    key: str,
+    tags: dict[str, str],
+    *,
+    again: bool = False,
 ) -> str:
     """What was found of a training run as a run below it, once.  key: the tag that has its digest."""
     client = connect(tracking)
     run_id = _find_run(client, tracking, key, found.digest)
-    if run_id is not None and client.get_run(run_id).info.status == "FINISHED":
+    if run_id is not None and not again and client.get_run(run_id).info.status == "FINISHED":
         return run_id
     parent = training_run(client, found)
     tags |= {key: found.digest, "run_digest": found.run.digest, "dataset_digest": found.run.dataset.digest}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from diffusion.adapters.mlflow_gate import champion_report, settle, verdict_of
+from diffusion.adapters.mlflow_gate import champion_report, settle, stands, verdict_of
 from diffusion.adapters.mlflow_registry import register, resolve
 from diffusion.adapters.mlflow_runs import log_evaluation, recorded
 from diffusion.adapters.mlflow_tracking import Tracking
@@ -177,6 +177,29 @@ def test_a_report_that_was_changed_in_mlflow_is_refused(home, tracking, run, tin
     client.log_artifact(client.get_model_version("changed", "1").tags["evaluation_run"], str(changed))
     with pytest.raises(ValueError, match=r"version 1 of 'changed' was judged by: it was changed"):
         champion_report(tracking, "changed")
+
+
+def test_registering_a_champion_puts_a_report_back_that_was_changed_in_mlflow_or_deleted(
+    home, tracking, run, tiny_recipe, client
+):
+    recipe = tiny_recipe.model_copy(update={"name": "mended"})
+    evaluation = evaluated(home / "store", run, sampling(15), 12.0)
+    ref = settle(tracking, evaluation, recipe)
+    kept = client.get_run(client.get_model_version("mended", "1").tags["evaluation_run"]).info
+    report = Path(kept.artifact_uri.removeprefix("file://"), "report.json")
+    for harm, message in (
+        (lambda: report.write_bytes(report.read_bytes().replace(b"12.0", b" 2.0")), "it was changed there"),
+        (report.unlink, "is gone from there"),
+    ):
+        assert stands(tracking, ref, recipe.gate)
+        harm()
+        with pytest.raises(ValueError, match=message):
+            champion_report(tracking, "mended")
+        with pytest.raises(ValueError, match=message):
+            settle(tracking, evaluated(home / "store", run, sampling(16), 11.0), recipe)
+        assert not stands(tracking, ref, recipe.gate)
+        assert settle(tracking, evaluation, recipe).version == "1"
+        assert champion_report(tracking, "mended") == load_report(evaluation.uri)
 
 
 # Resolving
