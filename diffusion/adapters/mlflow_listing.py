@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.adapters.mlflow_champion import WITHDRAWN, Move, journal, roll_back
 from diffusion.adapters.mlflow_registry import aliases_of, no_model
-from diffusion.adapters.mlflow_tracking import Tracking, reading
+from diffusion.adapters.mlflow_tracking import Tracking, reading, registered_models
 from diffusion.recipe import Frozen
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Listed(Frozen):
 def models(tracking: Tracking) -> list[str]:
     """Names of all registered models, sorted.  Nothing is made."""
     client = reading(tracking)
-    return [] if client is None else sorted(model.name for model in client.search_registered_models())
+    return [] if client is None else sorted(model.name for model in registered_models(client))
 
 
 def versions_of(tracking: Tracking, name: str) -> list[Listed]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from diffusion.adapters.mlflow_tracking import Tracking, reading
+from diffusion.adapters.mlflow_tracking import Tracking, reading, registered_models
 from diffusion.store.bundle_spec import SPEC_NAME, bundle_path
 from diffusion.store.storage import StorageRefused, StorageUnavailable, open_storage
 
@@ -33,7 +33,7 @@ def missing(tracking: Tracking, store: Path) -> Iterator[Alias]:
     client = reading(tracking)
     if client is None:
         return
-    for model in client.search_registered_models():
+    for model in registered_models(client):
         for alias, number in sorted(model.aliases.items()):
             try:
                 version = client.get_model_version(model.name, str(number))

@@ -10,7 +10,7 @@ from diffusion.adapters.mlflow_card import log_card, log_judgement, write
 from diffusion.adapters.mlflow_champion import CHAMPION, promote
 from diffusion.adapters.mlflow_model import lineage_of, log_bundle
 from diffusion.adapters.mlflow_runs import log_evaluation, training_run
-from diffusion.adapters.mlflow_tracking import Tracking, connect, reading
+from diffusion.adapters.mlflow_tracking import Tracking, connect, reading, registered_models
 from diffusion.evaluation.gate.verdict import Verdict
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.bundle import publish_bundle, verify_bundle
@@ -89,7 +89,9 @@ def resolve(tracking: Tracking, name: str, which: str, store_root: Path) -> Mode
 
     Raises ValueError, naming what there is, for an unknown model, alias or version.
     """
-    client = connect(tracking)
+    client = reading(tracking)  # `connect` would make an experiment of a name that is misspelt
+    if client is None:
+        raise no_model(name, ())
     version, digest = _version_and_digest(client, name, which)
     folder = bundle_path(store_root, digest)
     if not folder.exists():
@@ -144,7 +146,7 @@ def no_model(name: str, names: Iterable[str]) -> ValueError:
 def _version_number(client: "MlflowClient", name: str, which: str) -> str:
     aliases = aliases_of(client, name)
     if aliases is None:
-        raise no_model(name, (model.name for model in client.search_registered_models()))
+        raise no_model(name, (model.name for model in registered_models(client)))
     versions = [str(version.version) for version in client.search_model_versions(f"name = '{name}'")]
     if which in aliases:
         return aliases[which]

@@ -1,6 +1,7 @@
 """Where MLflow is: every function on its runs and models takes a `Tracking`, and asks the client that this connects."""
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from diffusion.store.scrub import scrubbed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # runs come first
 
@@ -64,6 +66,16 @@ def reading(tracking: Tracking) -> "MlflowClient | None":
     """A client to ask with, which makes nothing: None where there is no database yet."""
     database = _database(tracking)
     return None if database and not database.exists() else _asked(tracking)[0]
+
+
+def registered_models(client: "MlflowClient") -> Iterator["RegisteredModel"]:
+    """Every registered model: MLflow gives them in pages of 100."""
+    token = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def _asked(tracking: Tracking) -> tuple["MlflowClient", bool]:

@@ -2,12 +2,15 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from diffusion.adapters.mlflow_gate import champion_report, settle, stands, verdict_of
+from diffusion.adapters.mlflow_listing import models
+from diffusion.adapters.mlflow_missing import missing
 from diffusion.adapters.mlflow_registry import register, resolve
 from diffusion.adapters.mlflow_runs import log_evaluation, recorded
 from diffusion.adapters.mlflow_tracking import Tracking
@@ -236,6 +239,17 @@ def test_a_bundle_damaged_in_mlflow_is_not_taken(home, tracking, run, tiny_recip
     assert list((tmp_path / "bundles").iterdir()) == []
 
 
+def test_all_models_are_named_however_many_there_are(champion, tracking, client, home, monkeypatch):
+    """MLflow gives 100 at a time; here one."""
+    client.create_registered_model("smoke-beside")
+    kind = type(client)
+    monkeypatch.setattr(kind, "search_registered_models", partialmethod(kind.search_registered_models, max_results=1))
+    assert {"smoke", "smoke-beside"} <= set(models(tracking))
+    assert "smoke" in {alias.name for alias in missing(tracking, home / "store")}
+    with pytest.raises(ValueError, match=r"there are: .*smoke, smoke-beside"):
+        resolve(tracking, "nosuch", "champion", home / "store")
+
+
 @pytest.mark.parametrize(
     ("name", "which", "message"),
     [
@@ -248,6 +262,15 @@ def test_a_bundle_damaged_in_mlflow_is_not_taken(home, tracking, run, tiny_recip
 def test_what_is_not_there_is_refused_with_what_is(champion, tracking, home, name, which, message):
     with pytest.raises(ValueError, match=message):
         resolve(tracking, name, which, home / "store")
+
+
+def test_asking_for_a_name_that_is_misspelt_makes_nothing(champion, tracking, client, home, tmp_path):
+    with pytest.raises(ValueError, match="no model 'smok' is registered"):
+        resolve(tracking.model_copy(update={"experiment": "smok"}), "smok", "champion", home / "store")
+    assert client.get_experiment_by_name("smok") is None
+    with pytest.raises(ValueError, match="there are: none"):
+        resolve(Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="smok"), "smok", "champion", tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_reasons_longer_than_a_tag_are_cut_and_stay_readable(home, tracking, run, tiny_recipe):
