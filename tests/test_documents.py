@@ -95,3 +95,8 @@ def test_files_and_keys_of_recipes_that_are_named_are_there(path):
 def test_the_readme_names_every_setting_of_the_site():
     named = re.findall(rf"`({PREFIX})?_?([A-Z]+(?:_[A-Z]+)*)`", (ROOT / "README.md").read_text())
     assert {name.lower() for _, name in named} >= set(Site.model_fields)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_page_begins_with_its_title(path):
+    assert path.read_text().startswith("# ")
