@@ -73,4 +73,5 @@ def _told(answers: Sequence, seconds: float) -> None:
         say(f"  {task:<18} {each.answered:>8,} {each.p50:>8.3f} {each.p95:>8.3f} {each.p99:>8.3f}")
     for status, count in refusals(answers).items():
         what = f"with status {status}" if status else "with no answer"
-        warn(f"{count:,} of {len(answers):,} ended {what}")
+        why = next((f": {answer.said}" for answer in answers if answer.status == status and answer.said), "")
+        warn(f"{count:,} of {len(answers):,} ended {what}{why}")

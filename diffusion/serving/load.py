@@ -11,6 +11,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -47,13 +48,14 @@ class Answer(NamedTuple):
     status: int
     seconds: float
     retry_after: bool
+    said: str = ""  # why there are no pictures
 
 
 def model_of(url: str, key: str | None = None) -> Mapping:
     """What GET /v1/models says of the endpoint's model.  Raises ValueError where there is none."""
     try:
         status, _, body = _send(url, "GET", "/v1/models", key, timeout_s=10)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"{url} does not answer ({error}): `diffusion deploy` starts an endpoint") from error
     if status == 401:
         raise ValueError(f"{url} wants a key: give --key, or set DIFFUSION_KEY; `diffusion keys add NAME` makes one")
@@ -182,21 +184,27 @@ def _quantile(ascending: Sequence[float], share: float) -> float:
 
 def _answered(url: str, ask: Ask, key: str | None, timeout_s: float, due: float) -> Answer:
     try:
-        status, headers, _ = _send(url, "POST", ask.path, key, body=ask.body, kind=ask.kind, timeout_s=timeout_s)
-        waits = headers.get("Retry-After") is not None
-    except (OSError, http.client.HTTPException):
-        status, waits = 0, False
-    return Answer(ask.task, status, time.monotonic() - due, waits)
+        status, headers, body = _send(url, "POST", ask.path, key, body=ask.body, kind=ask.kind, timeout_s=timeout_s)
+        waits, said = headers.get("Retry-After") is not None, "" if status == 200 else _reason(body)
+    except (OSError, http.client.HTTPException) as error:
+        status, waits, said = 0, False, str(error)
+    return Answer(ask.task, status, time.monotonic() - due, waits, said)
+
+
+def _reason(body: bytes) -> str:
+    """Of an answer without pictures."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return ""
 
 
 def _send(
     url: str, method: str, path: str, key: str | None, *, body: bytes = b"", kind: str = "", timeout_s: float
 ) -> tuple[int, Mapping, bytes]:
-    place = urllib.parse.urlsplit(url)
-    known = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-    if place.scheme not in known or not place.hostname:
-        raise ValueError(f"{url!r} is no address of an endpoint: give one such as http://127.0.0.1:7777")
-    connection = known[place.scheme](place.hostname, place.port, timeout=timeout_s)
+    place = _place(url)
+    kind_of = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[place.scheme]
+    connection = kind_of(place.hostname, place.port, timeout=timeout_s)
     headers = {"Content-Type": kind} if kind else {}
     headers |= {"Authorization": f"Bearer {key}"} if key else {}
     try:
@@ -205,6 +213,15 @@ def _send(
         return answer.status, answer.headers, answer.read()
     finally:
         connection.close()
+
+
+def _place(url: str) -> urllib.parse.SplitResult:
+    """Raises ValueError."""
+    with suppress(ValueError):  # of a port that is none, of brackets that do not close
+        place = urllib.parse.urlsplit(url)
+        if place.scheme in ("http", "https") and place.hostname and place.port != 0:
+            return place
+    raise ValueError(f"{url!r} is no address of an endpoint: give one such as http://127.0.0.1:7777")
 
 
 def _form(fields: Mapping[str, object], files: Mapping[str, bytes]) -> bytes:

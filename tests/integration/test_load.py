@@ -73,11 +73,14 @@ def test_the_command_says_it_and_names_mistakes(client, tmp_path, capfd) -> None
     assert code == 0, told
     assert re.search(r"tiny version 3", told)
     assert re.search(r"edit +6 +\d", told)
+    code, told = run("--url", url(client), "--requests", "2", "--steps", "1", "--task", "edit")
+    assert (code, "2 of 2 ended with status 422: steps=1" in " ".join(told.split())) == (0, True), told
     for arguments, says in (
         (("--rate", "1", "--clients", "2"), "give one of the two"),
         (("--url", url(client), "--task", "upscaling"), "can be asked for generation, super-resolution"),
         (("--url", "http://127.0.0.1:9"), "does not answer"),
         (("--url", "ftp://127.0.0.1"), "is no address of an endpoint"),
+        (("--url", "http://127.0.0.1:99999"), "is no address of an endpoint"),
     ):
         code, told = run(*arguments)
         assert (code, says in " ".join(told.split())) == (2, True), told
