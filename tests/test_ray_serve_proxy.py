@@ -13,7 +13,7 @@ BODY = [
 ANSWER = [{"type": "http.response.start", "status": 200, "headers": []}, {"type": "http.response.body", "body": b"!"}]
 
 
-def asked(app, said: list[dict]) -> list[dict]:
+def asked(app, said: list[dict], **scope) -> list[dict]:
     """What a client that says this is answered."""
     coming, answers = iter(said), []
 
@@ -25,7 +25,7 @@ def asked(app, said: list[dict]) -> list[dict]:
 
     (middleware,) = middlewares()
     assert middleware.cls is Again
-    asyncio.run(middleware.cls(app)({"type": "http"}, receive, send))
+    asyncio.run(middleware.cls(app)({"type": "http"} | scope, receive, send))
     return answers
 
 
@@ -97,3 +97,26 @@ def test_the_proxys_own_404_says_that_nothing_is_served_and_the_endpoints_stays(
     start, body = asked(app, BODY)
     assert start["status"] == told
     assert ("error" in json.loads(body["body"])) == (told == 503)
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+def test_nobody_steers_the_proxy_and_an_id_is_sane(kind):
+    came = []
+
+    async def app(scope, receive, send) -> None:
+        came.extend(scope["headers"])
+        await send(ANSWER[0])
+
+    passed = [(b"host", b"localhost"), (b"x-request-id", b"mine"), (b"traceparent", b"\xff")]
+    dropped = [
+        (b"x-request-timeout-seconds", b"0.001"),
+        (b"x-request-disconnect-disabled", b"?1"),
+        (b"X-Session-ID", b"\xff"),
+        (b"x_session_id", b"\xff"),
+        (b"serve-multiplexed-model-id", b"\xff"),
+        (b"x-request-id", b"\xff"),
+        (b"x-request-id", b"a\x1b[31m"),
+        (b"x-request-id", b"a" * 129),
+    ]
+    asked(app, BODY, type=kind, headers=[*passed, *dropped])
+    assert came == passed

@@ -3,14 +3,20 @@
 It answers the first 500 without a word.  A picture is a function of the model and the request, so where nothing was answered
 yet the request is asked again: of another replica, or of the one that takes the place of the dead.  It answers the second
 404, as though asking again were of no use; here that is a 503.
+
+It also does what some headers of a request say: end it after so long, look away when the client leaves, prefer a replica.
+They are meant for a balancer of one's own before it, but anybody may send them: none comes through.
 """
 
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from diffusion.adapters import request_id
+
 _TRIES = 3
 _KEPT_BYTES = 2**26  # of a body, twice what the endpoint takes; a larger one is asked for once
+_STEERING = ("x_request_timeout_seconds", "x_request_disconnect_disabled", "x_session_id", "serve_multiplexed_model_id")
 
 
 def middlewares() -> list[Middleware]:
@@ -25,6 +31,7 @@ class Again:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope = {**scope, "headers": [header for header in scope.get("headers", ()) if _is_passed_on(*header)]}
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -46,6 +53,17 @@ class Again:
             if heard.forgotten:
                 break
         await _later("the replica that drew this ended in its midst; ask again")(scope, receive, send)
+
+
+def _is_passed_on(name: bytes, value: bytes) -> bool:
+    """Neither what would steer the proxy, nor an id that is not sane: without one it makes one.
+
+    It reads these as UTF-8, and answers 500 where they are none.
+    """
+    known = name.decode("latin-1").lower()
+    if known == request_id.HEADER.lower():
+        return request_id.is_sane(value.decode("latin-1"))
+    return known.replace("-", "_") not in _STEERING
 
 
 def _is_text(start: Message) -> bool:

@@ -123,6 +123,16 @@ def test_errors_come_through_serve_unchanged(url):
     assert health.headers["x-content-type-options"] == "nosniff"
 
 
+def test_headers_do_not_steer_serve_nor_fail_it(url):
+    hurried = httpx.post(
+        f"{url}/v1/images/generations", json=BODY, headers={"X-Request-Timeout-Seconds": "0.001"}, timeout=120
+    )
+    mad = [(b"X-Request-ID", b"\xff"), (b"X-Session-ID", b"\xff"), (b"Serve-Multiplexed-Model-Id", b"\xff")]
+    health = httpx.get(f"{url}/healthz", headers=mad, timeout=30)
+    assert (hurried.status_code, health.status_code) == (200, 200)
+    assert health.headers["x-request-id"].isascii()
+
+
 def test_a_replica_follows_the_keys(url, access):
     secret = add(access.keys, "web")
     refused, health = ask(url), httpx.get(f"{url}/healthz", timeout=30)

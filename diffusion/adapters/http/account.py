@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 
 from starlette.types import Scope
 
+from diffusion.adapters.request_id import is_sane
 from diffusion.serving.ticket import DeadlineExceeded, Priority, Ticket
 from diffusion.store.refs import ModelRef
 
 _SCOPE = "diffusion.account"
-_LONGEST_ID = 128
 
 
 @dataclass(eq=False)
@@ -47,8 +47,9 @@ class Account:
     def opened(cls, scope: Scope, asked_id: str, routes: set[str]) -> "Account":
         """For a request that has come.  A path that is no route is not remembered: anything may stand in it."""
         path = scope["path"]
-        sane = 0 < len(asked_id) <= _LONGEST_ID and asked_id.isascii() and asked_id.isprintable()
-        account = cls(asked_id if sane else uuid.uuid4().hex, path if path in routes else "other", scope["method"])
+        account = cls(
+            asked_id if is_sane(asked_id) else uuid.uuid4().hex, path if path in routes else "other", scope["method"]
+        )
         scope[_SCOPE] = account
         return account
 

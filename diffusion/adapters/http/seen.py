@@ -8,9 +8,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffusion.adapters.http.account import Account
 from diffusion.adapters.http.errors import told
+from diffusion.adapters.request_id import HEADER
 
 log = logging.getLogger("diffusion.requests")
-HEADER = "X-Request-ID"
 
 
 class Seen:
