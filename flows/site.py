@@ -333,13 +333,13 @@ def _local(site: Site) -> AbstractContextManager[None]:
 def _cluster(site: Site) -> Iterator[None]:
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
     if site.ray.startswith(JOBS):
         raise ValueError(
             f"ray={site.ray} takes jobs: write `diffusion submit` before the command, as in `diffusion submit run`, or give"
             " the address of a head, as HOST:6379, on a machine that is one of its nodes"
         )
+    if ray.is_initialized():
+        yield
+        return
     with connected(site.ray, ship=site.ray_ship):
         yield

@@ -112,7 +112,7 @@ def test_the_line_runs_on_a_server_as_without_one(environment: dict[str, str], e
     tasks = ask(environment, "/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
     assert {task["name"].rsplit("-", 1)[0] for task in tasks} == {"shard", "train", "evaluate", "register"}
     artifacts = {found["key"]: found for found in ask(environment, "/artifacts/filter")}
-    assert artifacts.keys() == {"dataset", "training-curve", "evaluation", "verdict"}
+    assert artifacts.keys() == {"dataset", "training-curve", "evaluation", "verdict", "plan"}
     assert "data:image/jpeg;base64," in artifacts["evaluation"]["data"]
     assert "(grid.png)" not in artifacts["evaluation"]["data"]
     curve = json.loads(artifacts["training-curve"]["data"])
