@@ -107,10 +107,10 @@ def looking(work: Callable[[Site], None], debug: bool, **given: object) -> None:
 
 
 def reading(work: Callable[[Site], None], debug: bool, **given: object) -> None:
-    """`guarded`; on a home that may only be read `looking`, for work that can do without writing."""
+    """`guarded`; on a home that may only be read, or is not there, `looking`, for work that can do without writing."""
     with reported(debug=debug):
         home = Site.from_environment(**given).home
-    if home.is_dir() and not os.access(home, os.W_OK):
+    if not os.access(home, os.W_OK):
         looking(work, debug, **given)
     else:
         guarded(work, debug, room=0, **given)

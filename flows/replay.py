@@ -12,6 +12,7 @@ from diffusion.store.publish import sha256_file
 from flows.by_digest import bundle_of, read_picture
 from flows.console import say, ticked, waiting, warn
 from flows.pictures import read
+from flows.preflight import check_folder
 from flows.site import Site
 
 _SLOTS = 16  # as `sample` and `restore`
@@ -36,6 +37,8 @@ def replay(
         raise ValueError(f"--tolerance {tolerance}: give 0 to 255, the difference of two values of a pixel")
     if out is not None and out.exists():
         raise ValueError(f"--out {out}: there is such a file already, and it stays as it is: give another name")
+    if out is not None:
+        check_folder(out.absolute().parent, "`--out FILE`")
     data, found = read_picture(picture)
     receipt = found.receipt
     rework = receipt if isinstance(receipt, ReworkReceipt) else None

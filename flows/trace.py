@@ -26,6 +26,7 @@ from diffusion.store.bundle_spec import BundleSpec, bundle_path, read_facts
 from diffusion.store.storage import open_storage
 from flows.by_digest import bundle_of, read_picture
 from flows.console import progress, say, warn
+from flows.preflight import check_folder
 from flows.site import Site
 
 _FIRST = 5  # shards, where not all are asked for
@@ -39,6 +40,8 @@ def trace(site: Site, picture: Path, *, every: bool, nearest: int, side: Path | 
         raise ValueError(f"--nearest {nearest}: give 0 for none, or how many; --picture shows at least one")
     if side is not None and side.exists():
         raise ValueError(f"--picture {side}: there is such a file already, and it stays as it is: give another name")
+    if side is not None:
+        check_folder(side.absolute().parent, "`--picture FILE`")
     _, found = read_picture(picture)
     whole = _picture(picture, found)
     spec, undamaged = _bundle(found, site)

@@ -207,3 +207,11 @@ def test_a_full_disk_is_told_in_a_sentence_whoever_met_it(capsys, tmp_path, monk
     (tmp_path / "b.log").mkdir()  # cannot be written either
     words = said(RuntimeError("500 Internal Server Error"), tmp_path / "b.log")
     assert re.search(r"The disk of .* is full, [\d,]+ bytes are left: free some, and the same command goes on", words)
+
+
+def test_what_only_reads_makes_no_home_of_a_name_that_is_misspelt(tmp_path: Path) -> None:
+    program = "import pathlib, sys\nfrom flows import console, foreground\n"
+    program += "foreground.reading(lambda site: console.say('read'), False, home=pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", program, str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.stdout, list(tmp_path.iterdir())) == ("read\n", [])

@@ -91,6 +91,8 @@ def test_a_picture_that_was_drawn_among_others_comes_back_alone(name: str, drawn
     assert (tmp_path / "again.png").read_bytes() == drawn[name]
     with pytest.raises(ValueError, match="there is such a file"):
         diffusion("replay", tmp_path / name, "--out", tmp_path / "again.png")
+    with pytest.raises(ValueError, match="cannot be written"):  # said before anything is drawn
+        diffusion("replay", tmp_path / name, "--out", tmp_path / name / "again.png")
 
 
 def test_whatever_sample_draws_is_replayed(home: Path, tmp_path: Path, diffusion) -> None:
@@ -240,6 +242,9 @@ def test_half_a_file_and_none_are_said(tmp_path: Path, drawn, diffusion) -> None
         diffusion("replay", tmp_path / "half.png")
     with pytest.raises(ValueError, match="is no file"):
         diffusion("replay", tmp_path / "none.png")
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ValueError, match="it is empty"):
+        diffusion("replay", tmp_path / "empty.png")
     (tmp_path / "bare.png").write_bytes(encode_png(decode_png(drawn[NAME])))
     with pytest.raises(ValueError, match="no text 'diffusion'"):
         diffusion("replay", tmp_path / "bare.png")

@@ -161,6 +161,11 @@ def test_the_nearest_of_a_training_picture_is_itself(home: Path, tmp_path: Path)
     assert found.typical == pytest.approx(np.median(distances), rel=0.05)
 
 
+def test_a_side_that_cannot_be_written_is_said_before_anything_is_looked_for(home: Path, picture: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be written"):
+        diffusion(home, "trace", picture, "--picture", picture / "near.png")
+
+
 def test_features_are_computed_once_and_a_damaged_file_is_passed_over(home: Path, tmp_path: Path) -> None:
     reader = ShardReader(data_of(home).uri, cache_mib=0)
     told: list[int] = []

@@ -95,7 +95,7 @@ def png_text(data: bytes, *, longest: int = 2**20) -> dict[str, str]:
     Raises BadPicture where the bytes are no whole PNG, there is more text, or one key has two.
     """
     if not data.startswith(SIGNATURE):
-        raise BadPicture("not a picture", f"begins with {data[:8].hex(' ')}: no PNG")
+        raise BadPicture("not a picture", f"begins with {data[:8].hex(' ')}: no PNG" if data else "it is empty")
     view, found = memoryview(data), {}
     for kind, start, end in _chunks(view):
         if kind not in (b"tEXt", b"zTXt", b"iTXt"):
