@@ -43,7 +43,7 @@ def merged(preset: str, *, file: Path | None = None, settings: Iterable[str] = (
     # of a list whose one item is wrong pydantic says as well that it is empty
     places = [problem["loc"] for problem in problems]
     wrong = [p for p in problems if not any(place[: len(p["loc"])] == p["loc"] != place for place in places)]
-    raise ValueError("\n".join(_explained(problem, given) for problem in wrong))
+    raise ValueError("\n".join(dict.fromkeys(_explained(problem, given) for problem in wrong)))  # of a list each item
 
 
 def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

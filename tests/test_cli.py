@@ -110,6 +110,7 @@ def test_values_are_typed(setting: str, path: tuple[str, ...], value: object) ->
         ("evaluate.loss_levels=[NaN]", "evaluate.loss_levels=[NaN]: it is no finite number. Allowed: list of"),
         ("evaluate.loss_levels=1,inf", "evaluate.loss_levels=1,inf: it is no finite number"),
         ("evaluate.loss_levels=1,x", "evaluate.loss_levels=1,x: it is no number"),
+        ("sweep.steps=a,b", "sweep.steps=a,b: it is no whole number"),
         ("evaluate.loss_levels=[]", "evaluate.loss_levels=[]: it must have at least 1 items. Allowed"),
         ("evaluate.bound_steps=1", "evaluate.bound_steps=1: a chain has at least 2 steps; 0 measures no bound"),
         ("evaluate.bound_sigma_min=90", "bound_sigma_min=90.0 must be below bound_sigma_max=80.0"),
