@@ -10,7 +10,7 @@ TORCH ?= 2.13.0
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint lock image-lock clean
+.PHONY: help demo test test-fast lint lock image-lock licences sbom audit clean
 
 help:
 	@echo 'make demo       the whole line on the embedded pictures, up to an endpoint; Ctrl-C ends it'
@@ -19,6 +19,9 @@ help:
 	@echo 'make lint       what the tests do not see'
 	@echo 'make lock       new requirements.lock from pyproject.toml'
 	@echo 'make image-lock  sha256 of what the image is made of, from requirements.lock'
+	@echo 'make licences   that every locked package has a licence it may have; and infra/NOTICE anew'
+	@echo 'make sbom       the bill of materials of requirements.lock, CycloneDX, into sbom.cdx.json'
+	@echo 'make audit      what is known of vulnerabilities in requirements.lock; wants a network'
 	@echo 'make clean      remove the environment and caches; models and data in .diffusion stay'
 
 $(READY): requirements.lock pyproject.toml
@@ -62,6 +65,16 @@ lock:
 image-lock:
 	@$(PYTHON) infra/requirements/lock.py
 
+licences: $(READY)
+	@$(BIN)/python -m infra.requirements.licences --write
+
+sbom: $(READY)
+	@$(BIN)/python -m infra.requirements.bom > sbom.cdx.json.new && mv sbom.cdx.json.new sbom.cdx.json && wc -c sbom.cdx.json
+
+# Exit code 3 where nothing could be asked.
+audit:
+	@$(PYTHON) infra/requirements/audit.py
+
 clean:
-	rm -rf $(VENV) *.egg-info build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .audit sbom.cdx.json *.egg-info build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

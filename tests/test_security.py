@@ -61,6 +61,7 @@ ASKS = {  # who asks, and whom
     Path("flows/validation.py"): "nobody: it names an exception of httpx",
     Path("flows/notify.py"): "whom DIFFUSION_NOTIFY names",
     Path("flows/prefect_server.py"): "the Prefect server that it has started",
+    Path("infra/requirements/audit.py"): "the database of advisories",
 }
 
 

@@ -1,4 +1,5 @@
-"""Writes common.txt, cpu.txt and cuda.txt beside this file: what the image is made of, each file held to its sha256.
+"""Writes common.txt, cpu.txt and cuda.txt beside this file: what the image is made of, each file held to its sha256; and
+audit.txt, of what `make audit` asks with.
 
     python infra/requirements/lock.py        # as `make image-lock` does
 
@@ -18,6 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PYTHON = "3.11"  # of the Dockerfile
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")  # of whoever works here
 EXTRAS = ("text", "traces")
 ALSO = (
     "psycopg[binary]",
@@ -33,7 +35,7 @@ def tags(machine: str) -> list[str]:
     return [f"manylinux_2_{minor}_{machine}" for minor in range(GLIBC, 16, -1)] + [f"manylinux2014_{machine}"]
 
 
-def asked(machine: str, wanted: list[str], *options: str) -> dict[str, tuple[str, str]]:
+def asked(machine: str, wanted: list[str], *options: str, python: str = PYTHON) -> dict[str, tuple[str, str]]:
     """What pip would install there: name -> version, sha256.  Raises CalledProcessError."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -48,7 +50,7 @@ def asked(machine: str, wanted: list[str], *options: str) -> dict[str, tuple[str
             "-",
         ]
         command += ["--disable-pip-version-check", "--only-binary=:all:", f"--target={folder}"]
-        command += [f"--python-version={PYTHON}", "--implementation=cp"]
+        command += [f"--python-version={python}", "--implementation=cp"]
         command += [f"--platform={tag}" for tag in tags(machine)]
         done = subprocess.run([*command, *options, *wanted], stdout=subprocess.PIPE, check=True)
     found = {}
@@ -58,10 +60,10 @@ def asked(machine: str, wanted: list[str], *options: str) -> dict[str, tuple[str
     return found
 
 
-def written(name: str, head: str, pins: dict[str, tuple[str, list[str]]]) -> None:
+def written(name: str, head: str, pins: dict[str, tuple[str, list[str]]], python: str = PYTHON) -> None:
     lines = [f"{package}=={version}" + "".join(f" \\\n    --hash=sha256:{sha256}" for sha256 in sorted(set(digests)))
              for package, (version, digests) in sorted(pins.items())]  # fmt: skip
-    (HERE / name).write_text(f"# Made by lock.py for Python {PYTHON}.  {head}\n" + "\n".join(lines) + "\n")
+    (HERE / name).write_text(f"# Made by lock.py for Python {python}.  {head}\n" + "\n".join(lines) + "\n")
 
 
 def cpu(torch: str) -> None:
@@ -84,6 +86,17 @@ def cpu(torch: str) -> None:
     (HERE / "cpu.txt").write_text(head + "".join(lines))
 
 
+def audit() -> None:
+    """What the auditor is made of: packages that are locked in their versions, others in the newest."""
+    pins: dict[str, tuple[str, list[str]]] = {}
+    for python in PYTHONS:
+        for machine in ("x86_64", "aarch64"):
+            found = asked(machine, ["pip-audit"], f"--constraint={ROOT / 'requirements.lock'}", python=python)
+            for package, (version, sha256) in found.items():
+                pins.setdefault(package, (version, []))[1].append(sha256)
+    written("audit.txt", "pip-audit, on Linux.", pins, " to ".join((PYTHONS[0], PYTHONS[-1])))
+
+
 def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [each for extra in EXTRAS for each in project["optional-dependencies"][extra]]
@@ -100,6 +113,8 @@ def main() -> None:
     gpu = {package: (version, [sha256]) for package, (version, sha256) in amd.items() if CUDA.fullmatch(package)}
     written("cuda.txt", "amd64 with NVIDIA GPUs: PyPI's build of torch.\n-r common.txt", gpu)
     cpu(torch)
+    audit()
 
 
-main()
+if __name__ == "__main__":
+    main()
