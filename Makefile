@@ -10,13 +10,15 @@ TORCH ?= 2.13.0
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint lock image-lock licences sbom audit clean
+.PHONY: help install demo test test-fast lint docs lock image-lock licences sbom audit clean
 
 help:
+	@echo 'make install    the environment, in .venv; the others make it by themselves'
 	@echo 'make demo       the whole line on the embedded pictures, up to an endpoint; Ctrl-C ends it'
 	@echo 'make test       all tests'
 	@echo 'make test-fast  the tests that need no Ray, MLflow or Prefect'
 	@echo 'make lint       what the tests do not see'
+	@echo 'make docs       docs/reference from the code'
 	@echo 'make lock       new requirements.lock from pyproject.toml'
 	@echo 'make image-lock  sha256 of what the image is made of, from requirements.lock'
 	@echo 'make licences   that every locked package has a licence it may have; and infra/NOTICE anew'
@@ -37,6 +39,8 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
+install: $(READY)
+
 demo: $(READY)
 	@$(BIN)/diffusion run $(DEMO)
 
@@ -49,6 +53,10 @@ test-fast: $(READY)
 lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+# Commands, recipe, presets, site and HTTP, as the code has them; a test holds what is committed against it.
+docs: $(READY)
+	@$(BIN)/python docs/reference/write.py
 
 # Exact versions of a fresh environment, without what belongs to one machine: torch's build (+cpu, +cu126) and the
 # CUDA packages that come with it, which pip adds by itself where they are needed.

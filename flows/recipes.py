@@ -104,15 +104,16 @@ def _tables(model: BaseModel, path: str, lines: list[str], describe: bool) -> No
         value = getattr(model, name)
         if describe:
             lines.append("# " + ". ".join(part for part in (field.description, allowed(field)) if part))
-        lines.append(f"{name} = {_toml(value)}")
+        lines.append(f"{name} = {written(value)}")
     for name in inner:
         _tables(getattr(model, name), f"{path}.{name}".lstrip("."), lines, describe)
 
 
-def _toml(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value of a recipe as TOML."""
     if value is None:  # TOML has no null
         return '"none"'
-    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, tuple) else json.dumps(value, ensure_ascii=False)
+    return f"[{', '.join(map(written, value))}]" if isinstance(value, tuple) else json.dumps(value, ensure_ascii=False)
 
 
 def _read(file: Path) -> dict:
