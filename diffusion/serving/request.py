@@ -136,7 +136,9 @@ def parse(model: type[Model], data: Mapping[str, Any], limits: ServeRecipe | Non
         )
     allowed = _allowed(model, name, limits)
     told = f"; allowed: {_in_words(allowed)}" if allowed else ""
-    raise RequestError(f"{name}={_shown(first['input'])}: {mistake(first)}{told}", param=name, allowed=allowed)
+    # of a field that is missing the input is all the others
+    said = f"{name} is missing" if first["type"] == "missing" else f"{name}={_shown(first['input'])}: {mistake(first)}"
+    raise RequestError(f"{said}{told}", param=name, allowed=allowed)
 
 
 def _integral(value: object) -> object:

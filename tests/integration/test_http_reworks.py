@@ -131,6 +131,7 @@ def test_an_edit_changes_towards_a_class_and_a_variation_is_of_nothing_else(clie
     [
         ("restorations", {"task": "upscaling"}, {}, "task", "super-resolution, inpainting, colorization"),
         ("restorations", {"task": "super-resolution"}, {}, "factor", "factor is missing"),
+        ("restorations", {"seed": "1"}, {}, "task", "task is missing; allowed: super-resolution"),
         ("restorations", {"task": "super-resolution", "factor": "two"}, {}, "factor", "whole number"),
         ("restorations", {"task": "inpainting"}, {}, "mask", "mask is missing"),
         ("restorations", {"task": "colorization"}, {"mask": MASK}, "mask", "it is for inpainting"),
@@ -153,7 +154,7 @@ def test_an_edit_changes_towards_a_class_and_a_variation_is_of_nothing_else(clie
         ("edits", {"partial_images": 1}, {}, "partial_images", "they come in a stream"),
         ("edits", {"stream": "true", "response_format": "png"}, {}, "response_format", "a stream of events"),
         ("edits", {"stream": "perhaps"}, {}, "stream", "neither true nor false"),
-        ("variations", {}, {"mask": MASK}, "mask", "is text, and no file"),
+        ("variations", {}, {"mask": MASK}, "mask", "mask is no file here: files are image"),
         ("variations", {"from_label": "bird"}, {}, "from_label", "its classes are"),
     ],
 )

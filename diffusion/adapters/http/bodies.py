@@ -82,8 +82,9 @@ async def form(request: Request, files: Iterable[str]) -> Form:
             if name in found.fields or name in found.files:
                 raise RequestError(f"{name[:80]} is given twice: give it once", param=name[:80])
             if isinstance(value, UploadFile) != (name in wanted):
-                what = "a file, as `-F {}=@picture.png`" if name in wanted else "text, and no file"
-                raise RequestError(f"{name[:80]} is {what.format(name)}", param=name[:80])
+                as_file = f"is a file, as `-F {name}=@picture.png`"
+                as_text = f"is no file here: files are {', '.join(sorted(wanted))}"
+                raise RequestError(f"{name[:80]} {as_file if name in wanted else as_text}", param=name[:80])
             if isinstance(value, UploadFile):
                 found.files[name] = await value.read()
             else:
