@@ -8,7 +8,6 @@ one that cannot is refused and the old goes on.  New replicas take over only whe
 import asyncio
 import json
 import logging
-import logging.handlers
 import socket
 import time
 import urllib.request
@@ -79,7 +78,7 @@ class Images:
         source = Bundles(self.deployed.limits, "cuda" if self.deployed.gpus else "cpu")
         self.shelf = Shelf(source, room=self.deployed.models_mib * MIB, notes=self.deployed.notes)
         if self.deployed.log is not None:
-            _log_to(self.deployed.log)
+            seen.write_to(self.deployed.log)
 
     async def reconfigure(self, deployed: dict) -> None:
         """Offer the lineup of this.  The first is waited for, and where it is refused the replica ends.  Later ones are made
@@ -197,15 +196,6 @@ def deploy(
             serve.delete(APP)
         raise DeployFailed(f"{model.name} version {model.version} does not serve: {error} {outcome}") from None
     return url
-
-
-def _log_to(file: Path) -> None:
-    """Requests leave their lines at the end of this file; one that is moved away is made anew."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    seen.log.handlers, seen.log.propagate = [handler], False
-    seen.log.setLevel(logging.INFO)
 
 
 def deployed() -> Deployed | None:

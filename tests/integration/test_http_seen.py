@@ -5,6 +5,7 @@ import json
 import logging
 import logging.handlers
 import queue
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -166,3 +167,37 @@ def test_openais_client_shows_the_id(client: httpx.Client, secret: str, tmp_path
             prompt="cat", extra_body={"steps": 2}, extra_headers={"X-Request-ID": "of-openais-client"}
         )
     assert answer._request_id == "of-openais-client"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[Path]:
+    """What lines are written to."""
+    before = seen.log.handlers, seen.log.propagate, seen.log.level
+    seen.write_to(tmp_path / "logs" / "requests.jsonl")
+    yield tmp_path / "logs" / "requests.jsonl"
+    seen.log.handlers[0].close()
+    seen.log.handlers, seen.log.propagate = before[:2]
+    seen.log.setLevel(before[2])
+
+
+def test_a_line_that_cannot_be_written_harms_no_request_and_no_later_line(client, file, caplog) -> None:
+    def ask(name: str, lost: str | None = None) -> None:
+        """lost: why there will be no line."""
+        assert client.get("/healthz", headers={"X-Request-ID": name}).status_code == 200
+        deadline, found = time.monotonic() + 20, False
+        while not found and time.monotonic() < deadline:
+            found = lost in caplog.text if lost else file.is_file() and f'"id": "{name}"' in file.read_text()
+            time.sleep(0.01)
+        assert found, caplog.text
+
+    ask("first")
+    shutil.rmtree(file.parent)
+    ask("after its folder was deleted")
+    file.unlink()
+    file.symlink_to("/dev/full")
+    ask("on a full disk", lost="No space left on device")
+    file.unlink()
+    file.mkdir()
+    ask("where another thing stands", lost="Is a directory")
+    file.rmdir()
+    ask("last")
