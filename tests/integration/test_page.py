@@ -175,6 +175,9 @@ def test_a_click_brings_back_what_was_made(page) -> None:
     second = draw(page)
     runs = page.locator("#history button")
     expect(runs).to_have_count(2)
+    page.locator("#n").fill("0")
+    page.locator("#go").click()
+    expect(page.locator("#error")).to_contain_text("at least 1")
     runs.nth(1).click()
     assert shown(page) == first
     fields = {name: page.locator(f"#{name}").input_value() for name in ("n", "label", "steps", "sampler", "seed")}

@@ -182,6 +182,7 @@ function choose(id) {
 
 /** Brings a run back: its model, its settings, its seed, its picture and what was painted. */
 async function restore(run) {
+  at("error").textContent = "";  // it was of what the form said before
   choose(run.request.fields.model);
   form.elements.task.value = run.task;
   for (const [id, value] of Object.entries(run.values)) at(id).value = value;
