@@ -5,9 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.processes import below, command_of, with_variable
@@ -20,6 +20,7 @@ class Place:
     """A user's machine: their own HOME and TMPDIR, which stay empty, and the folder they gave to the program."""
 
     root: Path
+    also: Mapping[str, str] = field(default_factory=dict)  # variables of theirs
 
     @property
     def home(self) -> Path:
@@ -36,6 +37,7 @@ class Place:
             "TMPDIR": str(tmp),
             "DIFFUSION_HOME": str(self.home),
             "DIFFUSION_GPU": "false",
+            **self.also,
         }
 
     def strays(self) -> list[Path]:
