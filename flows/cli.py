@@ -1,8 +1,8 @@
 """The program `diffusion`: its commands, and what a recipe says.
 
-Those of the line are in `cli_line`, what it would take in `cli_plan`, those that draw in `cli_pictures`, those on origins in
-`cli_lineage`, those on versions in `cli_models`, those on keys in `cli_keys`, load on endpoints in `cli_load`, the site and
-its doctor in `cli_site`, those on datasets in `cli_data` and `cli_quarantine`.
+Those of the line are in `cli_line`, what it would take in `cli_plan`, its schedule in `cli_schedule`, those that draw in
+`cli_pictures`, on origins in `cli_lineage`, on versions in `cli_models`, on keys in `cli_keys`, load in `cli_load`, the
+site and its doctor in `cli_site`, those on datasets in `cli_data` and `cli_quarantine`.
 """
 
 from typing import Annotated
@@ -19,6 +19,7 @@ from flows import (
     cli_pictures,
     cli_plan,
     cli_quarantine,
+    cli_schedule,
     cli_site,
     recipes,
 )
@@ -35,6 +36,7 @@ app = typer.Typer(
 recipe_app = typer.Typer(help="What a recipe says.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cli_line.app)
 app.add_typer(cli_plan.app)
+app.add_typer(cli_schedule.app)
 app.add_typer(cli_pictures.app)
 app.add_typer(cli_lineage.app)
 app.add_typer(cli_models.app)

@@ -27,6 +27,7 @@ from flows.options import (
     RecipeFile,
     Settings,
     Source,
+    Warm,
     Which,
     Workers,
 )
@@ -294,6 +295,7 @@ def run(
     recipe_file: RecipeFile = None,
     name: Name = None,
     init: Init = None,
+    warm: Warm = False,
     home: Home = None,
     workers: Workers = None,
     port: Port = None,
@@ -310,7 +312,7 @@ def run(
         with prefect_ready():
             from flows.endpoint import taken_down
             from flows.pipeline import pipeline
-        line = pipeline(recipe, source or EMBEDDED, until, site, given, init)
+        line = pipeline(recipe, source or EMBEDDED, until, site, given, init, warm)
         from flows.summary import summary
 
         stays = wait or site.ray is not None

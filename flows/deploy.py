@@ -7,8 +7,8 @@ from diffusion.recipe import ServeRecipe
 from flows.endpoint import Endpoint, served
 from flows.offer import Offer
 from flows.preflight import check_serving
+from flows.retries import TASK
 from flows.site import Site
-from flows.stage import TASK
 
 
 @flow(name="deploy")

@@ -4,14 +4,14 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from diffusion.adapters.mlflow_runs import log_evaluation
-from diffusion.adapters.ray_evaluate import evaluate_run
 from diffusion.recipe import EvaluateRecipe
 from diffusion.store.refs import EvaluationRef, RunRef
 from flows.artifact import with_pictures
 from flows.console import progress
 from flows.finished import evaluate_key
+from flows.retries import TASK
 from flows.site import Site, ray_running
-from flows.stage import TASK, Done, once
+from flows.stage import Done, once
 
 
 @flow(name="evaluate")
@@ -25,6 +25,8 @@ def evaluate(recipe: EvaluateRecipe, run: RunRef, name: str = "demo", site: Site
 @task(name="evaluate", **TASK)
 def evaluate_stage(recipe: EvaluateRecipe, run: RunRef, name: str, site: Site) -> Done[EvaluationRef]:
     def make() -> EvaluationRef:
+        from diffusion.adapters.ray_evaluate import evaluate_run  # Ray is not loaded where there is nothing to do
+
         with ray_running(site), progress("evaluate", "pictures") as update:
             return evaluate_run(
                 run,
@@ -39,7 +41,8 @@ def evaluate_stage(recipe: EvaluateRecipe, run: RunRef, name: str, site: Site) -
     def tell(evaluation: EvaluationRef) -> None:
         log_evaluation(site.tracking(name), evaluation, recipe)
 
-    done = once("evaluate", evaluate_key(recipe, run), EvaluationRef, site, make, tell=tell)
+    same = "the same run, the same recipe"
+    done = once("evaluate", evaluate_key(recipe, run), EvaluationRef, site, make, tell=tell, same=same)
     create_markdown_artifact(
         with_pictures(done.ref.uri, "report.md"), key="evaluation", description=f"Report {done.ref.digest}"
     )

@@ -46,6 +46,10 @@ Init = Annotated[
         help="Registered model whose weights training starts from: NAME, NAME@ALIAS or NAME@VERSION. [random weights]",
     ),
 ]
+Warm = Annotated[
+    bool,
+    typer.Option("--warm", help="Start training from the champion of the same name, where there is one yet."),
+]
 Home = Annotated[Path | None, typer.Option("--home", help="The only folder written to [DIFFUSION_HOME or .diffusion].")]
 Workers = Annotated[
     str | None,

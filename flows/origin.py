@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.recipe import TrainRecipe, digest_of
+from diffusion.recipe import Recipe, TrainRecipe, digest_of
 from diffusion.store.refs import DatasetRef
 from flows.console import say
 from flows.site import Site
@@ -56,6 +56,23 @@ def started_from(recipe: TrainRecipe, init: str | None, dataset: DatasetRef, sit
     if own := learned(recipe, spec, dataset, site):
         say(f"  train     {NOTHING_NEW}")
     return own or recipe
+
+
+def warm_start(recipe: Recipe, init: str | None, site: Site) -> str | None:
+    """The model that a line which goes on from its own champion starts from: none where there is no champion yet.
+
+    init: the model that was named to start from.  Raises ValueError where one was.
+    """
+    if init is not None or recipe.train.init is not None:
+        raise ValueError(
+            f"--warm starts from the champion of {recipe.name}: leave out --init and train.init, or --warm"
+        )
+    from diffusion.adapters.mlflow_gate import champion_version
+
+    if champion_version(site.tracking(recipe.name), recipe.name) is None:
+        say(f"  train     {recipe.name} has no champion yet: it starts from random weights")
+        return None
+    return recipe.name
 
 
 def look(recipe: TrainRecipe, init: str | None, resolution: int, site: Site) -> tuple[TrainRecipe, "BundleSpec | None"]:

@@ -10,8 +10,9 @@ from flows.deploy import deploy_stage
 from flows.distill import student_stages
 from flows.endpoint import Endpoint
 from flows.evaluate import evaluate_stage
+from flows.living import living
 from flows.offer import Offer
-from flows.origin import resolved, started_from
+from flows.origin import resolved, started_from, warm_start
 from flows.planned import held_against, plan_for
 from flows.preflight import Until, check
 from flows.register import check_champion, register_stage
@@ -19,12 +20,14 @@ from flows.shard import shard_stage
 from flows.site import Site
 from flows.stage import Done
 from flows.sweep import swept_stages
+from flows.told import show, tell_failed
 from flows.train import train_stage
 
 
 class Line(Frozen):
     """What the line made.  sweep: the ways of drawing that were tried, and student: the measure of one, where the recipe
-    asks for it; `model` is then the student's.  seconds: per stage; reused: the stages that took no work.
+    asks for it; `model` is then the student's.  seconds: per stage; reused: the stages that took no work, why: the reason
+    of each.
     """
 
     dataset: DatasetRef
@@ -36,9 +39,10 @@ class Line(Frozen):
     endpoint: Endpoint | None
     seconds: dict[str, float]
     reused: tuple[str, ...]
+    why: dict[str, str] = {}
 
 
-@flow(name="pipeline")
+@flow(name="pipeline", on_failure=[tell_failed], on_crashed=[tell_failed])
 def pipeline(
     recipe: Recipe = Recipe(),
     source: str = "embedded",
@@ -46,16 +50,25 @@ def pipeline(
     site: Site | None = None,
     dataset: DatasetRef | None = None,
     init: str | None = None,
+    warm: bool = False,
 ) -> Line:
     """From pictures to an endpoint.
 
     source: a folder, a .zip, or "embedded".  until: the last stage.  site: None for the one the worker's environment
     describes.  dataset: a published one to go on from, instead of the source.  init: the registered model whose weights
-    training starts from, see `flows.origin`.  What is finished already is not done again.
+    training starts from, see `flows.origin`.  warm: it is the champion of recipe.name, where there is one yet: so a schedule
+    goes on from what it has.  What is finished already is not done again.
     """
     site = site or Site.from_environment()
     check(recipe, source, until, site, dataset, init)
     site.prepare()
+    with living(site):
+        line = _line(recipe, source, until, site, dataset, warm_start(recipe, init, site) if warm else init)
+        show(line, site)
+    return line
+
+
+def _line(recipe: Recipe, source: str, until: Until, site: Site, dataset: DatasetRef | None, init: str | None) -> Line:
     init = init and resolved(init, site)  # an alias may move meanwhile
     sharded = () if dataset is not None else (shard_stage(recipe.shard, source, site),)
     dataset = dataset or sharded[0].ref
@@ -92,4 +105,5 @@ def pipeline(
         endpoint=endpoint,
         seconds=times,
         reused=tuple(dict.fromkeys(stage.stage for stage in done if stage.stage not in worked)),
+        why={stage.stage: stage.why for stage in done if stage.stage not in worked},
     )

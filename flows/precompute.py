@@ -13,8 +13,8 @@ from diffusion.store.refs import DatasetRef
 from diffusion.store.text_encoders import identity_of
 from flows.console import progress, seconds, ticked
 from flows.foreground import ending_soon
+from flows.retries import TASK
 from flows.site import Site, ray_running
-from flows.stage import TASK
 
 
 def precomputed(recipe: TrainRecipe, dataset: DatasetRef, site: Site) -> None:

@@ -14,7 +14,7 @@ from flows.site import Site, ray_is_kept
 
 Until = Literal["register", "deploy"]
 
-_PREFECT_PORTS = range(8000, 9000)
+PREFECT_PORTS = range(8000, 9000)
 FREE_DISK_BYTES = 2 * 2**30  # of a run of the demo, with room for the checkpoints of a few more
 
 
@@ -135,7 +135,7 @@ def check_access(site: Site) -> None:
 
 def check_port(site: Site) -> None:
     """No other program listens on the endpoint's port, or may start to."""
-    if site.port in _PREFECT_PORTS:
+    if site.port in PREFECT_PORTS:
         raise ValueError(
             f"port {site.port}: Prefect's temporary server takes ports from 8000 to 8999 at random; the endpoint's must"
             " lie elsewhere: `--port 7777`"

@@ -10,8 +10,10 @@ from diffusion.evaluation.gate.verdict import Verdict, markdown
 from diffusion.recipe import Recipe, digest_of
 from diffusion.store.refs import EvaluationRef, ModelRef
 from diffusion.store.works import work_key
+from flows.retries import TASK
 from flows.site import Site
-from flows.stage import TASK, Done, once
+from flows.stage import Done, once
+from flows.told import tell_verdict
 
 
 @flow(name="register")
@@ -37,8 +39,12 @@ def register_stage(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> Don
             return None
         return found if found.digest == ref.digest and stands(mlflow, found, recipe.gate) else None
 
-    done = once("register", _key(recipe, evaluation, site), ModelRef, site, make, now=now)
-    page = _markdown(done.ref, judged(done.ref, site))
+    same = "the same report, the same gate, and the version is in the registry"
+    done = once("register", _key(recipe, evaluation, site), ModelRef, site, make, now=now, same=same)
+    verdict = judged(done.ref, site)
+    if not done.reused:
+        tell_verdict(done.ref, verdict)
+    page = _markdown(done.ref, verdict)
     create_markdown_artifact(page, key="verdict", description=f"Model {done.ref.digest}")
     return done
 

@@ -3,7 +3,6 @@
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
-from diffusion.adapters.ray_data import shard_dataset
 from diffusion.data import datasets
 from diffusion.data.report import PAGE, write_report
 from diffusion.data.sources import open_source
@@ -16,8 +15,9 @@ from flows.artifact import with_pictures
 from flows.console import progress
 from flows.precompute import precomputed
 from flows.preflight import check_encoders
+from flows.retries import TASK
 from flows.site import Site, ray_running
-from flows.stage import TASK, Done, once
+from flows.stage import Done, once
 
 
 @flow(name="shard")
@@ -48,6 +48,8 @@ def shard_stage(recipe: ShardRecipe, source: str, site: Site, fresh: bool = Fals
     opened, root = open_source(source, columns=recipe.columns), open_storage(site.data_root)
 
     def make() -> DatasetRef:
+        from diffusion.adapters.ray_data import shard_dataset  # Ray is not loaded where there is nothing to do
+
         with ray_running(site), progress("shard", "pictures") as update:
             return shard_dataset(source, recipe, root, site.home / "work", fresh=fresh, progress=update)
 
@@ -56,7 +58,8 @@ def shard_stage(recipe: ShardRecipe, source: str, site: Site, fresh: bool = Fals
         return None if fresh else settled(root, opened.uri, recipe, opened.fingerprint)
 
     key = work_key("shard", recipe, (opened.fingerprint, opened.uri, root.uri))
-    done = once("shard", key, DatasetRef, site, make, now=now)
+    same = "the same pictures, the same recipe"
+    done = once("shard", key, DatasetRef, site, make, now=now, same=same, place=site.data_root)
     datasets.set_latest(root, done.ref.digest)
     if open_storage(done.ref.uri).size(PAGE) is None:
         write_report(datasets.opened(done.ref.uri))

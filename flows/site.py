@@ -316,6 +316,8 @@ def _ray(site: Site) -> Iterator[None]:
         try:
             running.enter_context(_cluster(site) if site.ray else _local(site))
         except SystemExit:  # of a SIGTERM while it starts: Ray's handler takes the place of ours
+            if callable(ours):
+                ours(signal.SIGTERM, None)  # Prefect's, which knows whether the run is cancelled
             raise KeyboardInterrupt from None
         if threading.current_thread() is threading.main_thread():
             # Ray puts its own in its place, which ends the process at once and its children never

@@ -4,14 +4,14 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from diffusion.adapters.mlflow_runs import log_sweep
-from diffusion.adapters.ray_sweep import sweep_run
 from diffusion.recipe import EvaluateRecipe, Recipe, SweepRecipe, tuned
 from diffusion.store.refs import RunRef, SweepRef
 from flows.artifact import with_pictures
 from flows.console import progress
 from flows.finished import sweep_key
+from flows.retries import TASK
 from flows.site import Site, ray_running
-from flows.stage import TASK, Done, once
+from flows.stage import Done, once
 
 
 @flow(name="sweep")
@@ -29,6 +29,8 @@ def sweep(
 @task(name="sweep", **TASK)
 def sweep_stage(recipe: SweepRecipe, evaluate: EvaluateRecipe, run: RunRef, name: str, site: Site) -> Done[SweepRef]:
     def make() -> SweepRef:
+        from diffusion.adapters.ray_sweep import sweep_run  # Ray is not loaded where there is nothing to do
+
         with ray_running(site), progress("sweep", "pictures") as update:
             return sweep_run(
                 run,
@@ -44,7 +46,8 @@ def sweep_stage(recipe: SweepRecipe, evaluate: EvaluateRecipe, run: RunRef, name
     def tell(found: SweepRef) -> None:
         log_sweep(site.tracking(name), found, recipe)
 
-    done = once("sweep", sweep_key(recipe, evaluate, run), SweepRef, site, make, tell=tell)
+    same = "the same run, the same ways of drawing"
+    done = once("sweep", sweep_key(recipe, evaluate, run), SweepRef, site, make, tell=tell, same=same)
     create_markdown_artifact(
         with_pictures(done.ref.uri, "sweep.md"), key="sweep", description=f"Sweep {done.ref.digest}"
     )

@@ -2,23 +2,21 @@
 
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.tasks import Task
 
 from diffusion.adapters.mlflow_runs import recorded
-from diffusion.adapters.ray_train import TrainingFailed, train_run
 from diffusion.recipe import EvaluateRecipe, TrainRecipe
 from diffusion.store.averages import moments_read
 from diffusion.store.bundle_spec import bundle_path
 from diffusion.store.refs import DatasetRef, RunRef
 from diffusion.training.retention import Keep
+from flows.artifact import Progress
 from flows.console import progress, say, warn
 from flows.finished import run_copies, run_folder, train_key
 from flows.origin import origin_of, started_from
 from flows.precompute import precomputed
+from flows.retries import TASK
 from flows.site import Site, ray_running
-from flows.stage import TASK, Done, once, worth_another_try
-from flows.validation import watched
+from flows.stage import Done, once
 
 _CURVE_ROWS = 40
 
@@ -43,16 +41,7 @@ def train(
     return train_stage(started_from(recipe, init, dataset, site), dataset, name, site, evaluate, widths).ref
 
 
-def _worth_another_try(task: Task, run: TaskRun, state: State) -> bool:
-    # Ray Train has replaced its workers `max_failures` times by then
-    failed = isinstance(state.result(raise_on_failure=False), TrainingFailed)
-    return not failed and worth_another_try(task, run, state)
-
-
-_TASK = TASK | {"retry_condition_fn": _worth_another_try}
-
-
-@task(name="train", **_TASK)
+@task(name="train", **TASK)
 def train_stage(
     recipe: TrainRecipe,
     dataset: DatasetRef,
@@ -64,7 +53,7 @@ def train_stage(
     return _trained("train", recipe, dataset, name, site, evaluate, widths)
 
 
-@task(name="distill", **_TASK)
+@task(name="distill", **TASK)
 def distill_stage(
     recipe: TrainRecipe, dataset: DatasetRef, name: str, site: Site, evaluate: EvaluateRecipe
 ) -> Done[RunRef]:
@@ -87,6 +76,9 @@ def _trained(
     curve: list[dict[str, float]] = []
 
     def make() -> RunRef:
+        from diffusion.adapters.ray_train import train_run  # seconds of loading Ray: not where there is nothing to do
+        from flows.validation import watched
+
         precomputed(recipe, dataset, site)
         mlflow, run_dir = site.tracking(name), run_folder(key, site)
 
@@ -99,6 +91,7 @@ def _trained(
             progress(stage, "pictures") as update,
             watched(site, run_dir, recipe, dataset, evaluate, shown=(mlflow, run_id), on_event=tell) as validation,
         ):
+            bar = Progress(f"{stage}-progress", f"{name}: pictures seen, of {recipe.images:,}")
 
             def on_metrics(metrics: dict) -> None:
                 log(metrics)
@@ -106,6 +99,7 @@ def _trained(
                 if validation:
                     validation.turn()
                 update(metrics["images_seen"], metrics["images"], note=_speed(metrics), loss=metrics["loss"])
+                bar(metrics["images_seen"], metrics["images"])
 
             def on_event(event: dict) -> None:
                 tell(event)
@@ -137,7 +131,8 @@ def _trained(
             )
         return run.model_copy(update={"mlflow_run_id": run_id})
 
-    done = once(stage, key, RunRef, site, make)
+    same = "the same dataset, the same recipe"
+    done = once(stage, key, RunRef, site, make, same=same, place=site.runs)
     if curve:
         create_table_artifact(_rows(curve), key="training-curve", description=f"Run {done.ref.digest}")
     return done

@@ -1,4 +1,4 @@
-"""Finished work is not done twice, and only what may pass is tried again."""
+"""Finished work is not done twice, nor by two at a time."""
 
 import os
 import subprocess
@@ -26,7 +26,8 @@ ref = DatasetRef(uri=str(home / "made"), digest="0" * 64, resolution=32, classes
 def make():
     with open(home / "calls", "a") as calls:
         calls.write("made\\n")
-    time.sleep(float(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    while (home / "hold").exists():
+        time.sleep(0.05)
     (home / "made").mkdir(exist_ok=True)
     (home / "made" / "manifest.json").write_text("{}")
     return ref
@@ -40,10 +41,10 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "d"
 
 
-def start(home: Path, program: str, *arguments: str) -> subprocess.Popen[str]:
+def start(home: Path, program: str) -> subprocess.Popen[str]:
     """In a process of its own: Prefect's folder is chosen when it is imported."""
     environment = os.environ | {"PREFECT_HOME": str(home / "prefect"), "HOME": str(home)}
-    command = [sys.executable, "-c", program, str(home), *arguments]
+    command = [sys.executable, "-c", program, str(home)]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -69,15 +70,20 @@ def test_finished_work_is_recalled_and_lost_work_done_again(home: Path) -> None:
 
 
 def test_of_two_processes_one_works_and_one_waits(home: Path) -> None:
-    first = start(home, ONCE, "4")
+    (home / "hold").touch()
+    first = start(home, ONCE)
     end = time.monotonic() + 60
     while not (home / "calls").exists():
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < end
         time.sleep(0.05)
-    second = start(home, ONCE, "0")
+    second = start(home, ONCE)
+    waits = second.stdout.readline()
+    assert f"shard     process {first.pid} on " in waits
+    (home / "hold").unlink()
     assert said(first).splitlines()[-1] == "False"
     out = said(second)
+    assert "shard     done before, not done again: the same inputs, the same recipe" in out
     assert out.splitlines()[-1] == "True"
     assert (home / "calls").read_text().count("made") == 1
 
@@ -108,26 +114,6 @@ def test_what_was_made_is_made_once_however_often_telling_of_it_fails(home: Path
     assert (home / "calls").read_text().count("made") == 2  # the second time because it was deleted
 
 
-def test_only_what_may_pass_is_tried_again(home: Path) -> None:
-    program = """
-from prefect.states import Failed
-from flows.stage import worth_another_try
-from ray.exceptions import WorkerCrashedError
-class Mistake(ValueError): ...
-for error in (ConnectionError(), TimeoutError(), OSError(5, "I/O"), RuntimeError(), WorkerCrashedError()):
-    assert worth_another_try(None, None, Failed(data=error)), error
-assert worth_another_try(None, None, Failed(data=ConnectionError("no answer\\nafter 3 tries")))
-mistakes = ValueError(), Mistake(), TypeError(), KeyError(), FloatingPointError()
-disks = OSError(28, "No space left on device"), OSError(30, "Read-only file system", "a")
-for error in (*mistakes, *disks, FileNotFoundError(), PermissionError()):
-    assert not worth_another_try(None, None, Failed(data=error)), error
-print("done")
-"""
-    lines = said(start(home, program)).splitlines()
-    assert lines[-1] == "done"
-    assert "! ConnectionError (no answer after 3 tries): trying again in a moment" in lines
-
-
 def test_prefect_takes_an_endpoint_apart(tmp_path: Path) -> None:
     """As it does with what a stage returns; a field that hides a dictionary's method would end it there."""
     program = """
@@ -143,3 +129,20 @@ assert model in seen
 """
     environment = os.environ | {"PREFECT_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True, timeout=100)
+
+
+def test_work_of_a_killed_process_is_taken_over_at_once(home: Path) -> None:
+    (home / "hold").touch()
+    first = start(home, ONCE)
+    end = time.monotonic() + 60
+    while not (home / "calls").exists():
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    first.kill()
+    (home / "hold").unlink()
+    first.communicate()
+    (_,) = (home / "store" / "leases").iterdir()
+    assert said(start(home, ONCE)).splitlines()[-1] == "False"
+    assert list((home / "store" / "leases").iterdir()) == []
+    assert (home / "calls").read_text().count("made") == 2

@@ -50,6 +50,8 @@ _RESTARTS = 3  # of the metrics actor, and of a controller that fails to start i
 class TrainingFailed(RuntimeError):
     """A run that ended without its last checkpoint; the message is the first worker's that failed."""
 
+    final = True  # it has been tried again, by Ray Train
+
 
 def train_run(
     recipe: TrainRecipe,

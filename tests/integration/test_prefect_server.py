@@ -112,12 +112,15 @@ def test_the_line_runs_on_a_server_as_without_one(environment: dict[str, str], e
     tasks = ask(environment, "/task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
     assert {task["name"].rsplit("-", 1)[0] for task in tasks} == {"shard", "train", "evaluate", "register"}
     artifacts = {found["key"]: found for found in ask(environment, "/artifacts/filter")}
-    assert artifacts.keys() == {"dataset", "training-curve", "evaluation", "verdict", "plan"}
+    pages = {"dataset", "plan", "training-curve", "train-progress", "evaluation", "verdict", "line"}
+    assert artifacts.keys() == pages
     assert "data:image/jpeg;base64," in artifacts["evaluation"]["data"]
     assert "(grid.png)" not in artifacts["evaluation"]["data"]
     curve = json.loads(artifacts["training-curve"]["data"])
     assert curve[-1]["images_seen"] == PRESETS["smoke"]().train.images
     assert "champion" in artifacts["verdict"]["data"]
+    assert artifacts["train-progress"]["data"] == 100
+    assert "is the champion" in artifacts["line"]["data"]
 
 
 def test_a_deployment_on_a_schedule_is_run_by_a_worker(environment: dict[str, str], emoji_folder: Path) -> None:
@@ -157,3 +160,64 @@ def test_a_deployment_on_a_schedule_is_run_by_a_worker(environment: dict[str, st
 
     with background(worker, environment | {"PREFECT_WORKER_QUERY_SECONDS": "2"}, log):
         wait_for(done_on_schedule, 240, log)
+
+
+def test_the_deployments_for_work_pools_are_taken_as_they_are(environment: dict[str, str]) -> None:
+    for arguments in (
+        ("work-pool", "create", "diffusion", "--type", "process"),
+        ("deploy", "--all", "--prefect-file", "infra/prefect.yaml"),
+    ):
+        done = subprocess.run(
+            [*PREFECT, "--no-prompt", *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = ask(environment, "/deployments/filter", work_pools={"name": {"any_": ["diffusion"]}})
+    line = {deployment["name"]: deployment for deployment in found}
+    assert line.keys() == {"nightly", "by-hand"}
+    assert [schedule["schedule"]["cron"] for schedule in line["nightly"]["schedules"]] == ["0 3 * * *"]
+    assert line["by-hand"]["schedules"] == []
+    for deployment in found:
+        assert deployment["entrypoint"] == "flows.pipeline.pipeline"
+        assert deployment["global_concurrency_limit"]["limit"] == 1
+        assert deployment["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+        assert deployment["pull_steps"] in (None, [])
+        assert {"recipe", "source", "until", "warm"} <= deployment["parameter_openapi_schema"]["properties"].keys()
+
+
+TRIED = """
+import logging
+from prefect import flow, task
+from flows.retries import TASK, WAITS_S
+seen = []
+def make(error, times):
+    seen.append(error)
+    if len(seen) <= times:
+        raise error
+    return len(seen)
+made = task(make, **(TASK | {"retry_delay_seconds": [0.01] * len(WAITS_S)}))
+@flow
+def passing():
+    return made(ConnectionError("away"), 3)
+@flow
+def failing():
+    return made(ValueError("wrong"), 1)
+logging.disable(logging.CRITICAL)
+print(passing())
+seen.clear()
+try:
+    failing()
+except ValueError:
+    print(len(seen))
+"""
+
+
+def test_a_stage_is_tried_again_until_it_succeeds_and_a_mistake_is_not(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-c", TRIED]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if not line.startswith("!")] == ["4", "1"]
