@@ -87,7 +87,7 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
     litter = outer if elsewhere else None
     watched = ExitStack()
     try:
-        with _groups_of_their_own():
+        with _groups_of_their_own(watched):
             try:
                 start()
             except Exception as error:  # Ray's own type for it: its patience of 30 s cannot be set
@@ -95,7 +95,6 @@ def local_ray(home: Path, *, cpus: int | None = None) -> Iterator[None]:
                     raise
                 ray.shutdown()
                 start()
-        watched.enter_context(_ended_with_us())
         session = temp_dir / ray.get_runtime_context().get_session_name()
         yield
         litter = litter or session
@@ -116,29 +115,11 @@ def end_processes() -> None:
 
 
 @contextmanager
-def _ended_with_us() -> Iterator[None]:
-    """What Ray runs for this process is killed at the end of the block or of this process, however that ends.  In each of
-    its groups a shell waits for our end of a pipe, and then kills its own group: no other can have that number by then.
-
-    Where its raylet is killed, as Ray does itself to one that a busy machine keeps from ending within a second, the raylet's
-    agents ask a GCS that is gone for a minute before they see that they are alone.
-    """
-    command = ["/bin/sh", "-c", 'trap "" HUP INT TERM; read -r _; kill -9 0']
-    null = subprocess.DEVNULL
-    with ExitStack() as shells:
-        for process in _started:
-            with suppress(ProcessLookupError, PermissionError):  # it has ended, and all of its group
-                shell = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=null, stderr=null, process_group=process.pid
-                )
-                shells.enter_context(shell)
-        yield
-
-
-@contextmanager
-def _groups_of_their_own() -> Iterator[None]:
+def _groups_of_their_own(watched: ExitStack) -> Iterator[None]:
     """Processes that Ray starts in the block lead process groups.  A signal to our group, as of a service manager, would end
     them under us otherwise, and Ray ends at once a process that misses them.
+
+    They are killed at the end of `watched` or of this process, however that ends, and though Ray has not started by then.
     """
     from ray._private import services
 
@@ -147,6 +128,7 @@ def _groups_of_their_own() -> Iterator[None]:
     def start(*args: object, **kwargs: object) -> subprocess.Popen:
         process = theirs(*args, **kwargs, process_group=0)
         _started.append(process)
+        _end_with_us(process, watched)
         return process
 
     services.ConsolePopen = start
@@ -154,3 +136,17 @@ def _groups_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = theirs
+
+
+def _end_with_us(process: subprocess.Popen, watched: ExitStack) -> None:
+    """What leads a group is killed with it at the end of `watched` or of this process.  In the group a shell waits for our
+    end of a pipe, and then kills its own group: no other can have that number by then.
+
+    Where its raylet is killed, as Ray does itself to one that a busy machine keeps from ending within a second, the raylet's
+    agents ask a GCS that is gone for a minute before they see that they are alone.
+    """
+    command = ["/bin/sh", "-c", 'trap "" HUP INT TERM; read -r _; kill -9 0']
+    null = subprocess.DEVNULL
+    with suppress(ProcessLookupError, PermissionError):  # it has ended, and all of its group
+        shell = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=null, stderr=null, process_group=process.pid)
+        watched.enter_context(shell)
