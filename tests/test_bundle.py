@@ -184,7 +184,7 @@ def test_an_edited_specification_is_another_model_or_none(bundle_copy):
         load_bundle(bundle_copy)
     path.write_text("{")
     with pytest.raises(
-        ValueError, match=r"format 1: the file: it is no JSON.*Delete its folder and run `diffusion eval"
+        ValueError, match=r"format 1: the file: it is no JSON.*Delete its folder: `diffusion eval"
     ) as told:
         verify_bundle(path.parent)
     assert "\n" not in str(told.value)

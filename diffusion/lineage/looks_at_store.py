@@ -14,7 +14,7 @@ from diffusion.evaluation.reference import ReferenceIdentity
 from diffusion.lineage.looks import Finding, Look, Tell, asked, hashed, said
 from diffusion.recipe import canonical_json, digest_of, first_mistake
 from diffusion.store.averages import MANIFEST_NAME, Manifest
-from diffusion.store.bundle_spec import SPEC_NAME, BundleSpec, bundle_path
+from diffusion.store.bundle_spec import HAD_AGAIN, SPEC_NAME, BundleSpec, bundle_path
 from diffusion.store.lease import FOLDER as LEASES
 from diffusion.store.refs import DatasetRef
 from diffusion.store.storage import LocalFolder, Storage, open_storage
@@ -95,9 +95,7 @@ def looks_at_bundles(root: Storage) -> Iterator[Look]:
 
 def _bundle(root: Storage, place: str, files: dict[str, int]) -> Iterator[Look]:
     uri = f"{root.uri}/{place}"
-    remedy = (
-        f"Delete {uri}: `diffusion evaluate` exports it again, and a registered one is fetched when it is asked for"
-    )
+    remedy = f"Delete {uri}: {HAD_AGAIN}"
     if SPEC_NAME not in files:
         yield said("missing", f"{uri}/{SPEC_NAME}", remedy)
         return

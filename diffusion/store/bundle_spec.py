@@ -26,7 +26,8 @@ from diffusion.text import TextIdentity
 SPEC_NAME = "bundle.json"
 WEIGHTS_NAME = "weights.safetensors"
 GUIDE_NAME = "guide.safetensors"
-AGAIN = "Delete its folder and run `diffusion evaluate` again."
+HAD_AGAIN = "`diffusion evaluate` exports it again, and a registered one is fetched when it is asked for"
+AGAIN = f"Delete its folder: {HAD_AGAIN}."
 
 
 class Guide(Frozen):
