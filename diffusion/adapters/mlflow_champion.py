@@ -75,8 +75,7 @@ def roll_back(client: "MlflowClient", name: str, to: str | None = None) -> Move:
         if target == present:
             raise ValueError(f"version {target} of {name!r} is the champion already")
         _check_served_before(client, name, target, moves)
-        if present is not None:  # else somebody has taken the alias away by hand
-            _withdraw(client, name, present, target, moves)
+        _withdraw(client, name, present, target, moves)
         return _move(client, name, held, present, target, "rollback")
 
 
@@ -126,19 +125,27 @@ def _check_served_before(client: "MlflowClient", name: str, version: str, moves:
         )
 
 
-def _withdraw(client: "MlflowClient", name: str, present: str, target: str, moves: list[Move]) -> None:
-    """Tag the champion and those before it that came after the target, and take that tag from the target.  A withdrawn one
-    that is not among those before the champion came after it: then none is tagged."""
+def _withdraw(client: "MlflowClient", name: str, present: str | None, target: str, moves: list[Move]) -> None:
+    """Tag what is left, and take that tag from the target."""
     was = WITHDRAWN in client.get_model_version(name, target).tags
-    chain = [present]
-    while (earlier := _before(moves, chain[-1])) is not None and earlier != target and earlier not in chain:
-        chain.append(earlier)
-    if _before(moves, chain[-1]) != target:
-        chain = [] if was else [present]
-    for version in chain:
+    for version in _left(moves, present, target, back=was):
         client.set_model_version_tag(name, version, WITHDRAWN, f"for version {target}")
     if was:
         client.delete_model_version_tag(name, target, WITHDRAWN)
+
+
+def _left(moves: list[Move], present: str | None, target: str, *, back: bool) -> list[str]:
+    """The champion and those before it that came after the target.  back: the target was withdrawn, and so came after the
+    champion where it is not among those before it: then none.  None as well where somebody has taken the alias away by hand.
+    """
+    if present is None:
+        return []
+    chain = [present]
+    while (earlier := _before(moves, chain[-1])) is not None and earlier != target and earlier not in chain:
+        chain.append(earlier)
+    if _before(moves, chain[-1]) == target:
+        return chain
+    return [] if back else [present]
 
 
 def _called(version: str | None) -> str:

@@ -217,6 +217,9 @@ def test_rolling_back_goes_to_the_champion_before_and_again_to_the_one_before_th
     assert roll_back(client, "back").target == "2"  # which was withdrawn: going back to it withdraws 3 nevertheless
     assert WITHDRAWN in client.get_model_version("back", "3").tags
     assert WITHDRAWN not in client.get_model_version("back", "2").tags
+    client.delete_registered_model_alias("back", "champion")  # by hand
+    assert roll_back(client, "back", "3").source is None
+    assert WITHDRAWN not in client.get_model_version("back", "3").tags
 
 
 def test_going_back_is_refused_where_it_would_go_past_the_gate(client):
