@@ -34,6 +34,7 @@ def test_a_command_that_is_shown_is_understood(shown):
     command, words = called(shown)
     if words == ["--help"]:
         return
+    assert not hasattr(command, "commands"), f"there is no command {shown}"
     given = command.make_context(shown, words).params
     recipes.merged(given.get("preset", "demo"), settings=given.get("settings") or ())
     assert (given.get("until") or "deploy") in get_args(Until)
