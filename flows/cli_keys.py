@@ -7,7 +7,7 @@ import typer
 from diffusion.serving.keys import Key, read
 from diffusion.serving.keys import add as add_key
 from diffusion.serving.keys import remove as remove_key
-from diffusion.serving.ticket import PRIORITIES
+from diffusion.serving.priority import PRIORITIES
 from flows.console import say, ticked, warn
 from flows.foreground import guarded, looking
 from flows.options import Debug, Home

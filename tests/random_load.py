@@ -15,10 +15,11 @@ from diffusion.serving.editing import EditRequest, edit
 from diffusion.serving.engine import Engine
 from diffusion.serving.given import Given
 from diffusion.serving.job import Job
+from diffusion.serving.priority import PRIORITIES
 from diffusion.serving.receipt import pixels_sha256
 from diffusion.serving.request import GenerateRequest, resolve
 from diffusion.serving.restoring import RestoreRequest, restoration
-from diffusion.serving.ticket import PRIORITIES, Picture, QueueFull, Ticket, TooBusy
+from diffusion.serving.ticket import Picture, QueueFull, Ticket, TooBusy
 
 TASKS = ("generation", "super-resolution", "inpainting", "colorization", "edit", "inversion", "masked edit")
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.serving.admission import STANDS_BACK_S, Admission
-from diffusion.serving.ticket import PRIORITIES, Ticket
+from diffusion.serving.priority import PRIORITIES
+from diffusion.serving.ticket import Ticket
 
 ARRIVALS = st.lists(
     st.tuples(st.floats(0, 20, width=32), st.sampled_from(PRIORITIES), st.integers(1, 4)), min_size=1, max_size=40

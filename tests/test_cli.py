@@ -35,6 +35,13 @@ def test_every_command_has_help(command: str) -> None:
     assert command == "sample" or ("--preset" in out and "--set" in out)
 
 
+def test_a_program_that_starts_waits_for_no_library_that_it_may_not_need() -> None:
+    started = subprocess.run(
+        [sys.executable, "-c", "import sys, flows.cli; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert {"torch", "ray", "mlflow", "prefect"} & set(started.stdout.split()) == set()
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_shown_recipe_reads_back(preset: str, tmp_path: Path) -> None:
     code, out, _ = diffusion("recipe", "show", "--preset", preset, "--describe")

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator
 
 from diffusion.serving.forecast import Part
-from diffusion.serving.ticket import Priority, Ticket
+from diffusion.serving.priority import Priority
+from diffusion.serving.ticket import Ticket
 
 STANDS_BACK_S: dict[Priority, float] = {"high": 0.0, "normal": 30.0, "low": 90.0}
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from diffusion.serving.admission import Admission
 from diffusion.serving.flight import Flight
 from diffusion.serving.forecast import Outlook, outlook
+from diffusion.serving.priority import Priority
 from diffusion.serving.request import RequestError
-from diffusion.serving.ticket import Priority, QueueFull, Ticket, TooBusy
+from diffusion.serving.ticket import QueueFull, Ticket, TooBusy
 
 PLACES: dict[Priority, float] = {"high": 1.25, "normal": 1.0, "low": 0.5}  # shares of the queue that it may fill
 _STANDS_S = 10.0  # a queue that was never empty for so long is no burst

@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import Field
 
 from diffusion.recipe import Frozen, first_mistake
-from diffusion.serving.ticket import Priority
+from diffusion.serving.priority import Priority
 from diffusion.store.publish import folder_locked, write_atomic
 
 PREFIX = "dk-"

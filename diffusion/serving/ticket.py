@@ -6,16 +6,15 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
 from diffusion.serving.job import Job
+from diffusion.serving.priority import Priority
 from diffusion.serving.request import ResolvedRequest
 
 Picture = np.ndarray  # uint8 (H, W, 3)
-Priority = Literal["high", "normal", "low"]
-PRIORITIES: tuple[Priority, ...] = get_args(Priority)  # the first goes first
 
 
 class QueueFull(RuntimeError):

@@ -13,7 +13,7 @@ from openai import AuthenticationError, OpenAI, RateLimitError
 
 from diffusion.serving.engine import Engine
 from diffusion.serving.keys import Access, add, remove
-from diffusion.serving.ticket import PRIORITIES
+from diffusion.serving.priority import PRIORITIES
 from tests.integration.test_http import LIMITS, URL, error_of, idle, served
 from tests.random_bundle import CLASSES, random_bundle
 

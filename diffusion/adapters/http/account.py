@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from starlette.types import Scope
 
 from diffusion.adapters.request_id import is_sane
-from diffusion.serving.ticket import DeadlineExceeded, Priority, Ticket
+from diffusion.serving.priority import Priority
+from diffusion.serving.ticket import DeadlineExceeded, Ticket
 from diffusion.store.refs import ModelRef
 
 _SCOPE = "diffusion.account"

@@ -7,10 +7,10 @@ from pydantic import Field, field_validator
 
 from diffusion.recipe import Frozen
 from diffusion.serving.editing import EditRequest
+from diffusion.serving.priority import PRIORITIES, Priority
 from diffusion.serving.receipt import Format
 from diffusion.serving.request import GenerateRequest, RequestError, Whole
 from diffusion.serving.restoring import RestoreRequest
-from diffusion.serving.ticket import PRIORITIES, Priority
 
 MAX_PREVIEWS = 3  # as OpenAI has it
 

@@ -7,7 +7,7 @@ from diffusion.adapters.http.account import Account
 from diffusion.adapters.http.asked import EditBody, GenerationBody, RestorationBody
 from diffusion.recipe import Frozen
 from diffusion.sampler import SAMPLERS
-from diffusion.serving.ticket import PRIORITIES
+from diffusion.serving.priority import PRIORITIES
 
 PICTURES = "image/png, image/jpeg, image/webp, image/gif, image/bmp, image/tiff"  # what a given one may be
 

@@ -15,10 +15,11 @@ from diffusion.recipe import ServeRecipe
 from diffusion.serving.engine import Engine
 from diffusion.serving.job import Job
 from diffusion.serving.lineup import point_of
+from diffusion.serving.priority import Priority
 from diffusion.serving.receipt import AnyReceipt, Format, receipt_of, stamp
 from diffusion.serving.rework import Rework, receipts
 from diffusion.serving.shelf import Shelf
-from diffusion.serving.ticket import DeadlineExceeded, Picture, Preview, Priority, Ticket
+from diffusion.serving.ticket import DeadlineExceeded, Picture, Preview, Ticket
 from diffusion.store.refs import ModelRef
 
 
