@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ import numpy as np
 
 from diffusion.data.images import encode_png
 from diffusion.serving.receipt import read_receipt
+from tests.leaks import PLANTED, leaks
 from tests.ports import free_port
 from tests.program import Place, read_until, running
 
@@ -21,6 +23,7 @@ STAGES = ("shard", "train", "evaluate", "register")
 
 
 def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) -> None:
+    place = replace(place, also=PLANTED)
     port = free_port()
     line = ("run", "--preset", "smoke", "--source", str(emoji_folder), "--port", str(port))
     with running(place, *line) as process:
@@ -48,6 +51,8 @@ def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) 
         subprocess.run(curl, shell=True, cwd=place.root, check=True, timeout=60)  # as a person would paste it
         assert read_receipt((place.root / "picture.png").read_bytes()).bundle_digest == receipt.bundle_digest
 
+        assert leaks(PLANTED, [place.root], said) == [], "with Ray's own logs, which go with its end"
+        assert list((place.home / "ray").rglob("raylet*"))
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(httpx.post, url, json=body | {"n": 4, "steps": 50}, timeout=60)
             while not httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=60).json()["drawing"]:
@@ -104,6 +109,7 @@ def test_from_a_folder_to_a_picture_over_http(place: Place, emoji_folder: Path) 
         assert "! " not in said
         assert "unknown" not in said
         assert told in said
+    assert leaks(PLANTED, [place.root]) == []
 
 
 def test_an_interrupted_training_goes_on_where_it_was_and_a_student_learns_from_it(

@@ -20,6 +20,7 @@ from diffusion.adapters.ray_serve import APP
 from diffusion.serving.keys import FILE, add
 from diffusion.serving.request import GenerateRequest
 from diffusion.store.refs import ModelRef
+from tests.leaks import PLANTED, leaks
 from tests.mlflow_server import answers
 from tests.ports import free_port
 from tests.processes import descendants, kill
@@ -53,6 +54,7 @@ def cluster(home: Path, short_tmp: Path) -> Iterator[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment |= ray_environment(home / "ray") | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     environment.pop("RAY_AUTH_TOKEN_PATH")
+    environment = PLANTED | environment
     environment |= {"DIFFUSION_HOME": str(home), "DIFFUSION_HOST": "0.0.0.0", "DIFFUSION_GPU": "false"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     options = [f"--{name}={port}" for name, port in ports.items()]
@@ -113,7 +115,9 @@ def settled(cluster: str) -> tuple[str, str]:
         time.sleep(0.3)
 
 
-def test_a_cluster_serves_by_its_configuration_and_changes_the_model_under_load(cluster, champion, second, key) -> None:
+def test_a_cluster_serves_by_its_configuration_and_changes_the_model_under_load(
+    cluster, champion, second, key, home, short_tmp
+) -> None:
     assert httpx.get(f"{cluster}/api/serve/applications/").status_code == 401
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -157,3 +161,6 @@ def test_a_cluster_serves_by_its_configuration_and_changes_the_model_under_load(
     assert ask()["receipt"]["version"] == "2"
     with httpx.Client() as client:
         assert json.loads(client.get(f"{url}/healthz").text)["bundle_digest"] == second.digest
+    secrets = PLANTED | {"RAY_AUTH_TOKEN": TOKEN, "key": key}
+    assert leaks(secrets, [home, short_tmp]) == [], "among them Ray's logs of the head, its replicas and the dashboard"
+    assert list(short_tmp.rglob("raylet*"))
