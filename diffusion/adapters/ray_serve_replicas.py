@@ -9,6 +9,7 @@ from diffusion.recipe import ServeRecipe
 FILL = "fill"  # of a replica's slots: 1 where all are taken and nothing waits, 3 where twice as many pictures wait
 PROVED_EVERY_S = 10.0  # four evaluations each time
 _UPSCALE_S, _LOOK_BACK_S = 5.0, 12.0
+_AT_ONCE = 4_096  # requests in a replica whose bodies are read, that are refused, or that draw nothing
 
 Replicas = int | tuple[int, int]  # so many, or the least and the most
 
@@ -17,8 +18,8 @@ def options(replicas: Replicas, cpus: float, gpus: float, idle_s: float, limits:
     """Options of the deployment.  As `diffusion.adapters.ray_serve.deploy` has them."""
     return _number(replicas, idle_s) | {
         "ray_actor_options": {"num_cpus": cpus, "num_gpus": gpus},
-        # the engine refuses with Retry-After; Serve is to let everything through to it
-        "max_ongoing_requests": limits.queue + 128 + (0 if limits.slots == "auto" else limits.slots),
+        # the engine refuses with Retry-After; Serve is to let everything through to it, past bodies that do not come
+        "max_ongoing_requests": limits.queue + _AT_ONCE,
         "max_surge_percent": 100,
         "max_constructor_retry_count": 2,
         "graceful_shutdown_timeout_s": limits.timeout_s,

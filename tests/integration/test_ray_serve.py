@@ -3,10 +3,12 @@
 import base64
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -131,6 +133,16 @@ def test_headers_do_not_steer_serve_nor_fail_it(url):
     health = httpx.get(f"{url}/healthz", headers=mad, timeout=30)
     assert (hurried.status_code, health.status_code) == (200, 200)
     assert health.headers["x-request-id"].isascii()
+
+
+def test_bodies_that_do_not_come_keep_nobody_out(url):
+    place = httpx.URL(url)
+    begun = f"POST /v1/images/generations HTTP/1.1\r\nHost: {place.host}\r\nContent-Type: application/json\r\n"
+    with ExitStack() as stack:
+        for _ in range(300):
+            connection = stack.enter_context(socket.create_connection((place.host, place.port), timeout=30))
+            connection.sendall(f"{begun}Content-Length: 100\r\n\r\n{{".encode())
+        assert ask(url, n=1, timeout_s=60).status_code == 200
 
 
 def test_a_replica_follows_the_keys(url, access):
