@@ -1,9 +1,12 @@
 """What people hear of a run of the line: a page among Prefect's artifacts, and the site's webhook or command."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import httpx
 from prefect import Flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.runtime import flow_run
 
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def tell_failed(flow: Flow, run: FlowRun, state: State) -> None:
-    """Prefect's hook: a run failed, or crashed."""
+    """Prefect's hook: a run failed, or crashed; not one that crashed because it was being cancelled."""
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        if any(was.is_cancelling() for was in client.read_flow_run_states(run.id)):
+            return
     facts = {"flow": flow.name, "run": run.name, "state": state.name or state.type.value}
     notify("failed", f"{flow.name} {run.name}: {state.message or state.name}", **facts)
 

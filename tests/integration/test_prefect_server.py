@@ -221,3 +221,29 @@ def test_a_stage_is_tried_again_until_it_succeeds_and_a_mistake_is_not(environme
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if not line.startswith("!")] == ["4", "1"]
+
+
+CRASHED = """
+import sys
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelling, Crashed, Running
+from flows.told import tell_failed
+nothing = flow(lambda: None, name="nothing")
+with get_client(sync_client=True) as client:
+    for states in ((Running(), Cancelling()), (Running(),)):
+        run = client.create_flow_run(nothing)
+        for state in (*states, Crashed(message="ended")):
+            client.set_flow_run_state(run.id, state, force=True)
+        tell_failed(nothing, run, Crashed(message=f"after {states[-1].name}"))
+"""
+
+
+def test_a_run_that_is_cancelled_is_not_told_as_failed(environment: dict[str, str], tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    hook = f"{sys.executable} -c \"import sys; open('{heard}', 'a').write(sys.stdin.read())\""
+    command = [sys.executable, "-c", CRASHED]
+    told = environment | {"DIFFUSION_NOTIFY": hook}
+    done = subprocess.run(command, cwd=ROOT, env=told, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(heard.read_text())["text"].endswith(": after Running")
