@@ -1,17 +1,25 @@
 """register: an evaluation -> a version of a model, `champion` if the gate lets it pass."""
 
+from functools import partial
+from pathlib import Path
+
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 
 from diffusion.adapters.mlflow_champion import CHAMPION
 from diffusion.adapters.mlflow_gate import champion_version, settle, stands, verdict_of
 from diffusion.adapters.mlflow_registry import resolve
+from diffusion.adapters.ray_evaluate import evaluate_published
+from diffusion.evaluation.gate.again import of_one_kind, recipe_for
 from diffusion.evaluation.gate.verdict import Verdict, markdown
+from diffusion.evaluation.report.report import Report, load_report
 from diffusion.recipe import Recipe, digest_of
-from diffusion.store.refs import EvaluationRef, ModelRef
+from diffusion.store.bundle_spec import read_facts
+from diffusion.store.refs import EvaluationRef, ModelRef, ReportRef
 from diffusion.store.works import work_key
+from flows.console import progress, say
 from flows.retries import TASK
-from flows.site import Site
+from flows.site import Site, ray_running
 from flows.stage import Done, once
 from flows.told import tell_verdict
 
@@ -30,7 +38,8 @@ def register_stage(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> Don
     mlflow = site.tracking(name)
 
     def make() -> ModelRef:
-        return settle(mlflow, evaluation, recipe, "cuda" if site.use_gpu else "cpu")
+        again = partial(_measured_again, recipe, evaluation, site)
+        return settle(mlflow, evaluation, recipe, "cuda" if site.use_gpu else "cpu", again)
 
     def now(ref: ModelRef) -> ModelRef | None:
         try:
@@ -47,6 +56,40 @@ def register_stage(recipe: Recipe, evaluation: EvaluationRef, site: Site) -> Don
     page = _markdown(done.ref, verdict)
     create_markdown_artifact(page, key="verdict", description=f"Model {done.ref.digest}")
     return done
+
+
+def _measured_again(
+    recipe: Recipe, evaluation: EvaluationRef, site: Site, version: str, champion: Report, challenger: Report
+) -> Report | None:
+    """The champion's report by the challenger's pictures and recipe; None where it cannot be asked for the same."""
+    found = resolve(site.tracking(recipe.name), recipe.name, version, site.store)
+    spec, _ = read_facts(Path(found.uri), found.digest)
+    own, _ = read_facts(Path(evaluation.bundle_uri), evaluation.bundle_digest)
+    if not of_one_kind(own, spec):
+        return None
+    dataset, measure = evaluation.run.dataset, recipe_for(champion, spec, challenger, recipe.evaluate)
+    if measure is None:
+        return None
+
+    def make() -> ReportRef:
+        say(f"  champion   version {version} is measured as this one was, to be compared")
+        with ray_running(site), progress("champion", "pictures") as update:
+            return evaluate_published(
+                (found.uri, found.digest),
+                dataset,
+                measure,
+                site.store,
+                actors=site.most_workers,
+                use_gpu=site.use_gpu,
+                reading=site.reading,
+                progress=update,
+            )
+
+    same = f"version {version}, the same pictures, the same recipe"
+    key = work_key("evaluate", measure, (found.digest, dataset.digest))
+    ref = once("champion", key, ReportRef, site, make, same=same).ref
+    report = load_report(ref.uri, ref.digest)
+    return None if report.problems else report
 
 
 def judged(model: ModelRef, site: Site) -> Verdict | None:

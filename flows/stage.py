@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 
 from diffusion.recipe import Frozen, digest_of
 from diffusion.store.lease import Claim, leased
-from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef, SweepRef
+from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, ReportRef, RunRef, SweepRef
 from diffusion.store.storage import open_storage
 from diffusion.store.works import recall, remember
 from flows.console import say, seconds, ticked, warn
@@ -17,7 +17,7 @@ from flows.foreground import ending_soon
 from flows.living import living
 from flows.site import Site
 
-Ref = TypeVar("Ref", DatasetRef, RunRef, SweepRef, EvaluationRef, ModelRef)
+Ref = TypeVar("Ref", DatasetRef, RunRef, SweepRef, EvaluationRef, ReportRef, ModelRef)
 
 
 class Done(Frozen, Generic[Ref]):

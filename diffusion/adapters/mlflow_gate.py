@@ -1,6 +1,7 @@
 """Registering under the gate: judged against the champion there is, and judged again where another was faster."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from diffusion.adapters.mlflow_champion import CHAMPION, WITHDRAWN, Overtaken
 from diffusion.adapters.mlflow_registry import aliases_of, register, version_of
 from diffusion.adapters.mlflow_runs import log_evaluation
 from diffusion.adapters.mlflow_tracking import Tracking, connect
+from diffusion.evaluation.gate.again import unlike
 from diffusion.evaluation.gate.gate import verdict
 from diffusion.evaluation.gate.verdict import Verdict
 from diffusion.evaluation.report.report import FILE as REPORT_NAME
@@ -28,11 +30,18 @@ if TYPE_CHECKING:
 TRIES = 8  # of the races that one registration may lose
 
 
-def settle(tracking: Tracking, evaluation: EvaluationRef, recipe: Recipe, device: str = "cpu") -> ModelRef:
+def settle(
+    tracking: Tracking,
+    evaluation: EvaluationRef,
+    recipe: Recipe,
+    device: str = "cpu",
+    again: Callable[[str, Report, Report], Report | None] = lambda version, champion, challenger: None,
+) -> ModelRef:
     """Judge an evaluated bundle and register it as recipe.name; likewise again while others move the alias.
 
-    device: on which its latency is measured, where recipe.gate limits that.  Raises Overtaken where the alias moved TRIES
-    times.
+    device: on which its latency is measured, where recipe.gate limits that.  again: measures the champion, a version with
+    its report, as the challenger was, where that is of other pictures or another recipe; None: that cannot be.
+    Raises Overtaken where the alias moved TRIES times.
     """
     challenger, name = load_report(evaluation.uri, evaluation.digest), recipe.name
     latency = None
@@ -44,8 +53,17 @@ def settle(tracking: Tracking, evaluation: EvaluationRef, recipe: Recipe, device
         champion = against and _champion(tracking, name, against, challenger)
         if champion is challenger:  # what MLflow has cannot be read, and may be this very report
             log_evaluation(tracking, evaluation, recipe.evaluate, again=True)
-        withdrawn = _withdrawn(tracking, name, challenger)
-        judged = verdict(challenger, champion, recipe.gate, against=against, withdrawn=withdrawn, latency=latency)
+        told = unlike(challenger, champion) if champion else ()
+        anew = again(against, champion, challenger) if told else None
+        judged = verdict(
+            challenger,
+            anew or champion,
+            recipe.gate,
+            against=against,
+            anew=told if anew else (),
+            withdrawn=_withdrawn(tracking, name, challenger),
+            latency=latency,
+        )
         try:
             return register(tracking, evaluation, judged, name, recipe.evaluate, recipe.data_licence)
         except Overtaken:

@@ -12,11 +12,11 @@ import safetensors.numpy
 from diffusion.adapters.ray_actors import Work, on_actors
 from diffusion.data.reading import Reading
 from diffusion.evaluation.gathered import Result, Setup
-from diffusion.evaluation.measure import Progress, evaluate
+from diffusion.evaluation.measure import Each, Progress, evaluate, evaluate_bundle
 from diffusion.evaluation.plan import Task
 from diffusion.evaluation.worker import Worker
 from diffusion.recipe import EvaluateRecipe
-from diffusion.store.refs import EvaluationRef, RunRef
+from diffusion.store.refs import DatasetRef, EvaluationRef, ReportRef, RunRef
 
 
 def evaluate_run(
@@ -33,11 +33,33 @@ def evaluate_run(
 
     progress(done, total) hears drawn pictures.
     """
+    device, each = _workers(actors, use_gpu)
+    return evaluate(run, recipe, store_root, each=each, device=device, reading=reading, progress=progress)
+
+
+def evaluate_published(
+    bundle: tuple[str, str],
+    dataset: DatasetRef,
+    recipe: EvaluateRecipe,
+    store_root: str | Path,
+    *,
+    actors: int,
+    use_gpu: bool = False,
+    reading: Reading = Reading(),
+    progress: Progress | None = None,
+) -> ReportRef:
+    """`evaluation.measure.evaluate_bundle` likewise."""
+    device, each = _workers(actors, use_gpu)
+    return evaluate_bundle(
+        bundle, dataset, recipe, store_root, each=each, device=device, reading=reading, progress=progress
+    )
+
+
+def _workers(actors: int, use_gpu: bool) -> tuple[str, Each]:
+    """Their device, and what hands them the tasks."""
     if actors < 1:
         raise ValueError(f"actors={actors}: at least one must draw")
-    device = "cuda" if use_gpu else "cpu"
-    each = partial(_ray_each, actors=actors, gpus=1 if use_gpu else 0)
-    return evaluate(run, recipe, store_root, each=each, device=device, reading=reading, progress=progress)
+    return "cuda" if use_gpu else "cpu", partial(_ray_each, actors=actors, gpus=1 if use_gpu else 0)
 
 
 def _ray_each(setup: Setup, tasks: list[Task], *, actors: int, gpus: int) -> Iterator[Result]:

@@ -26,7 +26,7 @@ from diffusion.evaluation.gathered import Gathered, Result, Setup
 from diffusion.evaluation.metrics.memorization import Looks
 from diffusion.evaluation.plan import Task
 from diffusion.evaluation.reference import LIMIT, recall_looks, remember_looks
-from diffusion.evaluation.report.report import Environment, Report, class_grid, publish_report
+from diffusion.evaluation.report.report import Environment, Report, class_grid, publish_report, write_report
 from diffusion.evaluation.restoration import cases_for
 from diffusion.evaluation.rows import Rows
 from diffusion.evaluation.worker import Worker
@@ -35,7 +35,7 @@ from diffusion.recipe import EvaluateRecipe
 from diffusion.store.averages import at, wanted_by
 from diffusion.store.bundle import export_bundle, verify_bundle
 from diffusion.store.joint_encoders import joint_identity
-from diffusion.store.refs import EvaluationRef, RunRef
+from diffusion.store.refs import DatasetRef, EvaluationRef, ReportRef, RunRef
 from diffusion.threads import one_thread
 
 Progress = Callable[[int, int], None]  # pictures drawn, pictures to draw
@@ -65,12 +65,38 @@ def evaluate(
     real: training pictures that the drawn ones are compared with, at most, evenly spaced.
     The same run and recipe give the same report, byte for byte, on any number of workers.
     """
-    store_root = Path(store_root)
     run = at(run, recipe.images) if recipe.images else run
-    data = manifest.load(run.dataset.uri, digest=run.dataset.digest)
-    setup = setup_of(run, recipe, store_root, device, reading)
+    setup = setup_of(run, recipe, Path(store_root), device, reading)
+    report, pictures = _measured(setup, Path(store_root), each, progress, real)
+    return publish_report(report, Path(store_root), run=run, bundle_uri=setup.bundle_uri, pictures=pictures)
+
+
+def evaluate_bundle(
+    bundle: tuple[str, str],
+    dataset: DatasetRef,
+    recipe: EvaluateRecipe,
+    store_root: str | Path,
+    *,
+    each: Each = in_process,
+    device: str = "cpu",
+    reading: Reading = Reading(),
+    progress: Progress | None = None,
+) -> ReportRef:
+    """Measure a bundle, (URI, digest), by the pictures of a dataset that need not be those it was trained on, as `evaluate`
+    does.  Their classes, size and captions must be its own, see `gate.again`."""
+    setup = _setup(bundle, dataset, recipe, device, reading)
+    report, pictures = _measured(setup, Path(store_root), each, progress, LIMIT)
+    return ReportRef(uri=str(write_report(report, Path(store_root), pictures)), digest=report.digest)
+
+
+def _measured(
+    setup: Setup, store_root: Path, each: Each, progress: Progress | None, real: int
+) -> tuple[Report, dict[str, Picture]]:
+    """The report, and the pictures beside it."""
+    recipe = setup.recipe
+    data = manifest.load(setup.dataset_uri, digest=setup.dataset_digest)
     spec, _ = verify_bundle(setup.bundle_uri, setup.bundle_digest)
-    labels = ShardReader(run.dataset.uri, digest=data.digest, cache_mib=0).labels
+    labels = ShardReader(setup.dataset_uri, digest=data.digest, cache_mib=0).labels
     drawn = plan.draws(data.train_counts, recipe, labels if spec.text or spec.sizes else None)
     compared = plan.evenly(data.images, real)
     wanted = {"train": compared, "holdout": plan.evenly(data.holdout, real)}
@@ -98,19 +124,18 @@ def evaluate(
         real_labels=torch.from_numpy(labels[list(compared)]),
         real_small=known["train"].small,
         control=known.get("holdout"),
-        control_labels=_labels(run, wanted["holdout"]),
+        control_labels=_labels(setup, wanted["holdout"]),
         drawn=None if problems else rows["draw", "train"]["features"],
         drawn_labels=torch.tensor(measured),
         thumbnails=None if problems else rows["draw", "train"]["thumbnails"],
         agreement=None if problems else rows["draw", "train"].get("agreement"),
         problems=tuple(problems),
     )
-    report = _report(gathered, run)
-    pictures = _pictures(gathered, report)
-    return publish_report(report, store_root, run=run, bundle_uri=setup.bundle_uri, pictures=pictures)
+    report = _report(gathered)
+    return report, _pictures(gathered, report)
 
 
-def _report(gathered: Gathered, run: RunRef) -> Report:
+def _report(gathered: Gathered) -> Report:
     """What was gathered, measured: one line for each thing, which its own module knows."""
     recipe, spec = gathered.recipe, gathered.spec
     keep_large_apart()
@@ -118,11 +143,11 @@ def _report(gathered: Gathered, run: RunRef) -> Report:
         distance, limit = frechet_of(gathered)
         return Report(
             bundle_digest=gathered.setup.bundle_digest,
-            run_digest=run.digest,
-            recipe_digest=run.recipe_digest,
+            run_digest=spec.run_digest,
+            recipe_digest=spec.recipe_digest,
             dataset_digest=gathered.manifest.digest,
             classes=gathered.manifest.classes,
-            images_seen=run.images_seen,
+            images_seen=spec.images_seen,
             ema=recipe.ema,
             reconstruction=spec.reconstruction,
             guide=spec.guide,
@@ -159,17 +184,23 @@ def _pictures(gathered: Gathered, report: Report) -> dict[str, Picture]:
 
 def setup_of(run: RunRef, recipe: EvaluateRecipe, store_root: Path, device: str, reading: Reading) -> Setup:
     """What workers must know to measure a run, whose bundle is published below `store_root`."""
-    weights = find_weights(recipe.extractor)  # before the bundle is exported: what cannot be measured fails first
-    identity = identity_of(recipe.extractor, resolution=recipe.extractor_resolution, weights=weights)
+    find_weights(recipe.extractor)  # before the bundle is exported: what cannot be measured fails first
     model, guide = wanted_by(recipe, run.images_seen)
-    bundle_uri, bundle_digest = export_bundle(run, model.sigma_rel, store_root, recipe.sampling, guide)
+    bundle = export_bundle(run, model.sigma_rel, store_root, recipe.sampling, guide)
+    return _setup(bundle, run.dataset, recipe, device, reading)
+
+
+def _setup(
+    bundle: tuple[str, str], dataset: DatasetRef, recipe: EvaluateRecipe, device: str, reading: Reading
+) -> Setup:
+    weights = find_weights(recipe.extractor)
     return Setup(
-        bundle_uri=bundle_uri,
-        bundle_digest=bundle_digest,
-        dataset_uri=run.dataset.uri,
-        dataset_digest=run.dataset.digest,
+        bundle_uri=bundle[0],
+        bundle_digest=bundle[1],
+        dataset_uri=dataset.uri,
+        dataset_digest=dataset.digest,
         recipe=recipe,
-        extractor=identity,
+        extractor=identity_of(recipe.extractor, resolution=recipe.extractor_resolution, weights=weights),
         # the package's own file lies elsewhere on another machine
         weights=None if recipe.extractor == "efficientnet-lite0" else str(weights),
         device=device,
@@ -207,11 +238,11 @@ def _collect(
     return results, rows
 
 
-def _labels(run: RunRef, held_out: tuple[int, ...]) -> torch.Tensor:
+def _labels(setup: Setup, held_out: tuple[int, ...]) -> torch.Tensor:
     """Of held-out pictures, int64."""
     if not held_out:
         return torch.empty(0, dtype=torch.int64)
-    reader = ShardReader(run.dataset.uri, "holdout", digest=run.dataset.digest, cache_mib=0)
+    reader = ShardReader(setup.dataset_uri, "holdout", digest=setup.dataset_digest, cache_mib=0)
     return torch.from_numpy(reader.labels[list(held_out)])
 
 

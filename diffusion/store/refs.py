@@ -53,6 +53,14 @@ class EvaluationRef(Frozen):
     metrics: dict[str, float]
 
 
+class ReportRef(Frozen):
+    """A report on a model by pictures that need not be its own.  `uri` is a folder as an evaluation's; `digest` is of
+    report.json."""
+
+    uri: str
+    digest: str
+
+
 class ModelRef(Frozen):
     """A registered model version.  `uri` and `digest` are its bundle's; `reasons` are the gate's, for people."""
 

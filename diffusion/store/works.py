@@ -7,23 +7,24 @@ from pydantic import BaseModel
 
 from diffusion.recipe import Frozen, canonical_json, digest_of, first_mistake
 from diffusion.store.publish import room_in, write_atomic
-from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, RunRef, SweepRef
+from diffusion.store.refs import DatasetRef, EvaluationRef, ModelRef, ReportRef, RunRef, SweepRef
 from diffusion.store.storage import open_storage
 
 # Raise a stage's number when its code gives other results for the same recipe and inputs, or its reference another
 # shape.  Versions of libraries are deliberately absent: upgrading one does not throw away a finished training run, and
 # where it changes bytes the outputs' digests say so.
-STAGE_VERSIONS = {"shard": 4, "train": 3, "evaluate": 13, "register": 2, "sweep": 3}
+STAGE_VERSIONS = {"shard": 4, "train": 3, "evaluate": 13, "register": 3, "sweep": 3}
 
 _LAST_WRITTEN = {  # of what a reference points at: the file that is published last
     DatasetRef: "manifest.json",
     RunRef: "manifest.json",
     SweepRef: "sweep.json",
     EvaluationRef: "report.json",
+    ReportRef: "report.json",
     ModelRef: "bundle.json",
 }
 
-Ref = TypeVar("Ref", DatasetRef, RunRef, SweepRef, EvaluationRef, ModelRef)
+Ref = TypeVar("Ref", DatasetRef, RunRef, SweepRef, EvaluationRef, ReportRef, ModelRef)
 
 
 class _Work(Frozen):

@@ -16,13 +16,15 @@ def verdict(
     gate: GateRecipe,
     *,
     against: str | None = None,
+    anew: tuple[str, ...] = (),
     withdrawn: str | None = None,
     latency: Latency | None = None,
 ) -> Verdict:
     """Whether `challenger` may take the place of `champion` (None: there is none yet).
 
     champion: of the same bundle it is the report before this one; what changed is said, and nothing is refused for it.
-    against: the champion's version.  withdrawn: for what `diffusion rollback` withdrew the challenger, if it did: then it
+    against: the champion's version.  anew: what differs in the champion's own report, where this one is of another
+    measurement, made to be compared.  withdrawn: for what `diffusion rollback` withdrew the challenger, if it did: then it
     stays so, whatever its numbers are.  latency: how long its pictures take, where gate.max_latency_s asks for it.
 
     It must be sane: every number finite, the held-out loss (a student has none) below gate.max_loss at every noise level,
@@ -37,6 +39,9 @@ def verdict(
     """
     checks = _sane(challenger, gate)
     if all(check.passed for check in checks):
+        if anew:
+            words = f"the champion was measured again, as this one was: {'; '.join(anew)}"
+            checks.append(Check(name="champion", passed=True, words=words))
         checks += _beside(challenger, champion, gate)
         checks += limits_of(challenger, champion, gate, latency)
     if withdrawn is not None:

@@ -119,7 +119,20 @@ def publish_report(
     bundle_uri: str,
     pictures: Mapping[str, np.ndarray],
 ) -> EvaluationRef:
-    """Write report.md, its pictures and plots (loss, bound) and report.json below store_root/evaluations, once.
+    """`write_report` of a run."""
+    return EvaluationRef(
+        uri=str(write_report(report, store_root, pictures)),
+        digest=report.digest,
+        bundle_uri=bundle_uri,
+        bundle_digest=report.bundle_digest,
+        run=run,
+        metrics=report.metrics(),
+    )
+
+
+def write_report(report: Report, store_root: Path, pictures: Mapping[str, np.ndarray]) -> Path:
+    """Write report.md, its pictures and plots (loss, bound) and report.json below store_root/evaluations, once.  Returns
+    the folder.
 
     pictures: by name, as in {"grid": ...} of grid.png, each uint8 (H, W, 3).
     """
@@ -135,14 +148,7 @@ def publish_report(
         (folder / "report.md").write_text(markdown(report), encoding="utf-8")
         (folder / FILE).write_bytes(canonical_json(report))
     load_report(final, report.digest)
-    return EvaluationRef(
-        uri=str(final),
-        digest=report.digest,
-        bundle_uri=bundle_uri,
-        bundle_digest=report.bundle_digest,
-        run=run,
-        metrics=report.metrics(),
-    )
+    return final
 
 
 def load_report(uri: str | Path, digest: str | None = None) -> Report:
