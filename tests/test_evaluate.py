@@ -16,7 +16,7 @@ from diffusion.evaluation.extractors.features import ExtractorIdentity
 from diffusion.evaluation.facts.held_out import held_out_loss
 from diffusion.evaluation.gate.gate import verdict
 from diffusion.evaluation.identity import differences, flat
-from diffusion.evaluation.measure import evaluate, in_process
+from diffusion.evaluation.measure import evaluate, evaluate_bundle, in_process
 from diffusion.evaluation.plan import draws, evenly, tasks
 from diffusion.evaluation.report.report import load_report
 from diffusion.evaluation.worker import Worker
@@ -47,6 +47,13 @@ def evaluated(run, tiny_recipe, root):
     seen = []
     ref = evaluate(run, tiny_recipe.evaluate, root, progress=lambda done, total: seen.append((done, total)))
     return ref, seen
+
+
+def test_a_bundle_is_measured_as_its_run_is(evaluated, run, tiny_recipe, root, tmp_path):
+    ref, _ = evaluated
+    found = evaluate_bundle((ref.bundle_uri, ref.bundle_digest), run.dataset, tiny_recipe.evaluate, tmp_path)
+    assert found.digest == ref.digest
+    assert {path.name for path in Path(found.uri).iterdir()} == {path.name for path in Path(ref.uri).iterdir()}
 
 
 def test_labels_follow_the_data_and_the_grid_has_its_columns():

@@ -1,5 +1,6 @@
 """What a measured number depends on beside the model.  Numbers are compared where that is equal, and nowhere else."""
 
+import re
 from typing import Literal
 
 from pydantic import Field
@@ -63,10 +64,15 @@ def differences(
     of those begin that may differ.  whose: report the second one is from."""
     a, b = flat(here.model_dump()), flat(there.model_dump())
     return tuple(
-        f"{name} is {a.get(name)} here and {b.get(name)} in {whose} report"
+        f"{name} is {_short(a.get(name))} here and {_short(b.get(name))} in {whose} report"
         for name in sorted(a.keys() | b.keys())
         if a.get(name) != b.get(name) and not (ignored and name.startswith(ignored))
     )
+
+
+def _short(value: object) -> object:
+    """Of a digest what tells it from others."""
+    return f"{value[:16]}..." if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else value
 
 
 def check_alike(here: Frozen, there: Frozen, *, ignored: str | None = None) -> None:
