@@ -64,8 +64,8 @@ def _beside(challenger: Report, champion: Report | None, gate: GateRecipe) -> li
     here, there = challenger.frechet.identity, champion.frechet.identity
     if unlike := differences(here, there, ignored=ignored, whose="the champion's"):
         again = (
-            "numbers of unlike identity are not compared: evaluate and register the champion's run again with the"
-            " present recipe, or this one with the champion's"
+            "numbers of unlike identity are not compared: give a model of other classes or another size a --name of its own,"
+            " or serve it by its version; else evaluate it with the champion's recipe"
         )
         return [Check(name="identity", passed=False, words=words) for words in (*unlike, again)]
     return [_compare(challenger.frechet, champion.frechet, gate, ignored=ignored, taught=taught)]
