@@ -9,7 +9,6 @@ from prefect.artifacts import create_markdown_artifact
 from diffusion.adapters.mlflow_champion import CHAMPION
 from diffusion.adapters.mlflow_gate import champion_version, settle, stands, verdict_of
 from diffusion.adapters.mlflow_registry import resolve
-from diffusion.adapters.ray_evaluate import evaluate_published
 from diffusion.evaluation.gate.again import of_one_kind, recipe_for
 from diffusion.evaluation.gate.verdict import Verdict, markdown
 from diffusion.evaluation.report.report import Report, load_report
@@ -72,6 +71,8 @@ def _measured_again(
         return None
 
     def make() -> ReportRef:
+        from diffusion.adapters.ray_evaluate import evaluate_published  # loads Ray
+
         say(f"  champion   version {version} is measured as this one was, to be compared")
         with ray_running(site), progress("champion", "pictures") as update:
             return evaluate_published(
