@@ -59,7 +59,8 @@ def asked_for(client: httpx.Client) -> tuple[float, float]:
     (deployment,) = client.post("/deployments/filter", json={}).json()
     asked = time.time()
     path = f"/deployments/{deployment['id']}/create_flow_run"
-    while (answer := client.post(path, json={})).status_code == 503:  # its database is busy, as Prefect's own client knows
+    # its database is busy, as Prefect's own client knows
+    while (answer := client.post(path, json={})).status_code == 503:
         time.sleep(1)
     id = answer.raise_for_status().json()["id"]
     while (run := client.get(f"/flow_runs/{id}").raise_for_status().json())["state_type"] not in ENDED:
