@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, MutableMapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -316,8 +316,9 @@ def _ray(site: Site) -> Iterator[None]:
         try:
             running.enter_context(_cluster(site) if site.ray else _local(site))
         except SystemExit:  # of a SIGTERM while it starts: Ray's handler takes the place of ours
-            if callable(ours):
-                ours(signal.SIGTERM, None)  # Prefect's, which knows whether the run is cancelled
+            with suppress(SystemExit):
+                if callable(ours):
+                    ours(signal.SIGTERM, None)  # Prefect's, which knows whether the run is cancelled; or Ray's of before
             raise KeyboardInterrupt from None
         if threading.current_thread() is threading.main_thread():
             # Ray puts its own in its place, which ends the process at once and its children never
