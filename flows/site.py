@@ -318,7 +318,9 @@ def _ray(site: Site) -> Iterator[None]:
         except SystemExit:  # of a SIGTERM while it starts: Ray's handler takes the place of ours
             with suppress(SystemExit):
                 if callable(ours):
-                    ours(signal.SIGTERM, None)  # Prefect's, which knows whether the run is cancelled; or Ray's of before
+                    ours(
+                        signal.SIGTERM, None
+                    )  # Prefect's, which knows whether the run is cancelled; or Ray's of before
             raise KeyboardInterrupt from None
         if threading.current_thread() is threading.main_thread():
             # Ray puts its own in its place, which ends the process at once and its children never
