@@ -17,7 +17,8 @@ from diffusion.recipe import Recipe
 from tests.s3_server import NoServer, S3Server, s3_server
 
 os.environ.update(mlflow_environment())  # before anything imports MLflow
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Tests run two at a time on two cores: with more, OpenMP's threads wait for each other in a loop, and take thirty times as long
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
