@@ -17,7 +17,7 @@ from diffusion.recipe import Recipe
 from tests.s3_server import NoServer, S3Server, s3_server
 
 os.environ.update(mlflow_environment())  # before anything imports MLflow
-# Tests run two at a time on two cores: with more, OpenMP's threads wait for each other in a loop, and take thirty times as long
+# Tests run two at a time on two cores: with more threads OpenMP's wait for each other in a loop, thirty times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
